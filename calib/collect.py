@@ -1,0 +1,75 @@
+"""Measure the statistics of every matrix in one pass over calibration tokens."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quantlab.calib.statistics import Statistics
+from quantlab.calib.watch import Watcher
+
+BATCH_TOKENS = 4096
+
+Progress = Callable[[int, int], None]
+
+
+def collect(
+    model: nn.Module,
+    ids_NT: Tensor,
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    model_fingerprint: str,
+    source: dict[str, Any],
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Statistics:
+    """Hessians and output gradients of the matrices in `shapes`, labels drawn from the model's own softmax (true Fisher).
+
+    Args:
+        model: maps ids [B, T] int64 to logits [B, T, V]; its parameters carry the names in `shapes`.
+        ids_NT: calibration sequences, int64 [N, T].
+        shapes: [O, I] by name, of the matrices to measure.
+        model_fingerprint, source: kept in the result.
+        seed: of the labels.
+        progress: called with (sequences done, N).
+    Raises:
+        StatisticsError: a matrix was never used, or its statistics are zero or not finite; names it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    watcher = Watcher(model, set(shapes))
+    step = max(1, BATCH_TOKENS // ids_NT.shape[1])
+    was_training = model.training
+    model.eval()
+    with watcher.attached(), torch.enable_grad():
+        for at in range(0, len(ids_NT), step):
+            _backward_from_sampled_labels(model(ids_NT[at : at + step].to(device)), generator)
+            if progress:
+                progress(min(at + step, len(ids_NT)), len(ids_NT))
+    model.train(was_training)
+    tokens = ids_NT.numel()
+    sums = watcher.sums()
+    stats = Statistics(
+        H={name: (s.H_II / tokens).float().cpu() for name, s in sums.items()},
+        g={name: (s.g_O / tokens).float().cpu() for name, s in sums.items()},
+        tokens=tokens,
+        model_fingerprint=model_fingerprint,
+        source={**source, "label_seed": seed, "tokens_sha256": _sha256(ids_NT)},
+    )
+    stats.check(shapes)
+    return stats
+
+
+def _backward_from_sampled_labels(logits_BTV: Tensor, generator: torch.Generator) -> None:
+    """Gradients of the cross entropy summed over tokens, each token's label one draw from the model's prediction."""
+    logits_TV = logits_BTV.flatten(0, -2).float()
+    probabilities = logits_TV.detach().softmax(-1).cpu()
+    labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(logits_TV.device)
+    F.cross_entropy(logits_TV, labels, reduction="sum").backward()
+
+
+def _sha256(ids_NT: Tensor) -> str:
+    return hashlib.sha256(ids_NT.cpu().contiguous().numpy().tobytes()).hexdigest()[:32]

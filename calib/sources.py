@@ -1,0 +1,112 @@
+"""Where calibration tokens come from: the model itself, a text file, token shards, or chance."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quantlab.calib.sample import sample_sequences
+from quantlab.errors import ConfigError, DataError
+from quantlab.text.documents import read_documents
+from quantlab.text.shards import read_shards
+from quantlab.text.tokenizer import Tokenizer
+
+KINDS = ("self", "random", "text", "tokens")
+READ_AHEAD = 8  # read this many times the tokens that are used, then choose among them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationConfig:
+    """Which tokens to measure on."""
+
+    source: str = "self"
+    """`self`, `random`, `text:FILE` or `tokens:GLOB`."""
+    tokens: int = 131072
+    """Tokens to use; a file that holds fewer gives what it has."""
+    seq_len: int = 512
+    """Tokens in one sequence."""
+    temperature: float = 1.0
+    """Of the model's own text."""
+    seed: int = 0
+    """Of the draws and of the choice of sequences."""
+
+    def __post_init__(self) -> None:
+        kind, _, path = self.source.partition(":")
+        if kind not in KINDS or (kind in ("text", "tokens")) != bool(path):
+            raise ConfigError(f"calibration source must be self, random, text:FILE or tokens:GLOB, got {self.source!r}")
+        if self.seq_len < 2 or self.tokens < self.seq_len:
+            raise ConfigError(
+                f"calibration needs sequences of 2 tokens or more and at least one of them, got {self.tokens} tokens in "
+                f"sequences of {self.seq_len}"
+            )
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature must be above 0, got {self.temperature}")
+
+
+def calibration_tokens(
+    config: CalibrationConfig,
+    model: nn.Module,
+    tokenizer: Tokenizer | None,
+    vocab_size: int,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Sequences int64 [N, seq_len], and a description of where they come from for the statistics file.
+
+    Raises:
+        ConfigError: `text:` without a tokenizer.
+        DataError: a file is missing, damaged, too short for one sequence, or has ids beyond the vocabulary.
+    """
+    kind, _, path = config.source.partition(":")
+    count = config.tokens // config.seq_len
+    about = {"kind": kind, "seed": config.seed, "seq_len": config.seq_len}
+    if kind == "self":
+        bos_id = tokenizer.bos_id if tokenizer else 1
+        about["temperature"] = config.temperature
+        ids = sample_sequences(
+            model,
+            count,
+            config.seq_len,
+            bos_id=bos_id,
+            temperature=config.temperature,
+            seed=config.seed,
+            progress=progress,
+        )
+        return ids, about
+    if kind == "random":
+        generator = torch.Generator().manual_seed(config.seed)
+        return torch.randint(vocab_size, (count, config.seq_len), generator=generator), about
+    stream = read_shards(path) if kind == "tokens" else _read_text(Path(path), tokenizer, config.tokens * READ_AHEAD)
+    about["file"] = Path(path).name
+    return _choose_sequences(path, stream, count, config, vocab_size), about
+
+
+def _read_text(path: Path, tokenizer: Tokenizer | None, enough: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    if tokenizer is None:
+        raise ConfigError(f"calibration text {path} needs a tokenizer", hint="pass --tokenizer FILE.model")
+    # one token is at least one byte, so this reads enough; a long file is not read to its end
+    return tokenizer.encode_documents(_first_bytes(read_documents(path), 4 * enough))
+
+
+def _first_bytes(documents: Iterable[bytes], limit: int) -> Iterator[bytes]:
+    size = 0
+    for document in documents:
+        yield document
+        size += len(document)
+        if size >= limit:
+            return
+
+
+def _choose_sequences(path: str, stream: np.ndarray[Any, Any], count: int, config: CalibrationConfig, vocab: int) -> Tensor:
+    whole = len(stream) // config.seq_len
+    if whole == 0:
+        raise DataError(f"calibration data {path} has {len(stream)} tokens, one sequence needs {config.seq_len}")
+    if int(stream.max()) >= vocab:
+        raise DataError(f"calibration data {path} has token id {int(stream.max())}, the model's vocabulary is {vocab}")
+    rows = stream[: whole * config.seq_len].reshape(whole, config.seq_len)
+    chosen = np.sort(np.random.default_rng(config.seed).permutation(whole)[:count])
+    return torch.from_numpy(rows[chosen].astype(np.int64))

@@ -1,0 +1,1 @@
+"""The packed file: container, manifest, writer, reader and the decoder to arrays."""

@@ -1,0 +1,111 @@
+"""The outer layer of a .qlab file: header, section table, manifest, sections, digest (docs/format.md).
+
+Sections follow each other without holes in the order of their table, so no offset can point anywhere else.
+Everything that sizes an allocation is checked against the length of the file before anything is allocated.
+"""
+
+import hashlib
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from quantlab.coding.codecs import CODECS, DEFLATE, decode
+from quantlab.errors import FormatError
+
+MAGIC = b"\x89QLAB\r\n\x1a"
+VERSION = 1
+HEADER = struct.Struct("<8sHHIIQ")  # magic, version, sections, manifest stored bytes, manifest raw bytes, file bytes
+SECTION = struct.Struct("<BIII")  # codec, stored bytes, raw bytes, crc32 of the stored bytes
+DIGEST_BYTES = 16  # first half of SHA-256
+MANIFEST_MAX_BYTES = 1 << 24
+EXPANSION = 64  # sections may decode to at most this many times the file ...
+EXPANSION_FLOOR = 1 << 24  # ... plus this many bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One coded byte stream: `decode()` gives back its `raw_bytes` bytes."""
+
+    codec: int
+    raw_bytes: int
+    stored: bytes
+
+    def decode(self) -> bytes:
+        """The stream's bytes. FormatError if the stream is damaged or of another length."""
+        return decode(self.codec, self.stored, self.raw_bytes)
+
+
+def write_container(manifest: dict[str, Any], sections: list[Section]) -> bytes:
+    """The whole file: the same manifest and sections always give the same bytes."""
+    text = json.dumps(manifest, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True).encode()
+    packed = CODECS[DEFLATE].encode(text)
+    table = b"".join(SECTION.pack(s.codec, len(s.stored), s.raw_bytes, zlib.crc32(s.stored)) for s in sections)
+    body = table + packed + b"".join(s.stored for s in sections)
+    size = HEADER.size + len(body) + DIGEST_BYTES
+    if len(text) > MANIFEST_MAX_BYTES:
+        raise FormatError(f"manifest of {len(text)} bytes, at most {MANIFEST_MAX_BYTES} fit")
+    _check_expansion(sum(s.raw_bytes for s in sections), size)
+    data = HEADER.pack(MAGIC, VERSION, len(sections), len(packed), len(text), size) + body
+    return data + hashlib.sha256(data).digest()[:DIGEST_BYTES]
+
+
+def read_container(data: bytes) -> tuple[dict[str, Any], list[Section]]:
+    """Manifest and sections of a whole file in memory, every length and checksum checked; no section is decoded yet.
+
+    Raises:
+        FormatError: not a .qlab file, another version, truncated, trailing bytes, a bad checksum, or sizes that the file
+            does not justify.
+    """
+    sections_count, packed_bytes, text_bytes = _read_header(data)
+    table_end = HEADER.size + sections_count * SECTION.size
+    rows = list(SECTION.iter_unpack(data[HEADER.size : table_end]))
+    stored_total, raw_total = sum(row[1] for row in rows), sum(row[2] for row in rows)
+    expected = table_end + packed_bytes + stored_total + DIGEST_BYTES
+    if len(rows) != sections_count or expected != len(data):
+        raise FormatError(f"header and section table describe {expected} bytes, the file has {len(data)}")
+    _check_expansion(raw_total, len(data))
+    if hashlib.sha256(data[:-DIGEST_BYTES]).digest()[:DIGEST_BYTES] != data[-DIGEST_BYTES:]:
+        raise FormatError("file digest does not match: the file was altered or damaged")
+    manifest = _read_manifest(data[table_end : table_end + packed_bytes], text_bytes)
+    sections, at = [], table_end + packed_bytes
+    for index, (codec, stored_bytes, raw_bytes, crc) in enumerate(rows):
+        stored = data[at : at + stored_bytes]
+        if zlib.crc32(stored) != crc:
+            raise FormatError(f"section {index}: checksum does not match")
+        sections.append(Section(codec, raw_bytes, stored))
+        at += stored_bytes
+    return manifest, sections
+
+
+def _read_header(data: bytes) -> tuple[int, int, int]:
+    if len(data) < HEADER.size + DIGEST_BYTES:
+        raise FormatError(f"file of {len(data)} bytes is too short for a .qlab header")
+    magic, version, sections, packed_bytes, text_bytes, file_bytes = HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise FormatError(f"not a .qlab file: it starts with {magic!r}, not {MAGIC!r}")
+    if version != VERSION:
+        raise FormatError(f"artifact version {version} is unknown, this quantlab reads version {VERSION}")
+    if file_bytes != len(data):
+        raise FormatError(f"header says {file_bytes} bytes, the file has {len(data)}")
+    if text_bytes > MANIFEST_MAX_BYTES:
+        raise FormatError(f"manifest of {text_bytes} bytes, at most {MANIFEST_MAX_BYTES} are allowed")
+    return sections, packed_bytes, text_bytes
+
+
+def _read_manifest(packed: bytes, text_bytes: int) -> dict[str, Any]:
+    text = decode(DEFLATE, packed, text_bytes)
+    try:
+        manifest = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"manifest is not JSON: {error}") from error
+    if not isinstance(manifest, dict):
+        raise FormatError(f"manifest is a JSON {type(manifest).__name__}, an object is needed")
+    return manifest
+
+
+def _check_expansion(raw_total: int, file_bytes: int) -> None:
+    allowed = EXPANSION_FLOOR + EXPANSION * file_bytes
+    if raw_total > allowed:
+        raise FormatError(f"sections decode to {raw_total} bytes, a file of {file_bytes} bytes may hold {allowed}")

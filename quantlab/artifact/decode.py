@@ -1,0 +1,123 @@
+"""From the bytes of a .qlab file to numpy arrays. Needs numpy and the byte codecs, no torch.
+
+Codes are integers; a weight is code · scale, one IEEE float32 multiplication of two exact float32 numbers, so every
+machine gets the same bits.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.artifact.container import Section, read_container
+from quantlab.artifact.manifest import GridTensor, Manifest, RawTensor
+from quantlab.coding.planes import bytes_to_codes, from_byte_planes
+from quantlab.errors import FormatError
+
+Array = NDArray[Any]
+
+SCALES, RAW = 0, 1  # section numbers; codes of the k-th grid tensor lie in section 2 + k
+CODES = 2
+
+
+def read_artifact(path: Path) -> tuple[Manifest, list[Section]]:
+    """Manifest and undecoded sections of the file at `path`. FormatError names the file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        return parse_artifact(data)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def parse_artifact(data: bytes) -> tuple[Manifest, list[Section]]:
+    """Manifest and undecoded sections of a whole file in memory; section lengths agree with the tensors."""
+    raw_manifest, sections = read_container(data)
+    manifest = Manifest.from_dict(raw_manifest)
+    expected = section_lengths(manifest)
+    got = [s.raw_bytes for s in sections]
+    if got != expected:
+        at = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected)))
+        raise FormatError(f"the tensors need {len(expected)} sections, the file has {len(got)}; they differ at section {at}")
+    return manifest, sections
+
+
+def section_lengths(manifest: Manifest) -> list[int]:
+    """Decoded bytes of each section that the manifest's tensors call for."""
+    grids = [t for t in manifest.tensors if isinstance(t, GridTensor)]
+    raws = [t for t in manifest.tensors if isinstance(t, RawTensor)]
+    scale_bytes = 2 * sum(t.shape[0] for t in grids)
+    raw_bytes = sum(math.prod(t.shape) * itemsize(t.dtype) for t in raws)
+    return [scale_bytes, raw_bytes, *(math.prod(t.shape) for t in grids)]
+
+
+def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Array]:
+    """All tensors in the manifest's order: float tensors as float32 (float64 kept), others in their own dtype.
+
+    Raises:
+        FormatError: damaged streams, codes beyond their width, or scales that are negative or not finite.
+    """
+    scales = from_byte_planes(sections[SCALES].decode(), np.dtype(np.float16))
+    if not np.isfinite(scales).all() or (scales < 0).any():
+        raise FormatError("a row scale is negative or not finite")
+    raw, raw_at, row_at, grid_at = sections[RAW].decode(), 0, 0, CODES
+    arrays: dict[str, Array] = {}
+    for tensor in manifest.tensors:
+        if isinstance(tensor, GridTensor):
+            rows = tensor.shape[0]
+            arrays[tensor.name] = _dequantize(tensor, sections[grid_at], scales[row_at : row_at + rows])
+            row_at, grid_at = row_at + rows, grid_at + 1
+        else:
+            size = math.prod(tensor.shape) * itemsize(tensor.dtype)
+            arrays[tensor.name] = _from_raw(tensor, raw[raw_at : raw_at + size])
+            raw_at += size
+    return arrays
+
+
+def decode_codes(tensor: GridTensor, section: Section) -> NDArray[np.int8]:
+    """Codes int8 [rows, columns] of one grid tensor. FormatError if one lies beyond the tensor's width."""
+    q_OI = bytes_to_codes(section.decode(), *tensor.shape)
+    limit = 2 ** (tensor.bits - 1) - 1
+    if q_OI.size and (int(q_OI.min()) < -limit or int(q_OI.max()) > limit):
+        raise FormatError(f"tensor {tensor.name!r}: a code lies beyond ±{limit}, the range of {tensor.bits} bits")
+    return q_OI
+
+
+def _dequantize(tensor: GridTensor, section: Section, scale_O: Array) -> Array:
+    with np.errstate(over="ignore"):
+        steps_O = np.ldexp(scale_O.astype(np.float32), np.int32(tensor.exponent))
+        weights = decode_codes(tensor, section).astype(np.float32) * steps_O[:, None]
+    if not np.isfinite(weights).all():
+        raise FormatError(f"tensor {tensor.name!r}: a weight is beyond float32")
+    return weights
+
+
+def _from_raw(tensor: RawTensor, raw: bytes) -> Array:
+    if tensor.dtype == "bfloat16":  # numpy has no bfloat16: the upper half of a float32
+        bits = from_byte_planes(raw, np.dtype(np.uint16)).astype(np.uint32) << 16
+        return bits.view(np.float32).reshape(tensor.shape)
+    array = from_byte_planes(raw, np.dtype(tensor.dtype) if tensor.dtype != "bool" else np.dtype(np.uint8))
+    if tensor.dtype == "bool":
+        return (array != 0).reshape(tensor.shape)
+    return (array.astype(np.float32) if tensor.dtype == "float16" else array).reshape(tensor.shape)
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one element of a RAW_DTYPES name."""
+    return {"bfloat16": 2, "bool": 1}.get(dtype) or np.dtype(dtype).itemsize
+
+
+def digest(arrays: dict[str, Array]) -> str:
+    """SHA-256 over names, dtypes, shapes and bits of all tensors in order of name: equal digests mean equal tensors."""
+    state = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        state.update(json.dumps([name, array.dtype.name, list(arrays[name].shape)]).encode())
+        state.update(array.tobytes())
+    return state.hexdigest()

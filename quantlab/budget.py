@@ -1,0 +1,35 @@
+"""Byte budgets as people write them."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from quantlab.errors import ConfigError
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of `16000000`, `16MB` (10^6) or `16MiB` (2^20).
+
+    >>> parse_bytes("16MB"), parse_bytes("16MiB"), parse_bytes("1_000_000")
+    (16000000, 16777216, 1000000)
+    """
+    match = re.fullmatch(r"([\d_]+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None:
+        raise ConfigError(f"budget must be a number of bytes like 16000000, 16MB or 16MiB, got {text!r}")
+    size = float(match[1]) * unit if "." in match[1] else int(match[1].replace("_", "")) * unit
+    if size < 1:
+        raise ConfigError(f"budget must be at least 1 byte, got {text!r}")
+    return int(size)
+
+
+def code_bytes(files: Iterable[Path]) -> dict[str, int]:
+    """Size on disk of each counted code file. ConfigError if one is missing."""
+    sizes = {}
+    for file in files:
+        if not file.is_file():
+            raise ConfigError(f"code file {file} does not exist")
+        sizes[str(file)] = file.stat().st_size
+    return sizes

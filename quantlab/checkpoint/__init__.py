@@ -1,0 +1,1 @@
+"""Checkpoints: read state dicts, decide what is a matrix, write safetensors."""

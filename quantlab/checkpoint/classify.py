@@ -1,0 +1,25 @@
+"""Which tensors are matrices to quantize and which are kept as they are."""
+
+import re
+
+import torch
+from torch import Tensor
+
+MIN_MATRIX_ELEMENTS = 4096
+"""Below this a matrix saves less than its scales and table entry cost."""
+
+_CONTROL = re.compile(r"(^|[._])(norm|ln|bias|gain|gate|mix|scale|scales|skip|skips|lambda|lambdas)([._\d]|$)")
+"""Names of per-channel controls: the challenge keeps these in full precision, and so do we."""
+
+
+def is_matrix(name: str, tensor: Tensor) -> bool:
+    """True for a floating matrix [O, I] of at least 4096 weights whose name is not that of a control (norm, gain, ...)."""
+    large = tensor.ndim == 2 and tensor.numel() >= MIN_MATRIX_ELEMENTS
+    return large and tensor.is_floating_point() and not _CONTROL.search(name)
+
+
+def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(matrices as float32, kept tensors), each in order of name. A tensor that is another one's alias counts as its own."""
+    matrices = {n: t.to(torch.float32) for n, t in sorted(state.items()) if is_matrix(n, t)}
+    kept = {n: t for n, t in sorted(state.items()) if n not in matrices}
+    return matrices, kept

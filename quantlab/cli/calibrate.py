@@ -1,0 +1,45 @@
+"""quantlab calibrate"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantlab.cli import options
+from quantlab.cli.display import ProgressDisplay, print_json
+
+
+def calibrate(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help=".pt, .pth, .safetensors, or a folder of shards.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="STATS", help="The .safetensors file to write.")],
+    model: options.Model = None,
+    tokenizer: options.TokenizerFile = None,
+    calib: options.Calib = "self",
+    calib_tokens: options.CalibTokens = 131072,
+    calib_seq_len: options.CalibSeqLen = 512,
+    seed: options.Seed = 0,
+    force: options.Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure calibration statistics once; quantlab pack --stats uses them for any number of budgets.
+
+    Example: quantlab calibrate final_model.pt -o final_model.stats.safetensors
+    """
+    from quantlab.calib.sources import CalibrationConfig
+    from quantlab.calib.statistics import write_statistics
+    from quantlab.files import refuse_existing
+    from quantlab.pipeline.calibrate import measure_statistics
+    from quantlab.pipeline.models import load_checkpoint, load_tokenizer
+
+    refuse_existing([output], force=force)
+    config = CalibrationConfig(source=calib, tokens=calib_tokens, seq_len=calib_seq_len, seed=seed)
+    loaded = load_checkpoint(checkpoint, model)
+    known = load_tokenizer(tokenizer, loaded) if tokenizer else None
+    with ProgressDisplay() as progress:
+        stats = measure_statistics(loaded, config, known, progress)
+    write_statistics(output, stats)
+    if as_json:
+        about = {"tokens": stats.tokens, "tensors": len(stats.H), "fingerprint": stats.fingerprint, **stats.source}
+        print_json({"statistics": str(output), **about})
+    else:
+        print(f"wrote {output}: {len(stats.H)} tensors measured on {stats.tokens:,} tokens ({config.source})")

@@ -1,0 +1,68 @@
+"""Progress on stderr, results on stdout."""
+
+import json
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+PLAIN_SECONDS = 5.0  # between lines when stderr is a file
+
+
+class ProgressDisplay:
+    """Draws pipeline progress: one bar a stage on a terminal, a line every few seconds in a file."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._stage = ""
+        self._task: Any = None
+        self._started = self._printed = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` units of `stage` are finished."""
+        if self._console.is_terminal:
+            self._draw(stage, done, total)
+        else:
+            self._print(stage, done, total)
+
+    def __enter__(self) -> "ProgressDisplay":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def _draw(self, stage: str, done: int, total: int) -> None:
+        if self._bar is None:
+            columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=self._console)
+            self._bar.start()
+        if stage != self._stage:
+            self._stage, self._task = stage, self._bar.add_task(stage, total=total)
+        self._bar.update(self._task, completed=done, total=total)
+
+    def _print(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._started, self._printed = stage, now, 0.0
+        if done >= total or now - self._printed >= PLAIN_SECONDS:
+            self._printed = now
+            print(f"{stage} {done}/{total} {now - self._started:.1f} s", file=sys.stderr, flush=True)
+
+
+def note(text: str) -> None:
+    """One line for the person at the terminal, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """A result for a program, on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def console() -> Console:
+    """Where results for people go; wide enough that tables are not cut when stdout is a file."""
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=True)

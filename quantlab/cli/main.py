@@ -1,0 +1,75 @@
+"""The `quantlab` command: its subcommands, and how a failure ends."""
+
+import logging
+import sys
+
+import typer
+
+from quantlab import __version__
+from quantlab.cli import calibrate, demo, doctor, evaluate, inspect, pack, train, unpack
+from quantlab.errors import QuantlabError
+
+app = typer.Typer(
+    name="quantlab",
+    help="Pack a trained language model into a byte budget and prove the score it still has.",
+    epilog="Exit codes: 0 done, 1 failed, 2 misused, 3 the budget cannot be met.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo.demo)
+app.command("pack")(pack.pack)
+app.command("unpack")(unpack.unpack)
+app.command("inspect")(inspect.inspect)
+app.command("eval")(evaluate.evaluate)
+app.command("calibrate")(calibrate.calibrate)
+app.command("train")(train.train)
+app.command("doctor")(doctor.doctor)
+
+# typer's usage errors: the base class is found through one that typer exports, because some versions bring their own click
+_UsageError = typer.BadParameter.__mro__[1]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"quantlab {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_print_version, help="Print the version."),
+) -> None:
+    """Options of every command."""
+
+
+def main() -> None:
+    """Run the command line and exit: one line on stderr for what went wrong, and the exit code that says which kind."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Exit code of one command line; never raises for an expected failure."""
+    try:
+        code = app(arguments, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except QuantlabError as error:
+        return _fail(str(error), error.hint, error.exit_code)
+    except _UsageError as error:
+        return _fail(error.format_message(), "see quantlab --help", 2)  # type: ignore[attr-defined]
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted, no output was written", None, 1)
+    except BrokenPipeError:
+        sys.stdout = None  # type: ignore[assignment]  # the reader left; nothing more to say, also not at exit
+        return 1
+    except MemoryError:
+        return _fail("out of memory", None, 1)
+
+
+def _fail(message: str, hint: str | None, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return code

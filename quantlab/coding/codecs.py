@@ -1,0 +1,115 @@
+"""General-purpose byte codecs behind one interface: smallest wins, and decoding is bounded.
+
+A codec is known by its number in the file (docs/format.md), so a number is never given a new meaning.
+Every decoder takes the exact length of its output: it stops there, so a hostile stream cannot allocate more.
+"""
+
+import lzma
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import brotli
+import zstandard
+
+from quantlab.errors import FormatError
+
+_CHUNK = 1 << 20  # bytes asked of a decompressor at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One byte codec: `encode(raw)`, and `decode(stored, raw_bytes)`, which returns at most raw_bytes + one chunk."""
+
+    name: str
+    encode: Callable[[bytes], bytes]
+    decode: Callable[[bytes, int], bytes]
+
+
+def _brotli_encode(raw: bytes) -> bytes:
+    return bytes(brotli.compress(raw, quality=11, lgwin=24))
+
+
+def _brotli_decode(stored: bytes, raw_bytes: int) -> bytes:
+    decoder = brotli.Decompressor()
+    parts = [decoder.process(stored, output_buffer_limit=_CHUNK)]
+    size = len(parts[0])
+    while not decoder.is_finished() and not decoder.can_accept_more_data() and size <= raw_bytes:
+        parts.append(decoder.process(b"", output_buffer_limit=_CHUNK))
+        size += len(parts[-1])
+    if not decoder.is_finished():
+        raise FormatError(f"brotli stream does not end after {raw_bytes} bytes")
+    return b"".join(parts)
+
+
+def _zstd_encode(raw: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=22).compress(raw)
+
+
+def _zstd_decode(stored: bytes, raw_bytes: int) -> bytes:
+    window = max(1 << 20, 1 << max(raw_bytes - 1, 1).bit_length())  # a frame may not ask for a larger one
+    reader = zstandard.ZstdDecompressor(max_window_size=window).stream_reader(stored, read_size=max(len(stored), 1))
+    return reader.read(raw_bytes + 1)
+
+
+def _lzma_filters(raw_bytes: int) -> list[dict[str, int]]:
+    dictionary = min(max(1 << max(raw_bytes - 1, 1).bit_length(), 1 << 12), 1 << 26)
+    # codes are single bytes with no alignment: no position bits
+    return [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary, "lp": 0, "pb": 0}]
+
+
+def _lzma_encode(raw: bytes) -> bytes:
+    return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=_lzma_filters(len(raw)))
+
+
+def _lzma_decode(stored: bytes, raw_bytes: int) -> bytes:
+    decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_lzma_filters(raw_bytes))
+    return decoder.decompress(stored, max_length=raw_bytes + 1)
+
+
+def _deflate_encode(raw: bytes) -> bytes:
+    encoder = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return encoder.compress(raw) + encoder.flush()
+
+
+def _deflate_decode(stored: bytes, raw_bytes: int) -> bytes:
+    decoder = zlib.decompressobj(-15)
+    raw = decoder.decompress(stored, raw_bytes + 1)
+    if not decoder.eof or decoder.unused_data:
+        raise FormatError(f"deflate stream does not end after {raw_bytes} bytes")
+    return raw
+
+
+CODECS: dict[int, Codec] = {
+    0: Codec("stored", lambda raw: raw, lambda stored, raw_bytes: stored),
+    1: Codec("deflate", _deflate_encode, _deflate_decode),
+    2: Codec("brotli-11", _brotli_encode, _brotli_decode),
+    3: Codec("zstd-22", _zstd_encode, _zstd_decode),
+    4: Codec("lzma", _lzma_encode, _lzma_decode),
+}
+DEFLATE, BROTLI = 1, 2
+
+
+def encode_smallest(raw: bytes) -> tuple[int, bytes]:
+    """The codec number and stream that hold `raw` in the fewest bytes; ties go to the lower number."""
+    streams = ((number, codec.encode(raw)) for number, codec in CODECS.items())
+    return min(streams, key=lambda item: (len(item[1]), item[0]))
+
+
+def decode(number: int, stored: bytes, raw_bytes: int) -> bytes:
+    """The `raw_bytes` bytes that `encode` of codec `number` turned into `stored`.
+
+    Raises:
+        FormatError: unknown codec, damaged stream, or a stream that holds another number of bytes.
+    """
+    if number not in CODECS:
+        raise FormatError(f"codec number {number} is unknown, this version reads 0 to {max(CODECS)}")
+    codec = CODECS[number]
+    try:
+        raw = codec.decode(stored, raw_bytes)
+    except (brotli.error, zstandard.ZstdError, lzma.LZMAError, zlib.error, EOFError, MemoryError) as error:
+        raise FormatError(f"damaged {codec.name} stream: {error}") from error
+    if len(raw) != raw_bytes:
+        have = "more" if len(raw) > raw_bytes else str(len(raw))
+        raise FormatError(f"{codec.name} stream holds {have} bytes, {raw_bytes} expected")
+    return raw

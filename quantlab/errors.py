@@ -1,0 +1,51 @@
+"""Every error that quantlab raises on purpose: one line that names the thing, its value and what is allowed."""
+
+
+class QuantlabError(Exception):
+    """Base of all quantlab errors; `exit_code` is what the command line returns, `hint` what it prints below the error."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(QuantlabError):
+    """An option or a configuration file is wrong."""
+
+    exit_code = 2
+
+
+class ShapeError(QuantlabError):
+    """A tensor has a shape or dtype that does not fit its use."""
+
+
+class CheckpointError(QuantlabError):
+    """A checkpoint is missing, damaged, non-finite, or fits no model."""
+
+
+class DataError(QuantlabError):
+    """Text, token shards or a tokenizer are missing, damaged or do not belong together."""
+
+
+class StatisticsError(QuantlabError):
+    """Calibration statistics are zero, non-finite, damaged, or belong to another model."""
+
+
+class TrainingError(QuantlabError):
+    """Training cannot go on (a loss that is not finite, a checkpoint that does not fit)."""
+
+
+class FormatError(QuantlabError):
+    """A packed artifact is damaged, truncated, hostile or of an unknown version."""
+
+
+class BudgetError(QuantlabError):
+    """The byte budget cannot be met; `smallest_bytes` is the smallest total that can, when it is known."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, smallest_bytes: int | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.smallest_bytes = smallest_bytes

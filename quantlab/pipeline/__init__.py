@@ -1,0 +1,1 @@
+"""The jobs: each joins the parts into what one command does."""

@@ -1,0 +1,84 @@
+"""Train, pack and prove a small model in minutes, with nothing but what ships with Python."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantlab.calib.sources import CalibrationConfig
+from quantlab.errors import ConfigError, QuantlabError
+from quantlab.files import write_whole
+from quantlab.pipeline.data import DataConfig
+from quantlab.pipeline.models import load_checkpoint, load_tokenizer
+from quantlab.pipeline.pack import PackConfig, pack
+from quantlab.pipeline.progress import Progress, silent
+from quantlab.pipeline.train import TOKENIZER_NAME, VAL_NAME, train_to_folder
+from quantlab.report.packing import PackReport
+from quantlab.trainer.demo_config import demo_config
+
+TRAIN_SHARE = 0.55
+"""Of the minutes; the rest goes to the tokenizer, calibration, the search and two evaluations."""
+CALIBRATION_TOKENS = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """The report of the packing and the figures of summary.json."""
+
+    report: PackReport
+    summary: dict[str, Any]
+
+
+def demo(out: Path, *, minutes: float, budget_bytes: int, progress: Progress = silent) -> DemoResult:
+    """Fill the folder `out` with a trained model, its artifact, its report and summary.json.
+
+    Both scores come from `quantlab eval` run as fresh processes on the files in `out`.
+    """
+    if not 0.1 <= minutes <= 600:
+        raise ConfigError(f"minutes must be 0.1 to 600, got {minutes:g}")
+    started = time.perf_counter()
+    config = demo_config(60 * minutes * TRAIN_SHARE)
+    result = train_to_folder(config, DataConfig(), out, progress=progress)
+    loaded = load_checkpoint(result.model_path, None)
+    tokenizer = load_tokenizer(out / TOKENIZER_NAME, loaded)
+    calibration = CalibrationConfig(tokens=CALIBRATION_TOKENS, seq_len=config.seq_len)
+    packing = PackConfig(budget_bytes=budget_bytes, calibration=calibration)
+    artifact = out / "model.qlab"
+    report = pack(loaded, packing, artifact, checkpoint=result.model_path, tokenizer=tokenizer, progress=progress)
+    write_whole(out / "model.report.json", _json(report.to_dict()))
+    before, after = (_score(target, out, config.seq_len, progress) for target in (result.model_path, artifact))
+    summary = {
+        "fp_bpb": before["val_bpb"],
+        "packed_bpb": after["val_bpb"],
+        "total_bytes": report.total_bytes,
+        "budget_bytes": report.budget_bytes,
+        "seconds": round(time.perf_counter() - started, 1),
+        "fp_bytes": result.model_path.stat().st_size,
+        "n_params": report.n_params,
+        "bpw": report.bpw,
+        "train_steps": result.steps,
+        "tokens": after["tokens"],
+        "bytes": after["bytes"],
+    }
+    write_whole(out / "summary.json", _json(summary))
+    return DemoResult(report, summary)
+
+
+def _score(target: Path, out: Path, seq_len: int, progress: Progress) -> dict[str, Any]:
+    """What a user gets who types `quantlab eval` for this file."""
+    progress(f"evaluate {target.name}", 0, 1)
+    data = ["--tokens", str(out / VAL_NAME), "--tokenizer", str(out / TOKENIZER_NAME), "--seq-len", str(seq_len)]
+    command = [sys.executable, "-m", "quantlab", "eval", str(target), *data, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise QuantlabError(f"evaluating {target} failed: {(done.stderr.strip().splitlines() or ['no message'])[0]}")
+    progress(f"evaluate {target.name}", 1, 1)
+    score: dict[str, Any] = json.loads(done.stdout)
+    return score
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,0 +1,86 @@
+"""From a checkpoint or an artifact on disk to a model that can be run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlab.artifact.container import MAGIC
+from quantlab.artifact.decode import decode_artifact, read_artifact
+from quantlab.checkpoint.read import read_checkpoint
+from quantlab.errors import CheckpointError, ConfigError, DataError
+from quantlab.text.tokenizer import Tokenizer
+from quantlab.trainer.from_state_dict import config_from_state_dict, gpt_from_state_dict
+from quantlab.trainer.load_model import build_model, check_model
+from quantlab.trainer.model import GPTConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in eval mode and where it came from."""
+
+    model: nn.Module
+    state: dict[str, Tensor]
+    vocab_size: int
+    config: dict[str, Any]
+    """Of the built-in architecture; empty for a user's own."""
+    tokenizer_sha256: str
+    """Of the tokenizer that the artifact was packed with; empty when not recorded."""
+
+
+def load_checkpoint(path: Path, spec: str | None) -> Loaded:
+    """Read a checkpoint and build its model: the built-in one, or what `spec` (path/to/file.py:factory) makes of it."""
+    state = read_checkpoint(path)
+    config = {} if spec else config_from_state_dict(state).to_dict()
+    model = build_model(state, spec)
+    return Loaded(model, state, vocabulary_of(model), config, "")
+
+
+def load_artifact(path: Path, spec: str | None) -> Loaded:
+    """Decode an artifact and build its model."""
+    manifest, sections = read_artifact(path)
+    state = {name: torch.from_numpy(array) for name, array in decode_artifact(manifest, sections).items()}
+    if spec:
+        model = build_model(state, spec)
+    elif manifest.model:
+        model = gpt_from_state_dict(state, GPTConfig.from_dict(manifest.model))
+    else:
+        raise ConfigError(f"{path} was packed from a model of its own", hint="pass --model path/to/file.py:factory")
+    return Loaded(model, state, vocabulary_of(model), manifest.model, manifest.tokenizer.get("sha256", ""))
+
+
+def vocabulary_of(model: nn.Module) -> int:
+    """Size of the vocabulary that the model predicts, from a run on one token; checks that it returns logits."""
+    with torch.no_grad():
+        vocab_size = int(model(torch.zeros(1, 1, dtype=torch.int64)).shape[-1])
+    check_model(model, vocab_size)
+    return vocab_size
+
+
+def load_target(path: Path, spec: str | None) -> Loaded:
+    """An artifact if the file starts as one or is named .qlab, else a checkpoint."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    return load_artifact(path, spec) if is_artifact(path) else load_checkpoint(path, spec)
+
+
+def is_artifact(path: Path) -> bool:
+    """True if the file starts with the .qlab magic or has its suffix."""
+    if path.is_dir():
+        return False
+    with path.open("rb") as file:
+        return path.suffix == ".qlab" or file.read(len(MAGIC)) == MAGIC
+
+
+def load_tokenizer(path: Path, loaded: Loaded) -> Tokenizer:
+    """The tokenizer at `path`, after checking that it belongs to the model."""
+    tokenizer = Tokenizer.load(path)
+    tokenizer.check_vocab(loaded.vocab_size)
+    if loaded.tokenizer_sha256 and not tokenizer.sha256.startswith(loaded.tokenizer_sha256):
+        raise DataError(
+            f"tokenizer {path} ({tokenizer.sha256[:12]}) is not the one the artifact was packed with "
+            f"({loaded.tokenizer_sha256[:12]})"
+        )
+    return tokenizer

@@ -1,0 +1,1 @@
+"""Rounding weights to a grid: round-to-nearest and GPTQ feedback."""

@@ -1,0 +1,14 @@
+"""Round to nearest: every weight on its own."""
+
+import torch
+from torch import Tensor
+
+from quantlab.quant.grid import RowGrid, code_limit
+
+
+def round_to_nearest(w_OI: Tensor, grid: RowGrid) -> Tensor:
+    """Code int8 [O, I] of the nearest grid point of each weight (float32 [O, I]), within the width."""
+    steps_O = grid.steps_O[:, None]
+    inverse_O = torch.where(steps_O > 0, 1 / steps_O, 0.0)
+    limit = code_limit(grid.bits)
+    return (w_OI * inverse_O).round_().clamp_(-limit, limit).to(torch.int8)

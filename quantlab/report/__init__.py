@@ -1,0 +1,1 @@
+"""What a pack run reports: the JSON and the table drawn from it."""

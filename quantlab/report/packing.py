@@ -1,0 +1,60 @@
+"""The report of one packing: what went in, where every byte went, what it is predicted to cost."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorReport:
+    """One quantized matrix."""
+
+    name: str
+    shape: tuple[int, ...]
+    width_bits: int
+    """Width of the codes' container; the coder decides the bytes on disk."""
+    clip: float
+    """End of the grid in root mean squares of a row."""
+    codec: str
+    bytes: int
+    """Coded stream, its line in the section table, and its row scales before their codec."""
+    bpw: float
+    """8 · bytes / weights."""
+    distortion: float
+    """Predicted cost, nats per token."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackReport:
+    """One packing; written as JSON beside the artifact."""
+
+    checkpoint: str
+    artifact: str
+    method: str
+    seed: int
+    widths: tuple[int, ...]
+    budget_bytes: int
+    artifact_bytes: int
+    code_bytes: int
+    total_bytes: int
+    slack_bytes: int
+    n_params: int
+    bpw: float
+    """8 · artifact_bytes / n_params: everything counted, also header, scales and kept tensors."""
+    distortion: float
+    """Sum of the tensors' predicted costs, nats per token."""
+    bytes_by_kind: dict[str, int]
+    """codes, scales, kept, manifest, framing; they add up to artifact_bytes."""
+    code_files: dict[str, int]
+    calibration: dict[str, Any]
+    verified: bool
+    """A fresh process decoded the file to the tensors that were measured."""
+    tensors_sha256: str
+    timings_s: dict[str, float]
+    tensors: tuple[TensorReport, ...] = field(default=())
+    kept: tuple[dict[str, Any], ...] = field(default=())
+    """Tensors that were not quantized: name, shape, stored dtype."""
+    producer: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)

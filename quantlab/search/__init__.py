@@ -1,0 +1,1 @@
+"""Choosing widths and clips: measured rate-distortion points and the budget search."""

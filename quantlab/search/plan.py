@@ -1,0 +1,116 @@
+"""From a byte budget to one width and clip for every tensor."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from math import sqrt
+
+import torch
+
+from quantlab.artifact.encode import GridPayload
+from quantlab.errors import BudgetError
+from quantlab.search.frontier import Frontier, Point, frontier
+from quantlab.search.measure import TensorMeter
+
+COARSE_CLIPS = (4.0, 8.0, 16.0, 32.0)
+ROUNDS = 3  # each halves the spacing of clips around the choice: an octave, then 1/2, 1/4, 1/8
+FIT_TRIES = 8
+
+Assemble = Callable[[list[GridPayload]], bytes]
+Progress = Callable[[int, int], None]
+
+
+class Planner:
+    """Measures tensors and finds the plan whose file fits a budget.
+
+    `assemble` turns the chosen payloads into the whole file; its length is what the budget is held against.
+    """
+
+    def __init__(self, meters: Sequence[TensorMeter], assemble: Assemble, progress: Progress | None = None) -> None:
+        self.meters, self.assemble = meters, assemble
+        self._progress = progress or (lambda done, total: None)
+        self._payloads: dict[tuple[str, Point], GridPayload] = {}
+
+    def solve(self, budget_bytes: int, widths: Sequence[int]) -> tuple[bytes, list[Point]]:
+        """The file of least predicted distortion with at most `budget_bytes`, and the point of each tensor.
+
+        Raises:
+            BudgetError: even the coarsest grid of the narrowest width is larger; says how large.
+        """
+        coarse = [(bits, clip) for bits in sorted(widths) for clip in COARSE_CLIPS]
+        total = len(self.meters) * (len(coarse) + 2 * ROUNDS)
+        smallest = (min(widths), COARSE_CLIPS[-1])
+        with _worker_pool() as pool:
+            done = self._measure(pool, [(m, smallest) for m in self.meters], 0, total)
+            overhead = self._check_feasible(budget_bytes)
+            done = self._measure(pool, [(m, key) for m in self.meters for key in coarse if key != smallest], done, total)
+            for _ in range(ROUNDS):
+                chosen = self._choose(frontier([m.points for m in self.meters]), max(budget_bytes - overhead, 0))
+                done = self._measure(pool, list(_refinements(self.meters, chosen)), done, total)
+            self._progress(total, total)
+            return self._fit(pool, frontier([m.points for m in self.meters]), budget_bytes, overhead)
+
+    def _measure(
+        self, pool: ThreadPoolExecutor, jobs: list[tuple[TensorMeter, tuple[int, float]]], done: int, total: int
+    ) -> int:
+        jobs = sorted(jobs, key=lambda job: -job[0].w_OI.numel())  # long ones first keeps all workers busy
+        for _ in pool.map(lambda job: job[0].measure(*job[1]), jobs):
+            done += 1
+            self._progress(done, total)
+        return done
+
+    def _check_feasible(self, budget_bytes: int) -> int:
+        """Bytes of the file beyond the tensors' streams, after checking that the smallest plan fits."""
+        smallest = [m.points[0] for m in self.meters]
+        size = len(self.assemble([self._payload(m, p) for m, p in zip(self.meters, smallest, strict=True)]))
+        if size > budget_bytes:
+            raise BudgetError(f"the smallest reachable artifact is {size} bytes", smallest_bytes=size)
+        return size - sum(p.bytes for p in smallest)
+
+    def _choose(self, curve: Frontier, payload_bytes: int) -> list[Point]:
+        indices = curve.best(max(payload_bytes, curve.smallest_bytes))
+        return [m.points[i] for m, i in zip(self.meters, indices, strict=True)]
+
+    def _fit(self, pool: ThreadPoolExecutor, curve: Frontier, budget_bytes: int, overhead: int) -> tuple[bytes, list[Point]]:
+        """Assemble, learn the true overhead of the choice, choose again; keep the best file that fits."""
+        best: tuple[float, bytes, list[Point]] | None = None
+        for _ in range(FIT_TRIES):
+            chosen = self._choose(curve, budget_bytes - overhead)
+            data = self.assemble(list(pool.map(self._payload, self.meters, chosen)))
+            loss, fits = sum(p.distortion for p in chosen), len(data) <= budget_bytes
+            if fits and best is not None and loss >= best[0]:
+                break
+            if fits:
+                best = (loss, data, chosen)
+            true_overhead = len(data) - sum(p.bytes for p in chosen)
+            overhead = max(true_overhead, overhead + 1) if not fits else true_overhead
+        assert best is not None, "the smallest plan fits, and every try leaves more room"
+        return best[1], best[2]
+
+    def _payload(self, meter: TensorMeter, point: Point) -> GridPayload:
+        key = (meter.name, point)
+        if key not in self._payloads:
+            self._payloads[key] = meter.payload(point)
+        return self._payloads[key]
+
+
+def _refinements(meters: Iterable[TensorMeter], chosen: Iterable[Point]) -> Iterable[tuple[TensorMeter, tuple[int, float]]]:
+    """Clips halfway (geometrically) between each chosen clip and its measured neighbours of the same width."""
+    for meter, point in zip(meters, chosen, strict=True):
+        clips = sorted(p.clip for p in meter.points if p.bits == point.bits)
+        at = clips.index(point.clip)
+        for neighbour in (*clips[max(at - 1, 0) : at], *clips[at + 1 : at + 2]):
+            yield meter, (point.bits, round(sqrt(point.clip * neighbour), 6))
+
+
+@contextmanager
+def _worker_pool() -> Iterator[ThreadPoolExecutor]:
+    """One worker per processor, each keeping torch on its own thread; the caller's number of threads comes back afterwards."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, initializer=lambda: torch.set_num_threads(1))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the tensors in work, not for all
+        torch.set_num_threads(threads)
