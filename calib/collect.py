@@ -68,7 +68,7 @@ def _backward_from_sampled_labels(logits_BTV: Tensor, generator: torch.Generator
     logits_TV = logits_BTV.flatten(0, -2).float()
     probabilities = logits_TV.detach().softmax(-1).cpu()
     labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(logits_TV.device)
-    F.cross_entropy(logits_TV, labels, reduction="sum").backward()
+    F.cross_entropy(logits_TV, labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
 
 
 def _sha256(ids_NT: Tensor) -> str:

@@ -52,5 +52,6 @@ def _reader(model: nn.Module, batch: int, length: int) -> Callable[[Tensor], Ten
     """A function from the prefix [B, t] so far to the logits [B, V] of its last position."""
     if not hasattr(model, "new_cache"):
         return lambda prefix: model(prefix)[:, -1]
-    cache: Any = model.new_cache(batch, length)
+    new_cache: Any = model.new_cache
+    cache = new_cache(batch, length)
     return lambda prefix: model(prefix[:, -1:], cache=cache)[:, -1]

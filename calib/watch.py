@@ -76,7 +76,7 @@ class Watcher:
         def on_gradient(gradient: Tensor) -> None:
             sums.g_O += gradient.flatten(0, -2).float().square().sum(0)
 
-        out.register_hook(on_gradient)
+        out.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
     def _on_lookup(self, weight: Tensor, ids: Tensor, out: Tensor) -> None:
         if id(weight) not in self.by_id:
@@ -87,7 +87,7 @@ class Watcher:
         def on_gradient(gradient: Tensor) -> None:
             sums.H_II.diagonal().add_(gradient.flatten(0, -2).float().square().sum(0))
 
-        out.register_hook(on_gradient)
+        out.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
     def _gram(self, x: Tensor) -> Tensor:
         """Sum over tokens of x xᵀ: float32 within a batch, float64 across batches; shared by layers of the same input."""

@@ -60,10 +60,12 @@ def read_container(data: bytes) -> tuple[dict[str, Any], list[Section]]:
     """
     sections_count, packed_bytes, text_bytes = _read_header(data)
     table_end = HEADER.size + sections_count * SECTION.size
+    if table_end > len(data):
+        raise FormatError(f"a table of {sections_count} sections does not fit a file of {len(data)} bytes")
     rows = list(SECTION.iter_unpack(data[HEADER.size : table_end]))
     stored_total, raw_total = sum(row[1] for row in rows), sum(row[2] for row in rows)
     expected = table_end + packed_bytes + stored_total + DIGEST_BYTES
-    if len(rows) != sections_count or expected != len(data):
+    if expected != len(data):
         raise FormatError(f"header and section table describe {expected} bytes, the file has {len(data)}")
     _check_expansion(raw_total, len(data))
     if hashlib.sha256(data[:-DIGEST_BYTES]).digest()[:DIGEST_BYTES] != data[-DIGEST_BYTES:]:

@@ -63,7 +63,7 @@ def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Ar
     Raises:
         FormatError: damaged streams, codes beyond their width, or scales that are negative or not finite.
     """
-    scales = from_byte_planes(sections[SCALES].decode(), np.dtype(np.float16))
+    scales: Array = from_byte_planes(sections[SCALES].decode(), np.dtype(np.float16))
     if not np.isfinite(scales).all() or (scales < 0).any():
         raise FormatError("a row scale is negative or not finite")
     raw, raw_at, row_at, grid_at = sections[RAW].decode(), 0, 0, CODES
@@ -104,8 +104,10 @@ def _from_raw(tensor: RawTensor, raw: bytes) -> Array:
         return bits.view(np.float32).reshape(tensor.shape)
     array = from_byte_planes(raw, np.dtype(tensor.dtype) if tensor.dtype != "bool" else np.dtype(np.uint8))
     if tensor.dtype == "bool":
-        return (array != 0).reshape(tensor.shape)
-    return (array.astype(np.float32) if tensor.dtype == "float16" else array).reshape(tensor.shape)
+        mask: Array = array != 0
+        return mask.reshape(tensor.shape)
+    values: Array = array.astype(np.float32) if tensor.dtype == "float16" else array
+    return values.reshape(tensor.shape)
 
 
 def itemsize(dtype: str) -> int:

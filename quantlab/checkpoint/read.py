@@ -1,13 +1,12 @@
 """Read the state dict out of any common checkpoint file, without running anything that is in it."""
 
 import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -38,18 +37,31 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"checkpoint {path} must be .pt, .pth, .bin, .safetensors or a folder of .safetensors")
     if not tensors:
         raise CheckpointError(f"checkpoint {path} holds no tensors")
-    return _checked(path, _strip_wrappers(tensors))
+    return _checked(path, _strip_wrappers(path, tensors))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The strings in the header of a .safetensors file; nothing for any other checkpoint."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {error}") from error
 
 
 def _read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"checkpoint {path} is damaged or holds more than tensors: {first}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"checkpoint {path} is damaged: {first}") from error
+        raise CheckpointError(f"checkpoint {path} is damaged or holds more than tensors: {_first_line(error)}") from error
+    except Exception as error:  # damaged pickles fail in any way: struct.error, IndexError, RuntimeError, ...
+        raise CheckpointError(f"checkpoint {path} is damaged: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -85,11 +97,16 @@ def _find_tensors(path: Path, loaded: Any) -> dict[str, Tensor]:
     raise CheckpointError(f"checkpoint {path} has no state dict among its keys: {keys}")
 
 
-def _strip_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _WRAPPERS * 2:  # either may be the outer one
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
+def _strip_wrappers(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    stripped: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = name
+        while short.startswith(_WRAPPERS):  # in any nesting
+            short = short.split(".", 1)[1]
+        if short in stripped:
+            raise CheckpointError(f"checkpoint {path}: two tensors are named {short} without {' and '.join(_WRAPPERS)}")
+        stripped[short] = tensor
+    return stripped
 
 
 def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from quantlab.files import write_whole
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Save `tensors` with string `metadata` in the header; the file appears whole or not at all."""
-    write_whole(path, save({name: t.contiguous() for name, t in tensors.items()}, metadata))
+    write_whole(path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:

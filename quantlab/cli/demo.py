@@ -12,7 +12,7 @@ from quantlab.cli.display import ProgressDisplay, console, note, print_json
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to fill.")] = Path("demo"),
     minutes: Annotated[float, typer.Option("--minutes", metavar="M", help="About how long all of it may take.")] = 4.0,
-    budget: Annotated[str, typer.Option("--budget", metavar="BYTES", help="Size of the packed model.")] = "500KB",
+    budget: Annotated[str, typer.Option("--budget", metavar="BYTES", help="Size of the packed model.")] = "250KB",
     as_json: options.Json = False,
 ) -> None:
     """Train a small model on text that ships with Python, pack it, and score the file that was written. No downloads.

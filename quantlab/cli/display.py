@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-PLAIN_SECONDS = 5.0  # between lines when stderr is a file
+PLAIN_SECONDS = 15.0  # between lines when stderr is a file
 
 
 class ProgressDisplay:
@@ -21,12 +21,12 @@ class ProgressDisplay:
         self._task: Any = None
         self._started = self._printed = 0.0
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Show that `done` of `total` units of `stage` are finished."""
         if self._console.is_terminal:
-            self._draw(stage, done, total)
+            self._draw(stage, done, total, note)
         else:
-            self._print(stage, done, total)
+            self._print(stage, done, total, note)
 
     def __enter__(self) -> "ProgressDisplay":
         return self
@@ -35,22 +35,23 @@ class ProgressDisplay:
         if self._bar:
             self._bar.stop()
 
-    def _draw(self, stage: str, done: int, total: int) -> None:
+    def _draw(self, stage: str, done: int, total: int, note: str) -> None:
         if self._bar is None:
-            columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            text, note_text = TextColumn("{task.description:<28}"), TextColumn("{task.fields[note]}")
+            columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), note_text)
             self._bar = Progress(*columns, console=self._console)
             self._bar.start()
         if stage != self._stage:
-            self._stage, self._task = stage, self._bar.add_task(stage, total=total)
-        self._bar.update(self._task, completed=done, total=total)
+            self._stage, self._task = stage, self._bar.add_task(stage, total=total, note=note)
+        self._bar.update(self._task, completed=done, total=total, note=note)
 
-    def _print(self, stage: str, done: int, total: int) -> None:
+    def _print(self, stage: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._started, self._printed = stage, now, 0.0
         if done >= total or now - self._printed >= PLAIN_SECONDS:
             self._printed = now
-            print(f"{stage} {done}/{total} {now - self._started:.1f} s", file=sys.stderr, flush=True)
+            print(f"{stage} {done}/{total} {now - self._started:.1f} s  {note}".rstrip(), file=sys.stderr, flush=True)
 
 
 def note(text: str) -> None:

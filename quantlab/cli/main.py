@@ -28,7 +28,8 @@ app.command("train")(train.train)
 app.command("doctor")(doctor.doctor)
 
 # typer's usage errors: the base class is found through one that typer exports, because some versions bring their own click
-_UsageError = typer.BadParameter.__mro__[1]
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_TYPER_INTERRUPTED = 130  # what newer versions return after Ctrl-C; older ones raise Abort
 
 
 def _print_version(wanted: bool) -> None:
@@ -54,6 +55,8 @@ def run(arguments: list[str]) -> int:
     """Exit code of one command line; never raises for an expected failure."""
     try:
         code = app(arguments, standalone_mode=False)
+        if code == _TYPER_INTERRUPTED:
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except QuantlabError as error:
         return _fail(str(error), error.hint, error.exit_code)

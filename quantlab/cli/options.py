@@ -12,9 +12,9 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="SPEC",
-        help="path/to/file.py:factory, a function from the state dict to an nn.Module that maps ids [B, T] to logits [B, T, V]. "
-        "This runs your code; it is the only option that does. Default: the challenge's baseline architecture, its shape read "
-        "from the tensors.",
+        help="path/to/file.py:factory, a function from the state dict to an nn.Module that maps ids [B, T] to logits "
+        "[B, T, V]. This runs your code; it is the only option that does. Default: the challenge's baseline architecture, "
+        "its shape read from the tensors.",
     ),
 ]
 TokenizerFile = Annotated[Path | None, typer.Option("--tokenizer", metavar="FILE", help="SentencePiece .model file.")]

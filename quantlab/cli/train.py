@@ -17,7 +17,7 @@ def train(
 ) -> None:
     """Train the challenge's baseline architecture on a CPU or one GPU.
 
-    Example: quantlab train trainer/laptop.toml --out runs/laptop
+    Example: quantlab train trainer/presets/laptop.toml --out runs/laptop
     """
     from quantlab.pipeline.train import read_train_file, train_to_folder
 

@@ -64,7 +64,10 @@ def _lzma_encode(raw: bytes) -> bytes:
 
 def _lzma_decode(stored: bytes, raw_bytes: int) -> bytes:
     decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_lzma_filters(raw_bytes))
-    return decoder.decompress(stored, max_length=raw_bytes + 1)
+    raw = decoder.decompress(stored, max_length=raw_bytes + 1)
+    if not decoder.eof or decoder.unused_data:
+        raise FormatError(f"lzma stream does not end after {raw_bytes} bytes")
+    return raw
 
 
 def _deflate_encode(raw: bytes) -> bytes:

@@ -21,7 +21,7 @@ from quantlab.trainer.demo_config import demo_config
 
 TRAIN_SHARE = 0.55
 """Of the minutes; the rest goes to the tokenizer, calibration, the search and two evaluations."""
-CALIBRATION_TOKENS = 65536
+CALIBRATION_TOKENS = 32768
 
 
 @dataclass(frozen=True, slots=True)

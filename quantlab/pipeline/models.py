@@ -1,5 +1,6 @@
 """From a checkpoint or an artifact on disk to a model that can be run."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from quantlab.artifact.container import MAGIC
 from quantlab.artifact.decode import decode_artifact, read_artifact
-from quantlab.checkpoint.read import read_checkpoint
+from quantlab.checkpoint.read import read_checkpoint, read_metadata
 from quantlab.errors import CheckpointError, ConfigError, DataError
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.from_state_dict import config_from_state_dict, gpt_from_state_dict
@@ -33,9 +34,13 @@ class Loaded:
 def load_checkpoint(path: Path, spec: str | None) -> Loaded:
     """Read a checkpoint and build its model: the built-in one, or what `spec` (path/to/file.py:factory) makes of it."""
     state = read_checkpoint(path)
-    config = {} if spec else config_from_state_dict(state).to_dict()
-    model = build_model(state, spec)
-    return Loaded(model, state, vocabulary_of(model), config, "")
+    if spec:
+        model, config = build_model(state, spec), {}
+    else:
+        known = read_metadata(path).get("gpt_config")  # our trainer's files say what tensors cannot: softcap, RoPE base
+        gpt_config = GPTConfig.from_dict(json.loads(known)) if known else config_from_state_dict(state)
+        model, config = gpt_from_state_dict(state, gpt_config), gpt_config.to_dict()
+    return Loaded(model, state, check_model(model), config, "")
 
 
 def load_artifact(path: Path, spec: str | None) -> Loaded:
@@ -48,15 +53,7 @@ def load_artifact(path: Path, spec: str | None) -> Loaded:
         model = gpt_from_state_dict(state, GPTConfig.from_dict(manifest.model))
     else:
         raise ConfigError(f"{path} was packed from a model of its own", hint="pass --model path/to/file.py:factory")
-    return Loaded(model, state, vocabulary_of(model), manifest.model, manifest.tokenizer.get("sha256", ""))
-
-
-def vocabulary_of(model: nn.Module) -> int:
-    """Size of the vocabulary that the model predicts, from a run on one token; checks that it returns logits."""
-    with torch.no_grad():
-        vocab_size = int(model(torch.zeros(1, 1, dtype=torch.int64)).shape[-1])
-    check_model(model, vocab_size)
-    return vocab_size
+    return Loaded(model, state, check_model(model), manifest.model, manifest.tokenizer.get("sha256", ""))
 
 
 def load_target(path: Path, spec: str | None) -> Loaded:

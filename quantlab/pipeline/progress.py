@@ -7,11 +7,11 @@ from typing import Protocol
 class Progress(Protocol):
     """Receives the state of one stage at a time; the command line draws it on stderr."""
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` units of `stage` are finished; the last call of a stage has done == total."""
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` units of `stage` are finished; the last call of a stage has done == total. `note`: how it goes."""
 
 
-def silent(stage: str, done: int, total: int) -> None:
+def silent(stage: str, done: int, total: int, note: str = "") -> None:
     """A Progress that shows nothing."""
 
 

@@ -1,9 +1,7 @@
 """Train from one TOML file: the trainer's keys, and a table [data] that says on what."""
 
 import tomllib
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from quantlab.errors import ConfigError
 from quantlab.files import write_whole
@@ -11,6 +9,7 @@ from quantlab.pipeline.data import DataConfig, load_data
 from quantlab.pipeline.progress import Progress, silent
 from quantlab.text.shards import write_shard
 from quantlab.trainer.config import TrainConfig
+from quantlab.trainer.model import dataclass_from_dict
 from quantlab.trainer.train import StepRecord, TrainResult, train
 
 TOKENIZER_NAME = "tokenizer.model"
@@ -18,24 +17,22 @@ VAL_NAME = "val_000000.bin"
 
 
 def read_train_file(path: Path) -> tuple[TrainConfig, DataConfig]:
-    """Both configs of a TOML file. ConfigError names an unknown key and the nearest known one."""
+    """Both configs of a TOML file: keys of TrainConfig, a table [model], and a table [data].
+
+    Raises:
+        ConfigError: the file cannot be read or is not TOML, or a key is unknown (the hint has the nearest one), of another type
+            or out of range.
+    """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} is not TOML: {error}") from error
-    data = _data_config(raw.pop("data", {}))
-    return TrainConfig.from_dict(raw), data
-
-
-def _data_config(raw: Any) -> DataConfig:
-    known = {f.name for f in fields(DataConfig)}
-    if not isinstance(raw, dict) or not all(isinstance(v, str) for v in raw.values()):
-        raise ConfigError(f"[data] must be a table of strings with keys {', '.join(sorted(known))}")
-    if unknown := sorted(raw.keys() - known):
-        raise ConfigError(f"unknown key data.{unknown[0]}", hint=f"known keys: {', '.join(sorted(known))}")
-    return DataConfig(**raw)
+    data = raw.pop("data", {})
+    if not isinstance(data, dict):
+        raise ConfigError(f"data must be a table, got {data!r}")
+    return TrainConfig.from_dict(raw), dataclass_from_dict(DataConfig, data, where="data.")
 
 
 def train_to_folder(
@@ -53,9 +50,9 @@ def train_to_folder(
     seconds = config.max_seconds
 
     def show(record: StepRecord) -> None:
-        label = f"train (loss {record.loss:.3f})"
         by_time = seconds and record.elapsed_seconds / seconds > record.step / record.steps
         done, total = (int(record.elapsed_seconds), int(seconds)) if by_time else (record.step, record.steps)
-        progress(label, min(done, total), total)
+        note = f"step {record.step}, loss {record.loss:.3f}, {record.tokens_per_second:,.0f} tokens/s"
+        progress("train", min(done, total), total, note)
 
     return train(config, tokenized.train, out=out, resume=resume, progress=show)

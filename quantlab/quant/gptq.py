@@ -64,6 +64,7 @@ def gptq(w_OI: Tensor, grid: RowGrid, fb: Feedback) -> Tensor:
 
 
 def _cholesky(name: str, matrix: Tensor) -> Tensor:
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     if info.item():
         raise StatisticsError(f"tensor {name}: its damped Hessian is not positive definite (minor {info.item()})")

@@ -94,4 +94,5 @@ def _thin(size: NDArray[np.int64], loss: NDArray[np.float64], kept: NDArray[np.i
     span = int(size[kept[-1]] - size[kept[0]]) + 1
     bucket = (size[kept] - size[kept[0]]) * MAX_STATES // span
     last = np.append(np.flatnonzero(np.diff(bucket)), len(kept) - 1)
-    return kept[np.union1d([0], last)]
+    thinned: NDArray[np.int64] = kept[np.union1d([0], last)]
+    return thinned

@@ -14,6 +14,7 @@ from quantlab.search.frontier import Frontier, Point, frontier
 from quantlab.search.measure import TensorMeter
 
 COARSE_CLIPS = (4.0, 8.0, 16.0, 32.0)
+COARSEST_CLIP = 64.0  # of the narrowest width only: about half a bit per weight
 ROUNDS = 3  # each halves the spacing of clips around the choice: an octave, then 1/2, 1/4, 1/8
 FIT_TRIES = 8
 
@@ -39,12 +40,12 @@ class Planner:
             BudgetError: even the coarsest grid of the narrowest width is larger; says how large.
         """
         coarse = [(bits, clip) for bits in sorted(widths) for clip in COARSE_CLIPS]
-        total = len(self.meters) * (len(coarse) + 2 * ROUNDS)
-        smallest = (min(widths), COARSE_CLIPS[-1])
+        smallest = (min(widths), COARSEST_CLIP)
+        total = len(self.meters) * (1 + len(coarse) + 2 * ROUNDS)
         with _worker_pool() as pool:
             done = self._measure(pool, [(m, smallest) for m in self.meters], 0, total)
             overhead = self._check_feasible(budget_bytes)
-            done = self._measure(pool, [(m, key) for m in self.meters for key in coarse if key != smallest], done, total)
+            done = self._measure(pool, [(m, key) for m in self.meters for key in coarse], done, total)
             for _ in range(ROUNDS):
                 chosen = self._choose(frontier([m.points for m in self.meters]), max(budget_bytes - overhead, 0))
                 done = self._measure(pool, list(_refinements(self.meters, chosen)), done, total)

@@ -1,13 +1,13 @@
 """Token shards of the Parameter Golf challenge: 256 little-endian int32 of header, then uint16 tokens."""
 
 import glob
-import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.errors import DataError
+from quantlab.files import write_whole
 
 MAGIC = 20240520
 VERSION = 1
@@ -39,28 +39,19 @@ def read_shard(path: str | Path) -> NDArray[np.uint16]:
 
 
 def write_shard(path: str | Path, tokens: NDArray[np.integer]) -> None:
-    """Write one token shard: to a temporary file in the same folder, then renamed, so that no half file is ever seen.
+    """Write one token shard, whole or not at all.
 
     Args:
         tokens: any integer dtype, [N], N from 1 to 2**31 - 1, ids 0 to 65535.
     Raises:
-        DataError: not a vector of integers, empty, too many, an id that uint16 cannot hold, or the file cannot be
-            written.
+        DataError: not a vector of integers, empty, too many, or an id that uint16 cannot hold.
+        QuantlabError: the file cannot be written.
     """
     path, tokens = Path(path), np.asarray(tokens)
     _check_tokens(path, tokens)
     header = np.zeros(256, dtype="<i4")
     header[:3] = MAGIC, VERSION, len(tokens)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(header.tobytes())
-            file.write(tokens.astype("<u2").tobytes())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"cannot write token shard {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, header.tobytes() + tokens.astype("<u2").tobytes())
 
 
 def read_shards(pattern: str) -> NDArray[np.uint16]:

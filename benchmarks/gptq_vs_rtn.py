@@ -1,0 +1,104 @@
+"""GPTQ against round-to-nearest at equal bytes: files on disk, scored after being read back.
+
+    make demo                                                     # a model to pack
+    .venv/bin/python benchmarks/gptq_vs_rtn.py demo               # prints the README's table, saves JSON
+
+Both methods get the same statistics, the same search over widths and clips, and the same codecs; only the rounding differs.
+KL is from the float model to the packed one, in nats per token, over every scored token of the validation shard.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import ROOT, machine
+from torch import Tensor
+
+from quantlab.budget import parse_bytes
+from quantlab.calib.sources import CalibrationConfig
+from quantlab.calib.statistics import write_statistics
+from quantlab.pipeline.calibrate import measure_statistics
+from quantlab.pipeline.evaluate import evaluate_target, evaluation_tokens
+from quantlab.pipeline.models import Loaded, load_artifact, load_checkpoint, load_tokenizer
+from quantlab.pipeline.pack import PackConfig, pack
+
+SEQ_LEN = 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="what make demo filled")
+    parser.add_argument("--budgets", default="600KB,500KB,400KB,300KB")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gptq_vs_rtn.json")
+    arguments = parser.parse_args()
+    rows, fp = measure(arguments.folder, [parse_bytes(b) for b in arguments.budgets.split(",")])
+    arguments.out.write_text(json.dumps({"machine": machine(), "float": fp, "rows": rows}, indent=2) + "\n")
+    print(f"float model: {fp['bytes_on_disk']:,} bytes, {fp['val_bpb']:.4f} BPB on {fp['bytes']:,} bytes of text\n")
+    print(table(rows))
+
+
+def measure(folder: Path, budgets: list[int]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """One row per budget and method, and the float model's score."""
+    checkpoint = folder / "model.safetensors"
+    loaded = load_checkpoint(checkpoint, None)
+    tokenizer = load_tokenizer(folder / "tokenizer.model", loaded)
+    tokens = evaluation_tokens(None, str(folder / "val_*.bin"), tokenizer)
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        stats = Path(temporary) / "stats.safetensors"
+        write_statistics(stats, measure_statistics(loaded, CalibrationConfig(tokens=65536, seq_len=SEQ_LEN), tokenizer))
+        for budget in budgets:
+            for method in ("rtn", "gptq"):
+                path = Path(temporary) / f"{method}-{budget}.qlab"
+                config = PackConfig(budget_bytes=budget, method=method)
+                report = pack(loaded, config, path, checkpoint=checkpoint, statistics=stats)
+                packed = load_artifact(path, None)
+                score = evaluate_target(packed, tokens, tokenizer, seq_len=SEQ_LEN)
+                rows.append(
+                    {
+                        "method": method,
+                        "budget_bytes": budget,
+                        "total_bytes": report.total_bytes,
+                        "bpw": report.bpw,
+                        "distortion": report.distortion,
+                        "kl": mean_kl(loaded, packed, tokens),
+                        "val_bpb": score.val_bpb,
+                        "search_s": report.timings_s["search"],
+                    }
+                )
+                print(rows[-1], flush=True)
+    score = evaluate_target(loaded, tokens, tokenizer, seq_len=SEQ_LEN)
+    return rows, {**score.to_dict(), "bytes_on_disk": checkpoint.stat().st_size}
+
+
+@torch.inference_mode()
+def mean_kl(loaded: Loaded, packed: Loaded, tokens: np.ndarray[Any, Any]) -> float:
+    """Mean over tokens of KL(float ‖ packed), nats."""
+    usable = (len(tokens) - 1) // SEQ_LEN * SEQ_LEN
+    ids_NT = torch.from_numpy(tokens[:usable].astype(np.int64)).view(-1, SEQ_LEN)
+    total = sum(float(_kl(loaded, packed, batch)) for batch in ids_NT.split(32))
+    return total / ids_NT.numel()
+
+
+def _kl(loaded: Loaded, packed: Loaded, ids: Tensor) -> Tensor:
+    p, q = (m.model(ids).double().log_softmax(-1) for m in (loaded, packed))
+    return (p.exp() * (p - q)).sum()
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, one line per budget and method."""
+    lines = ["| budget | method | file | bits/weight | predicted | measured KL | BPB |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        f"| {r['budget_bytes']:,} | {r['method']} | {r['total_bytes']:,} | {r['bpw']:.2f} | {r['distortion']:.4f} | "
+        f"{r['kl']:.4f} | {r['val_bpb']:.4f} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

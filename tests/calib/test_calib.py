@@ -1,0 +1,211 @@
+"""Calibration tokens, and the statistics measured on them."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from quantlab.calib.collect import collect
+from quantlab.calib.sample import sample_sequences
+from quantlab.calib.sources import CalibrationConfig, calibration_tokens
+from quantlab.calib.statistics import read_statistics, write_statistics
+from quantlab.errors import ConfigError, DataError, StatisticsError
+from quantlab.text.shards import write_shard
+from quantlab.trainer.from_state_dict import gpt_from_state_dict
+
+
+class TwoTables(nn.Module):
+    """An embedding that is only looked up, a hidden layer used twice, and a head of its own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.emb, self.mid, self.head = nn.Embedding(10, 6), nn.Linear(6, 6), nn.Linear(6, 10, bias=False)
+
+    def forward(self, ids):
+        x = self.emb(ids)
+        return self.head(torch.tanh(self.mid(torch.tanh(self.mid(x)))))
+
+
+SHAPES = {"emb.weight": (10, 6), "mid.weight": (6, 6), "head.weight": (10, 6)}
+IDS = torch.from_numpy(np.random.default_rng(0).integers(0, 9, (5, 7)))
+
+
+def measure(model, shapes, ids=IDS, **options):
+    return collect(model, ids, shapes, model_fingerprint="f", source={"kind": "test"}, **options)
+
+
+def test_statistics_equal_plain_autograd(monkeypatch):
+    """Every sum computed again by hand: one token at a time, labels drawn the same way."""
+    model = TwoTables()
+    stats = measure(model, SHAPES, seed=3)
+    logits = model(IDS)
+    labels = torch.multinomial(
+        logits.detach().softmax(-1).flatten(0, 1), 1, generator=torch.Generator().manual_seed(3)
+    ).flatten()
+    H = {n: torch.zeros(6, 6, dtype=torch.float64) for n in SHAPES}
+    g = {n: torch.zeros(s[0], dtype=torch.float64) for n, s in SHAPES.items()}
+    for token, label in zip(IDS.flatten(), labels, strict=True):
+        x0 = model.emb.weight[token].detach().requires_grad_()
+        z1 = model.mid(x0)
+        x1 = torch.tanh(z1)
+        z2 = model.mid(x1)
+        x2 = torch.tanh(z2)
+        z3 = model.head(x2)
+        loss = F.cross_entropy(z3[None], label[None])
+        d0, d1, d2, d3 = (d.double() for d in torch.autograd.grad(loss, [x0, z1, z2, z3]))
+        H["mid.weight"] += torch.outer(x0.double(), x0.double()) + torch.outer(x1.double(), x1.double())
+        g["mid.weight"] += d1**2 + d2**2
+        H["head.weight"] += torch.outer(x2.double(), x2.double())
+        g["head.weight"] += d3**2
+        H["emb.weight"] += torch.diag(d0**2)
+        g["emb.weight"][token] += 1
+    for name in SHAPES:
+        # float32 forward and backward against the same; only the order of sums differs
+        torch.testing.assert_close(stats.H[name].double(), (H[name] / 35).detach(), rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(stats.g[name].double(), (g[name] / 35).detach(), rtol=1e-4, atol=1e-9)
+    assert stats.tokens == 35
+
+
+def test_batches_do_not_change_the_sums(monkeypatch, toy_state):
+    model = gpt_from_state_dict(toy_state)
+    ids = torch.randint(0, 400, (6, 32), generator=torch.Generator().manual_seed(0))
+    shapes = {"tok_emb.weight": (400, 64), "blocks.1.mlp.proj.weight": (64, 128)}
+    whole = measure(model, shapes, ids)
+    monkeypatch.setattr("quantlab.calib.collect.BATCH_TOKENS", 64)
+    parts = measure(model, shapes, ids)
+    for name in shapes:
+        torch.testing.assert_close(whole.H[name], parts.H[name], rtol=1e-4, atol=1e-6)  # float32 sums in another order
+
+
+def test_the_tied_head_is_measured_where_it_multiplies(toy_state):
+    """H of the tied embedding is that of the final norm's output: unit mean square per channel, so its trace is the width."""
+    model = gpt_from_state_dict(toy_state)
+    stats = measure(model, {"tok_emb.weight": (400, 64)}, IDS)
+    assert stats.H["tok_emb.weight"].trace() == pytest.approx(64, rel=1e-3)  # rms_norm's epsilon
+
+
+def test_measuring_leaves_the_model_as_it_was(toy_state):
+    model = gpt_from_state_dict(toy_state).train()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    measure(model, {"tok_emb.weight": (400, 64)}, IDS)
+    assert model.training
+    assert all(p.requires_grad and p.grad is None and torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_matrix_that_is_never_used_is_named():
+    model = TwoTables()
+    model.extra = nn.Linear(6, 6)
+    with pytest.raises(StatisticsError, match=r"tensor extra\.weight has no calibration statistics"):
+        measure(model, {**SHAPES, "extra.weight": (6, 6)})
+
+
+def test_zero_and_non_finite_statistics_are_named():
+    model = TwoTables()
+    nn.init.zeros_(model.head.weight)
+    with pytest.raises(StatisticsError, match=r"tensor (emb|mid)\.weight: its (output gradient|Hessian) is zero on all 35"):
+        measure(model, SHAPES)
+    stats = measure(TwoTables(), SHAPES)
+    stats.H["mid.weight"][0, 0] = float("inf")
+    with pytest.raises(StatisticsError, match=r"tensor mid\.weight: its Hessian is not finite"):
+        stats.check(SHAPES)
+    with pytest.raises(StatisticsError, match=r"is \[6, 7\] but its statistics are"):
+        stats.check({"mid.weight": (6, 7)})
+
+
+def test_statistics_file_round_trips_and_is_the_same_every_time(tmp_path):
+    a, b = (measure(TwoTables(), SHAPES) for _ in range(2))
+    write_statistics(tmp_path / "a", a)
+    write_statistics(tmp_path / "b", b)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    back = read_statistics(tmp_path / "a")
+    assert back.fingerprint == a.fingerprint and back.tokens == 35
+    assert all(torch.equal(back.H[n], a.H[n]) and torch.equal(back.g[n], a.g[n]) for n in SHAPES)
+    assert measure(TwoTables(), SHAPES, seed=1).fingerprint != a.fingerprint
+
+
+def test_statistics_of_another_model_or_file_are_refused(tmp_path, toy_checkpoint):
+    stats = measure(TwoTables(), SHAPES)
+    with pytest.raises(StatisticsError, match="measured on checkpoint f, this one is g"):
+        stats.check_model("g", tmp_path)
+    with pytest.raises(StatisticsError, match="cannot read statistics"):
+        read_statistics(tmp_path / "absent")
+    with pytest.raises(StatisticsError, match="cannot read statistics"):
+        read_statistics(toy_checkpoint)
+
+
+def test_sampling_with_a_cache_equals_reading_the_prefix_again(toy_state):
+    """The cache changes the speed, not the text."""
+
+    class WithoutCache(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, ids):
+            return self.inner(ids)
+
+    model = gpt_from_state_dict(toy_state)
+    cached = sample_sequences(model, 3, 24, seed=5)
+    assert torch.equal(cached, sample_sequences(WithoutCache(model), 3, 24, seed=5))
+    assert cached.shape == (3, 24) and (cached[:, 0] == 1).all()
+    assert not torch.equal(cached, sample_sequences(model, 3, 24, seed=6))
+
+
+def test_samples_follow_the_models_distribution():
+    """A model that ignores its input and predicts 1/2, 1/4, 1/4: frequencies agree within five standard errors."""
+
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits = nn.Parameter(torch.tensor([0.5, 0.25, 0.25]).log())
+
+        def forward(self, ids):
+            return self.logits.expand(*ids.shape, 3)
+
+    ids = sample_sequences(Fixed(), 64, 65, seed=0)[:, 1:]
+    counts = torch.bincount(ids.flatten(), minlength=3) / ids.numel()
+    assert torch.allclose(counts, torch.tensor([0.5, 0.25, 0.25]), atol=5 * (0.25 / 4096) ** 0.5)
+    cold = sample_sequences(Fixed(), 64, 65, seed=0, temperature=0.05)[:, 1:]
+    assert (cold == 0).float().mean() > 0.99
+
+
+def test_sources_give_sequences_of_the_right_shape(tmp_path, tokenizer, toy_state):
+    model = gpt_from_state_dict(toy_state)
+    text = tmp_path / "text.txt"
+    text.write_bytes(b"def f(x):\n    return x + 1\n" * 200)
+    write_shard(tmp_path / "s_000.bin", tokenizer.encode_documents([text.read_bytes()]))
+    for source in ("self", "random", f"text:{text}", f"tokens:{tmp_path}/s_*.bin"):
+        config = CalibrationConfig(source=source, tokens=100, seq_len=16)
+        ids, about = calibration_tokens(config, model, tokenizer, 400)
+        assert ids.shape == (6, 16) and ids.dtype == torch.int64 and 0 <= int(ids.min()) <= int(ids.max()) < 400
+        assert about["kind"] == source.partition(":")[0]
+        again, _ = calibration_tokens(config, model, tokenizer, 400)
+        assert torch.equal(ids, again)
+
+
+def test_short_data_gives_what_it_has_and_too_short_is_refused(tmp_path, tokenizer, toy_state):
+    model = gpt_from_state_dict(toy_state)
+    write_shard(tmp_path / "s.bin", np.arange(40, dtype=np.uint16))
+    ids, _ = calibration_tokens(CalibrationConfig(source=f"tokens:{tmp_path}/s.bin", tokens=1000, seq_len=16), model, None, 400)
+    assert ids.shape == (2, 16)
+    with pytest.raises(DataError, match="has 40 tokens, one sequence needs 64"):
+        calibration_tokens(CalibrationConfig(source=f"tokens:{tmp_path}/s.bin", seq_len=64), model, None, 400)
+    with pytest.raises(DataError, match="token id 39, the model's vocabulary is 30"):
+        calibration_tokens(CalibrationConfig(source=f"tokens:{tmp_path}/s.bin", seq_len=16), model, None, 30)
+    with pytest.raises(ConfigError, match="needs a tokenizer"):
+        calibration_tokens(CalibrationConfig(source="text:x.txt"), model, None, 400)
+
+
+@pytest.mark.parametrize("source", ["", "text", "text:", "self:x", "web", "tokens"])
+def test_unknown_sources_are_refused(source):
+    with pytest.raises(ConfigError, match="calibration source must be"):
+        CalibrationConfig(source=source)
+
+
+@pytest.mark.parametrize("options", [{"tokens": 10}, {"seq_len": 1}, {"temperature": 0.0}])
+def test_impossible_amounts_are_refused(options):
+    with pytest.raises(ConfigError):
+        CalibrationConfig(**options)

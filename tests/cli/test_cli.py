@@ -1,0 +1,304 @@
+"""The commands as a user types them: output, exit code, and one clear line for every mistake."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from quantlab.cli.main import run
+from quantlab.text.shards import write_shard
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST = ["--calib-tokens", "1024", "--calib-seq-len", "64"]
+
+
+def fails(capsys, arguments, code, *parts):
+    """Run, check the exit code, and that stderr's error line holds every part; returns the line."""
+    assert run([str(a) for a in arguments]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = [x for x in captured.err.splitlines() if x.startswith("error: ")]
+    assert all(part in line for part in parts), line
+    return line
+
+
+@pytest.fixture(scope="module")
+def artifact(toy_checkpoint, tokenizer_file, tmp_path_factory):
+    """Packed once by the command line, at 60 kB, with the tokenizer recorded."""
+    path = tmp_path_factory.mktemp("cli") / "toy.qlab"
+    arguments = ["pack", toy_checkpoint, "--budget", "60kB", "-o", path, "--tokenizer", tokenizer_file, *FAST]
+    assert run([str(a) for a in arguments]) == 0
+    return path
+
+
+def test_pack_prints_a_table_and_echoes_the_budget(toy_checkpoint, tmp_path, capsys):
+    assert run(["pack", str(toy_checkpoint), "--budget", "58KiB", "-o", str(tmp_path / "m.qlab"), *FAST]) == 0
+    out, err = capsys.readouterr()
+    assert "budget 59,392 bytes" in err
+    assert "tok_emb.weight" in out and "of 59,392 bytes" in out and "decoded again by a fresh process: equal" in out
+    report = json.loads((tmp_path / "m.report.json").read_text())
+    assert report["budget_bytes"] == 59392 and report["total_bytes"] == (tmp_path / "m.qlab").stat().st_size
+
+
+def test_pack_json_is_the_report(toy_checkpoint, tmp_path, capsys):
+    out = tmp_path / "m.qlab"
+    code = tmp_path / "train.py"
+    code.write_bytes(b"#" * 5000)
+    options = ["--code", str(code), "--report", str(tmp_path / "r.json"), "--json", "--method", "rtn", "--widths", "6"]
+    assert run(["pack", str(toy_checkpoint), "--budget", "70000", "-o", str(out), *FAST, *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads((tmp_path / "r.json").read_text())
+    assert report["code_bytes"] == 5000 and report["total_bytes"] == out.stat().st_size + 5000 <= 70000
+    assert {t["width_bits"] for t in report["tensors"]} == {6} and report["method"] == "rtn"
+
+
+def test_statistics_measured_once_give_the_same_file(toy_checkpoint, artifact, tokenizer_file, tmp_path, capsys):
+    stats = str(tmp_path / "s.safetensors")
+    assert run(["calibrate", str(toy_checkpoint), "-o", stats, "--tokenizer", str(tokenizer_file), *FAST]) == 0
+    assert "9 tensors measured on 1,024 tokens (self)" in capsys.readouterr().out
+    out = tmp_path / "m.qlab"
+    options = ["--stats", stats, "--tokenizer", str(tokenizer_file)]
+    assert run(["pack", str(toy_checkpoint), "--budget", "60kB", "-o", str(out), *options]) == 0
+    assert out.read_bytes() == artifact.read_bytes()
+
+
+def test_inspect_lists_every_tensor_and_byte(artifact, capsys):
+    assert run(["inspect", str(artifact), "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert sum(about["bytes_by_kind"].values()) == artifact.stat().st_size
+    assert len(about["tensors"]) == 22 and about["model"]["num_heads"] == 4 and about["origin"]["method"] == "gptq"
+    assert run(["inspect", str(artifact)]) == 0
+    assert "blocks.1.mlp.proj.weight" in capsys.readouterr().out
+
+
+def test_eval_scores_text_shards_and_both_kinds_of_target(
+    artifact, toy_checkpoint, tokenizer, tokenizer_file, tmp_path, capsys
+):
+    text = tmp_path / "t.txt"
+    text.write_bytes(b"import os\n\ndef main():\n    return 0\n" * 30)
+    write_shard(tmp_path / "v_0.bin", tokenizer.encode_documents([text.read_bytes()]))
+    common = ["--tokenizer", str(tokenizer_file), "--seq-len", "64", "--json"]
+    scores = []
+    for target in (toy_checkpoint, artifact):
+        for data in (["--text", str(text)], ["--tokens", f"{tmp_path}/v_*.bin"]):
+            assert run(["eval", str(target), *data, *common]) == 0
+            scores.append(json.loads(capsys.readouterr().out))
+    assert scores[0] == scores[1] and scores[2] == scores[3]
+    assert all(set(["val_bpb", "val_loss", "tokens", "bytes"]) <= s.keys() for s in scores)
+    assert scores[0]["val_bpb"] != scores[2]["val_bpb"]
+    assert scores[0]["val_bpb"] == pytest.approx(scores[0]["nats"] / np.log(2) / scores[0]["bytes"])
+
+
+def test_eval_finds_the_tokenizer_beside_the_target_and_says_so(artifact, tokenizer, tmp_path, capsys):
+    (tmp_path / "m.qlab").write_bytes(artifact.read_bytes())
+    (tmp_path / "t.txt").write_bytes(b"x = 1\n" * 100)
+    arguments = ["eval", str(tmp_path / "m.qlab"), "--text", str(tmp_path / "t.txt"), "--seq-len", "16"]
+    fails(capsys, arguments, 2, "no tokenizer", "tokenizer.model does not exist")
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer.model_bytes)
+    assert run(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "val_bpb" in out and f"tokenizer {tmp_path / 'tokenizer.model'}" in err
+
+
+MODEL_FILE = """
+import torch
+from torch import nn
+
+class Bigram(nn.Module):
+    def __init__(self, state):
+        super().__init__()
+        self.emb, self.head = nn.Embedding(*state["emb.weight"].shape), nn.Linear(64, 400, bias=False)
+        self.load_state_dict(state)
+    def forward(self, ids):
+        return self.head(torch.tanh(self.emb(ids)))
+
+def make(state):
+    return Bigram({k: v.float() for k, v in state.items()})
+
+def broken(state):
+    raise KeyError("no such layer")
+"""
+
+
+def test_a_model_of_the_users_own(tmp_path, tokenizer_file, capsys):
+    (tmp_path / "my.py").write_text(MODEL_FILE)
+    generator = torch.Generator().manual_seed(0)
+    state = {n: torch.randn(400, 64, generator=generator) for n in ("emb.weight", "head.weight")}
+    torch.save(state, tmp_path / "my.pt")
+    spec = f"{tmp_path}/my.py:make"
+    packing = ["pack", tmp_path / "my.pt", "--budget", "30kB", "-o", tmp_path / "my.qlab"]
+    fails(capsys, packing, 1, "no model matches")
+    assert run([str(a) for a in [*packing, "--model", spec, *FAST]]) == 0
+    capsys.readouterr()
+    (tmp_path / "t.txt").write_bytes(b"x = 1\n" * 100)
+    scoring = ["eval", tmp_path / "my.qlab", "--text", tmp_path / "t.txt", "--tokenizer", tokenizer_file, "--seq-len", "16"]
+    fails(capsys, scoring, 2, "packed from a model of its own")
+    assert run([str(a) for a in [*scoring, "--model", spec]]) == 0
+    capsys.readouterr()
+    fails(capsys, [*packing, "--force", "--model", f"{tmp_path}/my.py:broken"], 1, "no such layer")
+    fails(capsys, [*packing, "--force", "--model", f"{tmp_path}/my.py"], 2, "path/to/file.py:factory")
+
+
+def test_bad_input_is_one_clear_line(toy_checkpoint, toy_state, artifact, tmp_path, capsys):
+    out = tmp_path / "m.qlab"
+
+    def packing(checkpoint, *options, budget="60kB"):
+        return ["pack", checkpoint, "--budget", budget, "-o", out, *FAST, *options]
+
+    fails(capsys, packing(tmp_path / "absent.pt"), 1, "absent.pt does not exist")
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    fails(capsys, packing(tmp_path / "junk.pt"), 1, "junk.pt", "damaged")
+    torch.save({**toy_state, "tok_emb.weight": toy_state["tok_emb.weight"] * float("nan")}, tmp_path / "nan.pt")
+    fails(capsys, packing(tmp_path / "nan.pt"), 1, "tok_emb.weight", "not finite")
+    torch.save({**toy_state, "blocks.1.mlp.fc.weight": torch.zeros(9, 9)}, tmp_path / "shape.pt")
+    fails(capsys, packing(tmp_path / "shape.pt"), 1, "no model matches", "blocks.1.mlp.fc.weight", "[9, 9]")
+    fails(capsys, packing(toy_checkpoint, "--widths", "5,x"), 2, "widths must be whole numbers", "'5,x'")
+    fails(capsys, packing(toy_checkpoint, "--widths", "12"), 2, "widths must be whole numbers from 2 to 8, got 12")
+    fails(capsys, packing(toy_checkpoint, "--method", "magic"), 2, "method must be one of gptq, rtn, got 'magic'")
+    fails(capsys, packing(toy_checkpoint, "--calib", "web"), 2, "calibration source must be self")
+    fails(capsys, packing(toy_checkpoint, "--stats", tmp_path / "absent"), 1, "cannot read statistics")
+    fails(capsys, packing(toy_checkpoint, "--code", tmp_path / "absent.py"), 2, "absent.py does not exist")
+    fails(capsys, packing(toy_checkpoint, budget="lots"), 2, "budget must be a number of bytes", "'lots'")
+    fails(capsys, packing(toy_checkpoint, budget="3kB"), 3, "below the smallest reachable size, ", "budget 3000 bytes")
+    fails(capsys, packing(toy_checkpoint, "--tokenizer", tmp_path / "absent.model"), 1, "absent.model")
+    fails(capsys, packing(toy_checkpoint, "--frobnicate"), 2, "--frobnicate")
+    fails(capsys, ["pack", toy_checkpoint, "-o", out], 2, "--budget")
+    fails(capsys, ["inspect", toy_checkpoint], 1, "not a .qlab file")
+    fails(capsys, ["unpack", artifact, "-o", tmp_path / "no" / "s.safetensors"], 2, "does not exist")
+    assert not out.exists() and not (tmp_path / "m.report.json").exists()
+
+
+def test_outputs_are_not_replaced_without_force(artifact, toy_checkpoint, tmp_path, capsys):
+    before = artifact.read_bytes()
+    line = fails(capsys, ["pack", toy_checkpoint, "--budget", "50kB", "-o", artifact, *FAST], 2, "exists")
+    assert str(artifact) in line and artifact.read_bytes() == before
+    state = tmp_path / "s.safetensors"
+    assert run(["unpack", str(artifact), "-o", str(state)]) == 0
+    capsys.readouterr()
+    fails(capsys, ["unpack", artifact, "-o", state], 2, "s.safetensors exists")
+    assert run(["unpack", str(artifact), "-o", str(state), "--force"]) == 0
+
+
+def test_text_and_tokens_must_fit_the_model(artifact, toy_checkpoint, tokenizer_file, python_sources, tmp_path, capsys):
+    from quantlab.text.train_tokenizer import train_tokenizer
+
+    other = tmp_path / "other.model"
+    other.write_bytes(train_tokenizer(python_sources, vocab_size=420))
+    same_size = tmp_path / "same.model"
+    same_size.write_bytes(train_tokenizer(python_sources[:2], vocab_size=400))
+    (tmp_path / "t.txt").write_bytes(b"x = 1\n" * 100)
+    (tmp_path / "empty.txt").write_bytes(b"")
+    scoring = ["eval", artifact, "--text", tmp_path / "t.txt", "--seq-len", "16"]
+    fails(capsys, [*scoring, "--tokenizer", other], 1, "420", "400")
+    fails(capsys, [*scoring, "--tokenizer", same_size], 1, "is not the one the artifact was packed with")
+    known = ["--tokenizer", tokenizer_file]
+    fails(capsys, ["eval", artifact, "--text", tmp_path / "empty.txt", *known], 1, "empty.txt")
+    fails(capsys, ["eval", artifact, "--text", tmp_path / "t.txt", *known], 1, "1,024")
+    fails(capsys, ["eval", artifact, *known], 2, "exactly one of --text and --tokens")
+    fails(capsys, ["eval", artifact, "--tokens", f"{tmp_path}/none_*.bin", *known], 1, "none_*.bin")
+    (tmp_path / "bad_0.bin").write_bytes(bytes(2000))
+    fails(capsys, ["eval", artifact, "--tokens", f"{tmp_path}/bad_*.bin", *known], 1, "bad_0.bin", "magic")
+
+
+def test_statistics_of_another_checkpoint_are_refused(toy_checkpoint, toy_state, tmp_path, capsys):
+    torch.save({**toy_state, "tok_emb.weight": toy_state["tok_emb.weight"] * 1.01}, tmp_path / "other.pt")
+    stats = tmp_path / "s.safetensors"
+    assert run(["calibrate", str(tmp_path / "other.pt"), "-o", str(stats), *FAST]) == 0
+    capsys.readouterr()
+    packing = ["pack", toy_checkpoint, "--budget", "60kB", "-o", tmp_path / "m.qlab", "--stats", stats]
+    fails(capsys, packing, 1, "were measured on checkpoint")
+
+
+def _command(*arguments):
+    return [sys.executable, "-m", "quantlab", *map(str, arguments)]
+
+
+def test_ctrl_c_leaves_one_line_and_no_files(toy_checkpoint, tmp_path):
+    packing = _command("pack", toy_checkpoint, "--budget", "60kB", "-o", tmp_path / "m.qlab", "--calib-tokens", 2_000_000)
+    process = subprocess.Popen(packing, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:  # until it is at work
+        if line.startswith("sample calibration text"):
+            break
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(timeout=30) == 1
+    assert [x for x in rest.splitlines() if not x.startswith("sample")] == ["error: interrupted, no output was written"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_clear_line(artifact, tmp_path):
+    """The file-size limit of the process stands for the disk: the write fails halfway."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # noqa: E731
+    unpacking = _command("unpack", artifact, "-o", tmp_path / "s.safetensors")
+    done = subprocess.run(unpacking, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == f"error: cannot write {tmp_path}/s.safetensors: File too large\n"
+    assert not list(tmp_path.iterdir())
+
+
+COMMANDS = ["demo", "pack", "unpack", "inspect", "eval", "calibrate", "train", "doctor"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example_and_a_line_in_the_readme(command, capsys):
+    assert run([command, "--help"]) == 0
+    assert f"Example: quantlab {command}" in " ".join(capsys.readouterr().out.split())
+    assert f"quantlab {command}" in (ROOT / "README.md").read_text()
+
+
+def test_help_says_that_model_runs_the_users_code(capsys):
+    assert run(["pack", "--help"]) == 0
+    assert "This runs your code" in " ".join(capsys.readouterr().out.split())
+
+
+def test_version_and_doctor(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("quantlab 0.")
+    assert run(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["round_trip"].startswith("ok") and found["torch"] == torch.__version__
+
+
+TRAIN_FILE = """
+seq_len = 32
+batch_tokens = 256
+micro_batch_tokens = 256
+steps = 6
+max_seconds = 0.0
+[model]
+vocab_size = 400
+num_layers = 2
+model_dim = 32
+num_heads = 2
+num_kv_heads = 1
+mlp_hidden = 64
+[data]
+train = "text:TEXT"
+tokenizer = "TOKENIZER"
+"""
+
+
+def test_train_then_pack_then_eval(tmp_path, tokenizer_file, capsys):
+    text = tmp_path / "t.txt"
+    text.write_bytes((ROOT / "quantlab/cli/main.py").read_bytes() * 3)
+    config = TRAIN_FILE.replace("TEXT", str(text)).replace("TOKENIZER", str(tokenizer_file))
+    (tmp_path / "c.toml").write_text(config)
+    assert run(["train", str(tmp_path / "c.toml"), "--out", str(tmp_path / "run")]) == 0
+    assert "6 steps" in capsys.readouterr().out
+    model, out = tmp_path / "run" / "model.safetensors", tmp_path / "run" / "m.qlab"
+    assert run(["pack", str(model), "--budget", "30kB", "-o", str(out), *FAST]) == 0
+    assert run(["eval", str(out), "--text", str(text), "--seq-len", "32"]) == 0
+    capsys.readouterr()
+    (tmp_path / "bad.toml").write_text(config.replace("steps = 6", "stepz = 6"))
+    fails(capsys, ["train", tmp_path / "bad.toml", "--out", tmp_path / "x"], 2, "stepz")
+    (tmp_path / "bad.toml").write_text(config.replace("tokenizer =", "tokeniser ="))
+    fails(capsys, ["train", tmp_path / "bad.toml", "--out", tmp_path / "x"], 2, "tokeniser")

@@ -1,0 +1,173 @@
+"""The main job on a toy model: budgets, bits, and what is left behind when it fails."""
+
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from quantlab.artifact.decode import decode_artifact, parse_artifact, read_artifact
+from quantlab.calib.sources import CalibrationConfig
+from quantlab.errors import BudgetError, ConfigError, FormatError
+from quantlab.pipeline import pack as job
+from quantlab.pipeline.calibrate import measure_statistics
+from quantlab.pipeline.models import load_artifact, load_checkpoint
+from quantlab.pipeline.pack import PackConfig, pack
+from quantlab.quant.distortion import distortion
+
+BUDGET = 60_000
+CALIBRATION = CalibrationConfig(tokens=2048, seq_len=64)
+CONFIG = PackConfig(budget_bytes=BUDGET, calibration=CALIBRATION)
+
+
+@pytest.fixture(scope="module")
+def packed(toy_checkpoint, tmp_path_factory):
+    """One packing at 60 kB: (loaded, path, report)."""
+    path = tmp_path_factory.mktemp("packed") / "toy.qlab"
+    loaded = load_checkpoint(toy_checkpoint, None)
+    return loaded, path, pack(loaded, CONFIG, path, checkpoint=toy_checkpoint)
+
+
+def test_the_file_is_within_budget_and_close_to_it(packed):
+    _, path, report = packed
+    assert report.total_bytes == report.artifact_bytes == path.stat().st_size <= BUDGET
+    assert report.slack_bytes == BUDGET - path.stat().st_size <= 0.003 * BUDGET
+    assert sum(report.bytes_by_kind.values()) == report.artifact_bytes
+    assert report.bpw == 8 * report.artifact_bytes / report.n_params
+    assert {t.width_bits for t in report.tensors} <= {5, 6, 8}
+
+
+def test_unpacked_tensors_are_those_that_were_measured(packed):
+    """The report's distortion, computed again from the file alone."""
+    loaded, path, report = packed
+    tensors = decode_artifact(*read_artifact(path))
+    assert tensors.keys() == loaded.state.keys()
+    stats = measure_statistics(loaded, CALIBRATION, None)
+    for t in report.tensors:
+        error = loaded.state[t.name] - torch.from_numpy(tensors[t.name])
+        again = distortion(error, stats.H[t.name], stats.g[t.name])
+        assert again == pytest.approx(t.distortion, rel=1e-6)
+
+
+def test_kept_tensors_come_back_in_half_precision_or_better(packed):
+    loaded, path, report = packed
+    tensors = decode_artifact(*read_artifact(path))
+    kept = {k["name"] for k in report.kept}
+    assert kept == {n for n, t in loaded.state.items() if t.ndim < 2 or t.numel() < 4096}
+    for name in kept:
+        assert np.abs(tensors[name] - loaded.state[name].numpy()).max() <= 2.0**-11 * loaded.state[name].abs().max()
+
+
+def test_packing_twice_gives_identical_files(packed, toy_checkpoint, tmp_path):
+    _, path, _ = packed
+    pack(load_checkpoint(toy_checkpoint, None), CONFIG, tmp_path / "again.qlab", checkpoint=toy_checkpoint)
+    assert (tmp_path / "again.qlab").read_bytes() == path.read_bytes()
+
+
+def test_the_number_of_processors_does_not_change_the_file(packed, toy_checkpoint, tmp_path, monkeypatch):
+    _, path, _ = packed
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    pack(load_checkpoint(toy_checkpoint, None), CONFIG, tmp_path / "one.qlab", checkpoint=toy_checkpoint)
+    assert (tmp_path / "one.qlab").read_bytes() == path.read_bytes()
+
+
+def test_an_artifact_makes_the_model_again(packed):
+    loaded, path, _ = packed
+    again = load_artifact(path, None)
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        p, q = loaded.model(ids).log_softmax(-1), again.model(ids).log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1).mean()
+    assert 0 < kl < 0.1  # 4.5 bits a weight
+
+
+def test_gptq_beats_rtn_at_equal_bytes(packed, toy_checkpoint, tmp_path):
+    loaded, _, report = packed
+    rtn = pack(loaded, replace(CONFIG, method="rtn"), tmp_path / "rtn.qlab", checkpoint=toy_checkpoint)
+    assert report.distortion < rtn.distortion
+    assert abs(rtn.total_bytes - report.total_bytes) < 0.003 * BUDGET
+
+
+def test_a_larger_budget_is_never_worse(packed, toy_checkpoint, tmp_path):
+    loaded, _, report = packed
+    larger = pack(loaded, replace(CONFIG, budget_bytes=80_000), tmp_path / "l.qlab", checkpoint=toy_checkpoint)
+    assert larger.distortion < report.distortion and larger.total_bytes <= 80_000
+
+
+def test_counted_code_takes_its_share(packed, toy_checkpoint, tmp_path):
+    loaded, _, report = packed
+    with_code = replace(CONFIG, code={"train.py": 10_000})
+    smaller = pack(loaded, with_code, tmp_path / "c.qlab", checkpoint=toy_checkpoint)
+    assert smaller.total_bytes == smaller.artifact_bytes + 10_000 <= BUDGET
+    assert smaller.distortion > report.distortion
+
+
+def test_a_budget_below_reach_names_the_size_that_is_reachable(packed, toy_checkpoint, tmp_path):
+    loaded = packed[0]
+    with pytest.raises(BudgetError, match="below the smallest reachable size, ") as caught:
+        pack(loaded, replace(CONFIG, budget_bytes=5000), tmp_path / "s.qlab", checkpoint=toy_checkpoint)
+    assert caught.value.exit_code == 3 and not list(tmp_path.iterdir())
+    smallest = caught.value.smallest_bytes
+    report = pack(loaded, replace(CONFIG, budget_bytes=smallest), tmp_path / "s.qlab", checkpoint=toy_checkpoint)
+    assert report.total_bytes <= smallest
+
+
+def test_a_budget_beyond_reach_gives_the_finest_plan(packed, toy_checkpoint, tmp_path):
+    loaded, _, report = packed
+    huge = pack(loaded, replace(CONFIG, budget_bytes=10**9), tmp_path / "h.qlab", checkpoint=toy_checkpoint)
+    assert huge.total_bytes < 130_000 and huge.distortion < 0.1 * report.distortion
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widths": (9,)}, "widths must be whole numbers from 2 to 8, got 9"),
+        ({"widths": ()}, "widths must be"),
+        ({"method": "magic"}, "method must be one of gptq, rtn"),
+    ],
+)
+def test_unknown_options_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        PackConfig(budget_bytes=1000, **options)
+
+
+def test_code_alone_beyond_the_budget_is_refused_at_once():
+    with pytest.raises(BudgetError, match="code files take 2000 bytes, the budget is 1000"):
+        PackConfig(budget_bytes=1000, code={"a": 2000})
+
+
+def test_a_file_that_reads_back_differently_is_never_left(packed, toy_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "digest_in_fresh_process", lambda path: "0" * 64)
+    with pytest.raises(FormatError, match="decodes m.qlab to other tensors"):
+        pack(packed[0], CONFIG, tmp_path / "m.qlab", checkpoint=toy_checkpoint)
+    assert not list(tmp_path.iterdir())
+
+
+def test_damage_anywhere_in_a_packed_model_is_noticed(packed):
+    data = packed[1].read_bytes()
+    rng = np.random.default_rng(0)
+    for at in rng.integers(0, len(data), 300):
+        with pytest.raises(FormatError):
+            parse_artifact(data[:at] + bytes([data[at] ^ int(rng.integers(1, 256))]) + data[at + 1 :])
+    for size in rng.integers(0, len(data), 100):
+        with pytest.raises(FormatError):
+            parse_artifact(data[:size])
+
+
+def test_report_is_json(packed):
+    raw = json.loads(json.dumps(packed[2].to_dict()))
+    needed = {"budget_bytes", "artifact_bytes", "code_bytes", "total_bytes", "n_params", "bpw", "method", "seed"}
+    assert needed | {"timings_s", "tensors"} <= raw.keys()
+    assert all({"name", "shape", "width_bits", "bpw", "bytes", "distortion"} <= t.keys() for t in raw["tensors"])
+
+
+def test_unpack_writes_what_decoding_gives(packed, tmp_path):
+    from quantlab.cli.main import run
+
+    assert run(["unpack", str(packed[1]), "-o", str(tmp_path / "s.safetensors")]) == 0
+    state, tensors = load_file(tmp_path / "s.safetensors"), decode_artifact(*read_artifact(packed[1]))
+    assert state.keys() == tensors.keys()
+    assert all(np.array_equal(state[n].numpy(), tensors[n]) and state[n].numpy().dtype == tensors[n].dtype for n in state)

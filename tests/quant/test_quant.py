@@ -1,0 +1,147 @@
+"""Grids, round-to-nearest and GPTQ."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from quantlab.errors import StatisticsError
+from quantlab.kernels.gptq_block import gptq_block_ref
+from quantlab.quant.distortion import distortion
+from quantlab.quant.gptq import feedback, gptq
+from quantlab.quant.grid import RowGrid, code_limit, row_grid
+from quantlab.quant.rtn import round_to_nearest
+
+MATRICES = arrays(np.float32, (4, 24), elements=st.floats(-1e3, 1e3, width=32))
+
+
+def correlated(rows=48, columns=40, tokens=400, seed=0):
+    """Weights, and a Hessian whose inputs share a few directions."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(columns, columns, generator=generator) + 3 * torch.randn(1, columns, generator=generator)
+    x = torch.randn(tokens, columns, generator=generator) @ mix
+    return torch.randn(rows, columns, generator=generator), x.T @ x / tokens, torch.rand(rows, generator=generator) + 0.1
+
+
+@given(w=MATRICES, bits=st.integers(2, 8))
+@settings(deadline=None)
+def test_rtn_error_is_at_most_half_a_step_within_the_range(w, bits):
+    w = torch.from_numpy(w)
+    grid = row_grid(w, bits=bits, clip=6.0)
+    q, steps = round_to_nearest(w, grid), grid.steps_O[:, None]
+    inside = w.abs() <= steps * code_limit(bits)
+    # float32 division and product: one unit in the last place each, relative to w
+    assert ((q * steps - w).abs() <= 0.5 * steps + 1e-6 * w.abs())[inside].all()
+    assert int(q.abs().max()) <= code_limit(bits)
+
+
+@given(w=MATRICES)
+@settings(deadline=None)
+def test_rtn_is_idempotent_and_leaves_its_argument(w):
+    w = torch.from_numpy(w)
+    before = w.clone()
+    grid = row_grid(w, bits=6, clip=8.0)
+    q = round_to_nearest(w, grid)
+    assert torch.equal(w, before)
+    assert torch.equal(round_to_nearest(q * grid.steps_O[:, None], grid), q)
+
+
+@pytest.mark.parametrize("w", [torch.zeros(3, 8), torch.full((2, 8), 5.0), torch.eye(1, 8), torch.full((1, 4), 1e-30)])
+def test_degenerate_rows_stay_finite_and_close(w):
+    grid = row_grid(w, bits=8, clip=4.0)
+    back = round_to_nearest(w, grid) * grid.steps_O[:, None]
+    assert torch.isfinite(back).all()
+    assert ((back - w).abs() <= 0.02 * w.abs().max()).all()  # a step is 4/127 of the row's root mean square
+
+
+def test_steps_survive_storage_exactly():
+    """The float16 scale and the exponent give the float32 steps that rounding used."""
+    w = torch.randn(16, 32, generator=torch.Generator().manual_seed(1)) * 1e-4
+    grid = row_grid(w, bits=5, clip=10.0)
+    assert grid.scale_O.dtype == np.float16 and 0.5 < grid.scale_O.max() <= 2
+    wanted = 10.0 * w.square().mean(1).sqrt() / 15
+    assert torch.allclose(grid.steps_O, wanted, rtol=2**-10)  # half a float16 unit
+
+
+def test_a_row_of_outliers_does_not_coarsen_the_others():
+    w = torch.ones(4, 64)
+    w[2] *= 1e4
+    grid = row_grid(w, bits=8, clip=4.0)
+    assert torch.allclose(grid.steps_O[[0, 1, 3]], torch.tensor(4 / 127), rtol=2**-10)
+
+
+@pytest.mark.parametrize("columns", [1, 7, 64, 130, 257])
+def test_gptq_equals_the_textbook_loop(columns):
+    """An independent float64 loop that updates all later columns at once and knows no blocks (arXiv 2210.17323, eq. 3)."""
+    w, H, _ = correlated(columns=columns, tokens=600)
+    grid, fb = row_grid(w, bits=6, clip=10.0), feedback("w", H)
+    q = gptq(w, grid, fb)
+    damped = H.double() + 0.01 * H.double().diagonal().mean() * torch.eye(columns, dtype=torch.float64)
+    expected, rest, steps = torch.zeros_like(w), w.double().clone(), grid.steps_O.double()
+    remaining = torch.argsort(H.diagonal(), descending=True, stable=True).tolist()
+    while remaining:
+        inverse = torch.linalg.inv(damped[remaining][:, remaining])
+        j = remaining[0]
+        expected[:, j] = (rest[:, j] / steps).round().clamp(-31, 31).float()
+        error = (rest[:, j] - expected[:, j].double() * steps) / inverse[0, 0]
+        rest[:, remaining] -= error[:, None] * inverse[0]
+        remaining = remaining[1:]
+    # float32 against float64 may differ where a value falls on a rounding boundary; each then differs by one code
+    assert (q.float() != expected).float().mean() < 0.01
+
+
+def test_gptq_beats_rtn_on_correlated_inputs():
+    w, H, g = correlated()
+    grid = row_grid(w, bits=5, clip=8.0)
+    steps = grid.steps_O[:, None]
+    loss = {
+        "gptq": distortion(w - gptq(w, grid, feedback("w", H)) * steps, H, g),
+        "rtn": distortion(w - round_to_nearest(w, grid) * steps, H, g),
+    }
+    assert loss["gptq"] < 0.5 * loss["rtn"]
+
+
+def test_gptq_without_correlation_is_rtn():
+    w, _, _ = correlated()
+    grid = row_grid(w, bits=5, clip=8.0)
+    assert torch.equal(gptq(w, grid, feedback("w", torch.eye(40))), round_to_nearest(w, grid))
+
+
+def test_gptq_zeroes_columns_that_never_saw_input_and_leaves_its_arguments():
+    w, H, _ = correlated()
+    H[5], H[:, 5] = 0, 0
+    before = w.clone(), H.clone()
+    q = gptq(w, row_grid(w, bits=6, clip=10.0), feedback("w", H))
+    assert not q[:, 5].any() and q[:, 4].any()
+    assert torch.equal(w, before[0]) and torch.equal(H, before[1])
+
+
+@pytest.mark.parametrize("H", [torch.zeros(4, 4), torch.full((4, 4), float("nan")), -torch.eye(4)])
+def test_a_hessian_that_is_none_is_named(H):
+    with pytest.raises(StatisticsError, match=r"tensor blocks\.0\.w"):
+        feedback("blocks.0.w", H)
+
+
+def test_block_errors_are_what_later_columns_need():
+    """Within one block: w - codes · step = errors · diag(U), and nothing is left uninitialised."""
+    w, H, _ = correlated(columns=16)
+    U = feedback("w", H).U_II
+    steps = torch.full((48,), 0.3)
+    codes, errors = gptq_block_ref(w.T.contiguous(), steps, 127, U)
+    rest = w.T.clone()
+    for j in range(16):
+        assert torch.allclose(rest[j] - codes[j] * steps, errors[j] * U[j, j], atol=1e-5)  # float32, values near 1
+        rest -= U[j][:, None] * errors[j]
+
+
+def test_distortion_is_half_the_weighted_quadratic_form():
+    e, H, g = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.tensor([1.0, 10.0])
+    assert distortion(e, H, g) == 0.5 * (1 * (2 + 4 + 12) + 10 * 3)
+
+
+def test_grid_is_a_value():
+    w = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    a, b = row_grid(w, bits=4, clip=3.0), row_grid(w, bits=4, clip=3.0)
+    assert isinstance(a, RowGrid) and (a.scale_O == b.scale_O).all() and a.exponent == b.exponent

@@ -1,0 +1,48 @@
+"""Files appear whole or not at all."""
+
+import os
+
+import pytest
+
+from quantlab.errors import ConfigError, QuantlabError
+from quantlab.files import refuse_existing, write_whole
+
+
+def test_write_replaces_the_old_content_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "a.bin"
+    write_whole(path, b"old")
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    write_whole(path, b"old")
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(QuantlabError, match=r"cannot write .*a\.bin: No space left on device"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_missing_folder_is_one_clear_line(tmp_path):
+    with pytest.raises(QuantlabError, match="cannot write"):
+        write_whole(tmp_path / "absent" / "a.bin", b"")
+
+
+def test_existing_outputs_need_force(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"")
+    with pytest.raises(ConfigError, match="exists") as caught:
+        refuse_existing([path], force=False)
+    assert caught.value.hint is not None and "--force" in caught.value.hint
+    refuse_existing([path], force=True)
+    with pytest.raises(ConfigError, match="folder .* does not exist"):
+        refuse_existing([tmp_path / "absent" / "a.bin"], force=True)
+    with pytest.raises(ConfigError, match="is a folder"):
+        refuse_existing([tmp_path], force=True)

@@ -1,0 +1,61 @@
+"""Learning rate multiplier and momentum at named points."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantlab.trainer.config import TrainConfig
+from quantlab.trainer.schedule import lr_multiplier, muon_momentum, run_fraction
+
+
+def config(**changes):
+    values = {"steps": 100, "max_seconds": 0.0, "warmup_steps": 4, "warmdown_frac": 0.5, "muon_momentum_warmup_steps": 10}
+    return TrainConfig(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, 0.25), (1, 0.5), (3, 1.0), (4, 1.0), (50, 1.0), (60, 0.8), (75, 0.5), (99, 0.02), (100, 0.0)],
+)
+def test_by_steps(step, expected):
+    assert lr_multiplier(config(), step, 1e9) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "seconds", "expected"),
+    [
+        (10, 0.0, 1.0),
+        (10, 5.0, 1.0),
+        (10, 7.5, 0.5),  # time is further
+        (75, 1.0, 0.5),  # steps are further
+        (10, 10.0, 0.0),
+        (10, 11.0, 0.0),
+    ],
+)
+def test_by_time_or_steps_whichever_is_further(step, seconds, expected):
+    assert lr_multiplier(config(max_seconds=10.0), step, seconds) == pytest.approx(expected)
+
+
+def test_without_warmup_and_warmdown_it_is_constant():
+    flat = config(warmup_steps=0, warmdown_frac=0.0)
+    assert [lr_multiplier(flat, step, 0.0) for step in range(100)] == [1.0] * 100
+
+
+def test_warmdown_over_the_whole_run_starts_at_once():
+    assert lr_multiplier(config(warmup_steps=0, warmdown_frac=1.0), 25, 0.0) == pytest.approx(0.75)
+
+
+@given(step=st.integers(0, 200), seconds=st.floats(0, 30), frac=st.floats(0, 1), warmup=st.integers(0, 300))
+def test_multiplier_is_between_0_and_1_and_never_rises_after_warmup(step, seconds, frac, warmup):
+    c = config(max_seconds=10.0, warmdown_frac=frac, warmup_steps=warmup)
+    now, later = (lr_multiplier(c, s, seconds) for s in (step, step + 1))
+    assert 0.0 <= now <= 1.0
+    assert 0.0 <= run_fraction(c, step, seconds) <= 1.0
+    if step + 1 >= warmup:
+        assert later <= now + 1e-12
+
+
+def test_momentum_rises_linearly():
+    c = config()
+    assert [muon_momentum(c, s) for s in (0, 5, 10, 99)] == pytest.approx([0.85, 0.9, 0.95, 0.95])
+    assert muon_momentum(config(muon_momentum_warmup_steps=0), 0) == 0.95

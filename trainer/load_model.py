@@ -1,0 +1,101 @@
+"""Turn a state dict into a model: the baseline GPT, or whatever the user's own file builds."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlab.errors import ConfigError, QuantlabError, ShapeError
+from quantlab.trainer.from_state_dict import gpt_from_state_dict
+
+Factory = Callable[[dict[str, Tensor]], nn.Module]
+
+_PROBE_TOKENS = 4
+
+
+def load_factory(spec: str) -> Factory:
+    """The function that `spec`, "path/to/file.py:factory", names; the file is run, as `import` would.
+
+    Raises:
+        ConfigError: the spec has another form, or file or function do not exist, or it is not callable.
+        QuantlabError: the file raises while it is imported.
+    """
+    path_text, colon, name = spec.rpartition(":")
+    if not colon or not path_text.endswith(".py") or not name.isidentifier():
+        raise ConfigError(f"model must look like path/to/file.py:factory, got {spec!r}")
+    path = Path(path_text)
+    if not path.is_file():
+        raise ConfigError(f"model file {path} does not exist")
+    module = _import_file(path)
+    if not hasattr(module, name):
+        raise ConfigError(f"model file {path} has no {name}")
+    factory: Factory = getattr(module, name)
+    if not callable(factory):
+        raise ConfigError(f"{spec} must be a function from state dict to nn.Module, got {type(factory).__name__}")
+    return factory
+
+
+def build_model(state: dict[str, Tensor], spec: str | None) -> nn.Module:
+    """The model of these weights, in eval mode: the baseline `GPT`, or what the factory named by `spec` returns.
+
+    Raises:
+        CheckpointError: no spec, and the tensors are not those of a `GPT`.
+        ConfigError: see `load_factory`; or the factory returns something else than an nn.Module.
+        QuantlabError: the factory raises.
+    """
+    if spec is None:
+        return gpt_from_state_dict(state)
+    factory = load_factory(spec)
+    try:
+        model: Any = factory(state)
+    except Exception as error:
+        raise QuantlabError(f"{spec} failed: {_one_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{spec} must return an nn.Module, got {type(model).__name__}")
+    return model.eval()
+
+
+@torch.no_grad()
+def check_model(model: nn.Module) -> int:
+    """Run four tokens through `model` on its own device, check that it returns logits, and give the vocabulary's size V.
+
+    Raises:
+        ShapeError: model(ids int64 [1, 4]) fails or is not a finite floating tensor [1, 4, V].
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        logits: Any = model(torch.zeros(1, _PROBE_TOKENS, dtype=torch.int64, device=device))
+    except Exception as error:
+        raise ShapeError(f"the model fails on ids [1, {_PROBE_TOKENS}]: {_one_line(error)}") from error
+    expected = f"[1, {_PROBE_TOKENS}, vocabulary]"
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
+        raise ShapeError(f"the model must return floating logits {expected}, got {got}")
+    if logits.ndim != 3 or logits.shape[:2] != (1, _PROBE_TOKENS):
+        raise ShapeError(f"the model must return logits {expected}, got {list(logits.shape)}")
+    if not bool(logits.isfinite().all()):
+        raise ShapeError(f"the model's logits for ids [1, {_PROBE_TOKENS}] are not all finite")
+    return int(logits.shape[-1])
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"quantlab_user_model_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # the name ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[spec.name]
+        raise QuantlabError(f"{path} failed on import: {_one_line(error)}") from error
+    return module
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
