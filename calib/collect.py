@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quantlab.calib.statistics import Statistics
 from quantlab.calib.watch import Watcher
+from quantlab.quant.distortion import Use
 
 BATCH_TOKENS = 4096
 
@@ -51,10 +52,13 @@ def collect(
                 progress(min(at + step, len(ids_NT)), len(ids_NT))
     model.train(was_training)
     tokens = ids_NT.numel()
-    sums = watcher.sums()
+    products, lookups = (
+        {name: Use((s.H_II / tokens).float().cpu(), (s.g_O / tokens).float().cpu()) for name, s in watcher.named(sums).items()}
+        for sums in (watcher.products, watcher.lookups)
+    )
     stats = Statistics(
-        H={name: (s.H_II / tokens).float().cpu() for name, s in sums.items()},
-        g={name: (s.g_O / tokens).float().cpu() for name, s in sums.items()},
+        products=products,
+        lookups=lookups,
         tokens=tokens,
         model_fingerprint=model_fingerprint,
         source={**source, "label_seed": seed, "tokens_sha256": _sha256(ids_NT)},

@@ -12,30 +12,32 @@ from torch import Tensor
 
 from quantlab.checkpoint.write import write_safetensors
 from quantlab.errors import StatisticsError
+from quantlab.quant.distortion import Use
 
 STATISTICS_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Statistics:
-    """What rounding needs to know of each matrix W [O, I].
+    """What rounding needs to know of each matrix W [O, I], by the ways in which the model uses it."""
 
-    For a matrix that multiplies (a linear layer, a tied head) H is the mean over tokens of x xᵀ of its input and g the mean
-    squared gradient of the loss at its output. For one that is only looked up (an untied embedding, O = vocabulary) a row is
-    used as often as its token occurs: g is the token's frequency and H the diagonal of mean squared gradients at the output.
-    Either way ½ Σ_i g_i e_iᵀ H e_i predicts the KL in nats per token that an error e costs.
-    """
-
-    H: dict[str, Tensor]
-    """float32 [I, I] by tensor name."""
-    g: dict[str, Tensor]
-    """float32 [O] by tensor name."""
+    products: dict[str, Use]
+    """Matrices that multiply (a linear layer, a head tied to an embedding): H is the mean over tokens of x xᵀ of the input,
+    float32 [I, I], and g the mean squared gradient of the loss at the output, float32 [O]."""
+    lookups: dict[str, Use]
+    """Embeddings (O is the vocabulary), tied or not: a row is used as often as its token occurs, so g is the token's frequency,
+    and H the diagonal of mean squared gradients at the output, float32 [I]."""
     tokens: int
     """Calibration tokens measured."""
     model_fingerprint: str
     """Fingerprint of the state dict that was measured."""
     source: dict[str, Any] = field(default_factory=dict)
     """Where the tokens came from: kind, seed, sequence length, and their SHA-256."""
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices were measured."""
+        return len(self.products.keys() | self.lookups.keys())
 
     @property
     def fingerprint(self) -> str:
@@ -46,16 +48,24 @@ class Statistics:
     def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raise StatisticsError, naming the tensor, unless every shape [O, I] has finite, non-zero statistics."""
         for name, (rows, columns) in shapes.items():
-            if name not in self.H or name not in self.g:
+            if name not in self.products and name not in self.lookups:
                 raise StatisticsError(f"tensor {name} has no calibration statistics: the model never used it")
-            if self.H[name].shape != (columns, columns) or self.g[name].shape != (rows,):
-                got = f"{list(self.H[name].shape)} and {list(self.g[name].shape)}"
-                raise StatisticsError(f"tensor {name} is [{rows}, {columns}] but its statistics are {got}")
-            for label, value in (("Hessian", self.H[name]), ("output gradient", self.g[name])):
-                if not torch.isfinite(value).all():
-                    raise StatisticsError(f"tensor {name}: its {label} is not finite")
-                if not value.any():
-                    raise StatisticsError(f"tensor {name}: its {label} is zero on all {self.tokens} calibration tokens")
+            for use in self.uses(name):
+                if use.H_II.shape[-1:] != (columns,) or use.g_O.shape != (rows,):
+                    got = f"{list(use.H_II.shape)} and {list(use.g_O.shape)}"
+                    raise StatisticsError(f"tensor {name} is [{rows}, {columns}] but its statistics are {got}")
+                self._check_values(name, "Hessian", use.H_II)
+                self._check_values(name, "output gradient", use.g_O)
+
+    def uses(self, name: str) -> tuple[Use, ...]:
+        """Every way in which the model uses a matrix; a tied embedding is multiplied and looked up."""
+        return tuple(uses[name] for uses in (self.products, self.lookups) if name in uses)
+
+    def _check_values(self, name: str, label: str, value: Tensor) -> None:
+        if not torch.isfinite(value).all():
+            raise StatisticsError(f"tensor {name}: its {label} is not finite")
+        if not value.any():
+            raise StatisticsError(f"tensor {name}: its {label} is zero on all {self.tokens} calibration tokens")
 
     def check_model(self, model_fingerprint: str, path: Path) -> None:
         """Raise StatisticsError unless the statistics were measured on this state dict."""
@@ -68,14 +78,18 @@ class Statistics:
 
 
 def write_statistics(path: Path, stats: Statistics) -> None:
-    """Save as safetensors: tensors `H.<name>` and `g.<name>`, the rest as JSON in the header."""
+    """Save as safetensors: tensors `product.H.<name>`, `product.g.<name>`, `lookup.H.<name>`, `lookup.g.<name>`, the rest as
+    JSON in the header."""
     about = {
         "version": STATISTICS_VERSION,
         "tokens": stats.tokens,
         "model_fingerprint": stats.model_fingerprint,
         "source": stats.source,
     }
-    tensors = {f"H.{n}": t for n, t in stats.H.items()} | {f"g.{n}": t for n, t in stats.g.items()}
+    tensors: dict[str, Tensor] = {}
+    for kind, uses in (("product", stats.products), ("lookup", stats.lookups)):
+        for name, use in uses.items():
+            tensors |= {f"{kind}.H.{name}": use.H_II, f"{kind}.g.{name}": use.g_O}
     write_safetensors(path, tensors, {"quantlab_statistics": json.dumps(about, sort_keys=True)})
 
 
@@ -90,9 +104,14 @@ def read_statistics(path: Path) -> Statistics:
     if not isinstance(about, dict) or about.get("version") != STATISTICS_VERSION:
         raise StatisticsError(f"{path} is not a statistics file of version {STATISTICS_VERSION}")
     return Statistics(
-        H={key[2:]: t for key, t in tensors.items() if key.startswith("H.")},
-        g={key[2:]: t for key, t in tensors.items() if key.startswith("g.")},
+        products=_read_uses(tensors, "product"),
+        lookups=_read_uses(tensors, "lookup"),
         tokens=about["tokens"],
         model_fingerprint=about["model_fingerprint"],
         source=about["source"],
     )
+
+
+def _read_uses(tensors: dict[str, Tensor], kind: str) -> dict[str, Use]:
+    names = [key.removeprefix(f"{kind}.H.") for key in tensors if key.startswith(f"{kind}.H.")]
+    return {name: Use(tensors[f"{kind}.H.{name}"], tensors[f"{kind}.g.{name}"]) for name in names}

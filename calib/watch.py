@@ -13,17 +13,18 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass
 class Sums:
-    """Sums over tokens for one matrix [O, I], float64: see `calib.statistics.Statistics` for their meaning."""
+    """Sums over tokens for one use of a matrix [O, I], float64: see `calib.statistics.Statistics` for their meaning."""
 
     H_II: Tensor
+    """[I, I] of a product, its diagonal [I] of a lookup."""
     g_O: Tensor
 
 
 class Watcher:
-    """Sums for the matrices of `model` whose parameter names are in `names`.
+    """Sums for the matrices of `model` whose parameter names are in `names`: `products`, and `lookups` of embeddings.
 
     Linear layers, also subclasses that cast their weight, are seen by module hooks; a tied head by the call of `F.linear` with
-    an embedding's own weight; an embedding without a head by its lookups. A matrix used several times sums all its uses.
+    an embedding's own weight. A matrix that is multiplied several times sums all its uses.
     """
 
     def __init__(self, model: nn.Module, names: set[str]) -> None:
@@ -36,10 +37,9 @@ class Watcher:
         self.lookups: dict[int, Sums] = {}
         self._last_gram: tuple[Tensor, Tensor] | None = None
 
-    def sums(self) -> dict[str, Sums]:
-        """What was seen, by parameter name; a matrix that was both looked up and multiplied counts as multiplied."""
-        seen = self.lookups | self.products
-        return {name: seen[key] for key, names in self.by_id.items() if key in seen for name in names}
+    def named(self, sums: dict[int, Sums]) -> dict[str, Sums]:
+        """`products` or `lookups` by parameter name; one that goes by several names is under each."""
+        return {name: sums[key] for key, names in self.by_id.items() if key in sums for name in names}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -70,7 +70,9 @@ class Watcher:
     def _on_product(self, weight: Tensor, x: Tensor, out: Tensor) -> None:
         if id(weight) not in self.by_id:
             return
-        sums = self.products.setdefault(id(weight), _zeros(weight))
+        rows, columns = weight.shape
+        zero = Sums(weight.new_zeros(columns, columns, dtype=torch.float64), weight.new_zeros(rows, dtype=torch.float64))
+        sums = self.products.setdefault(id(weight), zero)
         sums.H_II += self._gram(x)
 
         def on_gradient(gradient: Tensor) -> None:
@@ -81,11 +83,13 @@ class Watcher:
     def _on_lookup(self, weight: Tensor, ids: Tensor, out: Tensor) -> None:
         if id(weight) not in self.by_id:
             return
-        sums = self.lookups.setdefault(id(weight), _zeros(weight))
+        rows, columns = weight.shape
+        zero = Sums(weight.new_zeros(columns, dtype=torch.float64), weight.new_zeros(rows, dtype=torch.float64))
+        sums = self.lookups.setdefault(id(weight), zero)
         sums.g_O += torch.bincount(ids.flatten(), minlength=weight.shape[0])
 
         def on_gradient(gradient: Tensor) -> None:
-            sums.H_II.diagonal().add_(gradient.flatten(0, -2).float().square().sum(0))
+            sums.H_II += gradient.flatten(0, -2).float().square().sum(0)
 
         out.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
@@ -109,8 +113,3 @@ class _LinearCalls(TorchFunctionMode):
         if func is F.linear and len(args) >= 2 and id(args[1]) in self.tables:
             self.report(args[1], args[0], out)
         return out
-
-
-def _zeros(weight: Tensor) -> Sums:
-    rows, columns = weight.shape
-    return Sums(weight.new_zeros(columns, columns, dtype=torch.float64), weight.new_zeros(rows, dtype=torch.float64))

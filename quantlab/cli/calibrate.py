@@ -39,7 +39,7 @@ def calibrate(
         stats = measure_statistics(loaded, config, known, progress)
     write_statistics(output, stats)
     if as_json:
-        about = {"tokens": stats.tokens, "tensors": len(stats.H), "fingerprint": stats.fingerprint, **stats.source}
+        about = {"tokens": stats.tokens, "tensors": stats.matrices, "fingerprint": stats.fingerprint, **stats.source}
         print_json({"statistics": str(output), **about})
     else:
-        print(f"wrote {output}: {len(stats.H)} tensors measured on {stats.tokens:,} tokens ({config.source})")
+        print(f"wrote {output}: {stats.matrices} tensors measured on {stats.tokens:,} tokens ({config.source})")

@@ -15,7 +15,7 @@ from quantlab.artifact.encode import encode_artifact
 from quantlab.artifact.verify import digest_in_fresh_process
 from quantlab.errors import QuantlabError
 from quantlab.files import write_whole
-from quantlab.quant.distortion import distortion
+from quantlab.quant.distortion import Use, distortion
 from quantlab.search.measure import TensorMeter
 
 
@@ -52,8 +52,8 @@ def _round_trip() -> str:
     """Pack one small matrix with GPTQ, write it, and have a fresh process decode it."""
     generator = torch.Generator().manual_seed(0)
     w_OI, x_TI = (torch.randn(shape, generator=generator) for shape in ((96, 64), (512, 64)))
-    H_II, g_O = x_TI.T @ x_TI / len(x_TI), torch.ones(96)
-    meter = TensorMeter("matrix", w_OI, H_II, g_O, "gptq")
+    uses = (Use(x_TI.T @ x_TI / len(x_TI), torch.ones(96)),)
+    meter = TensorMeter("matrix", w_OI, uses, "gptq")
     point = meter.measure(6, 12.0).point
     data = encode_artifact([meter.payload(point)])
     expected = digest(decode_artifact(*parse_artifact(data)))
@@ -62,6 +62,6 @@ def _round_trip() -> str:
         write_whole(path, data)
         if digest_in_fresh_process(path) != expected:
             raise QuantlabError("a packed matrix came back changed: this machine cannot be trusted with artifacts")
-    if not 0 < point.distortion < distortion(w_OI, H_II, g_O):
+    if not 0 < point.distortion < distortion(w_OI, uses):
         raise QuantlabError("rounding a matrix lost all of it: torch is broken on this machine")
     return f"ok ({len(data)} bytes for 96 x 64 weights)"

@@ -117,7 +117,7 @@ def _search(
     def assemble(grids: list[GridPayload]) -> bytes:
         return encode_artifact([*grids, *raws], **about)
 
-    meters = [TensorMeter(n, w, stats.H[n], stats.g[n], config.method) for n, w in matrices.items()]
+    meters = [TensorMeter(n, w, stats.uses(n), config.method) for n, w in matrices.items()]
     planner = Planner(meters, assemble, stage(progress, "search widths and clips"))
     try:
         data, points = planner.solve(config.budget_bytes - config.code_bytes, config.widths)

@@ -11,7 +11,7 @@ from quantlab.artifact.encode import GridPayload, smallest_section
 from quantlab.artifact.manifest import GridTensor
 from quantlab.coding.codecs import BROTLI, CODECS
 from quantlab.coding.planes import codes_to_bytes
-from quantlab.quant.distortion import distortion
+from quantlab.quant.distortion import Use, column_hessian, distortion
 from quantlab.quant.gptq import Feedback, feedback, gptq
 from quantlab.quant.grid import RowGrid, row_grid
 from quantlab.quant.rtn import round_to_nearest
@@ -34,10 +34,10 @@ class Measured:
 class TensorMeter:
     """Measures one matrix at any width and clip; each measurement is kept."""
 
-    def __init__(self, name: str, w_OI: Tensor, H_II: Tensor, g_O: Tensor, method: Method) -> None:
-        self.name, self.w_OI, self.H_II, self.g_O = name, w_OI, H_II, g_O
+    def __init__(self, name: str, w_OI: Tensor, uses: tuple[Use, ...], method: Method) -> None:
+        self.name, self.w_OI, self.uses = name, w_OI, uses
         self.measured: dict[tuple[int, float], Measured] = {}
-        self._round = _rounding(name, H_II, method)
+        self._round = _rounding(name, uses, method)
 
     def measure(self, bits: int, clip: float) -> Measured:
         """Quantize to `bits` with the grid's end at `clip` root mean squares of each row."""
@@ -47,7 +47,7 @@ class TensorMeter:
             q_OI = self._round(self.w_OI, grid)
             error_OI = self.w_OI - q_OI * grid.steps_O[:, None]
             stream = CODECS[BROTLI].encode(codes_to_bytes(q_OI.numpy()))
-            point = Point(bits, clip, len(stream), distortion(error_OI, self.H_II, self.g_O))
+            point = Point(bits, clip, len(stream), distortion(error_OI, self.uses))
             self.measured[key] = Measured(point, grid, stream)
         return self.measured[key]
 
@@ -66,8 +66,8 @@ class TensorMeter:
         return GridPayload(entry, measured.grid.scale_O, codes)
 
 
-def _rounding(name: str, H_II: Tensor, method: Method) -> Callable[[Tensor, RowGrid], Tensor]:
+def _rounding(name: str, uses: tuple[Use, ...], method: Method) -> Callable[[Tensor, RowGrid], Tensor]:
     if method == "rtn":
         return round_to_nearest
-    fb: Feedback = feedback(name, H_II)
+    fb: Feedback = feedback(name, column_hessian(uses))
     return lambda w_OI, grid: gptq(w_OI, grid, fb)

@@ -44,7 +44,7 @@ def test_statistics_equal_plain_autograd(monkeypatch):
     labels = torch.multinomial(
         logits.detach().softmax(-1).flatten(0, 1), 1, generator=torch.Generator().manual_seed(3)
     ).flatten()
-    H = {n: torch.zeros(6, 6, dtype=torch.float64) for n in SHAPES}
+    H = {n: torch.zeros(6, 6, dtype=torch.float64) for n in SHAPES} | {"emb.weight": torch.zeros(6, dtype=torch.float64)}
     g = {n: torch.zeros(s[0], dtype=torch.float64) for n, s in SHAPES.items()}
     for token, label in zip(IDS.flatten(), labels, strict=True):
         x0 = model.emb.weight[token].detach().requires_grad_()
@@ -59,12 +59,13 @@ def test_statistics_equal_plain_autograd(monkeypatch):
         g["mid.weight"] += d1**2 + d2**2
         H["head.weight"] += torch.outer(x2.double(), x2.double())
         g["head.weight"] += d3**2
-        H["emb.weight"] += torch.diag(d0**2)
+        H["emb.weight"] += d0**2
         g["emb.weight"][token] += 1
     for name in SHAPES:
         # float32 forward and backward against the same; only the order of sums differs
-        torch.testing.assert_close(stats.H[name].double(), (H[name] / 35).detach(), rtol=1e-4, atol=1e-9)
-        torch.testing.assert_close(stats.g[name].double(), (g[name] / 35).detach(), rtol=1e-4, atol=1e-9)
+        (use,) = stats.uses(name)
+        torch.testing.assert_close(use.H_II.double(), (H[name] / 35).detach(), rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(use.g_O.double(), (g[name] / 35).detach(), rtol=1e-4, atol=1e-9)
     assert stats.tokens == 35
 
 
@@ -76,14 +77,19 @@ def test_batches_do_not_change_the_sums(monkeypatch, toy_state):
     monkeypatch.setattr("quantlab.calib.collect.BATCH_TOKENS", 64)
     parts = measure(model, shapes, ids)
     for name in shapes:
-        torch.testing.assert_close(whole.H[name], parts.H[name], rtol=1e-4, atol=1e-6)  # float32 sums in another order
+        for a, b in zip(whole.uses(name), parts.uses(name), strict=True):
+            torch.testing.assert_close(a.H_II, b.H_II, rtol=1e-4, atol=1e-6)  # float32 sums in another order
 
 
-def test_the_tied_head_is_measured_where_it_multiplies(toy_state):
-    """H of the tied embedding is that of the final norm's output: unit mean square per channel, so its trace is the width."""
+def test_a_tied_embedding_is_measured_in_both_roles(toy_state):
+    """As head its H is that of the final norm's output: unit mean square per channel, so its trace is the width. As a table
+    its rows count by the frequency of their tokens."""
     model = gpt_from_state_dict(toy_state)
     stats = measure(model, {"tok_emb.weight": (400, 64)}, IDS)
-    assert stats.H["tok_emb.weight"].trace() == pytest.approx(64, rel=1e-3)  # rms_norm's epsilon
+    head, table = stats.uses("tok_emb.weight")
+    assert head.H_II.trace() == pytest.approx(64, rel=1e-3)  # rms_norm's epsilon
+    assert torch.allclose(table.g_O, torch.bincount(IDS.flatten(), minlength=400) / IDS.numel())
+    assert table.H_II.shape == (64,) and (table.H_II > 0).all()
 
 
 def test_measuring_leaves_the_model_as_it_was(toy_state):
@@ -108,7 +114,7 @@ def test_zero_and_non_finite_statistics_are_named():
     with pytest.raises(StatisticsError, match=r"tensor (emb|mid)\.weight: its (output gradient|Hessian) is zero on all 35"):
         measure(model, SHAPES)
     stats = measure(TwoTables(), SHAPES)
-    stats.H["mid.weight"][0, 0] = float("inf")
+    stats.products["mid.weight"].H_II[0, 0] = float("inf")
     with pytest.raises(StatisticsError, match=r"tensor mid\.weight: its Hessian is not finite"):
         stats.check(SHAPES)
     with pytest.raises(StatisticsError, match=r"is \[6, 7\] but its statistics are"):
@@ -122,7 +128,9 @@ def test_statistics_file_round_trips_and_is_the_same_every_time(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     back = read_statistics(tmp_path / "a")
     assert back.fingerprint == a.fingerprint and back.tokens == 35
-    assert all(torch.equal(back.H[n], a.H[n]) and torch.equal(back.g[n], a.g[n]) for n in SHAPES)
+    for name in SHAPES:
+        (x,), (y,) = back.uses(name), a.uses(name)
+        assert torch.equal(x.H_II, y.H_II) and torch.equal(x.g_O, y.g_O)
     assert measure(TwoTables(), SHAPES, seed=1).fingerprint != a.fingerprint
 
 

@@ -48,7 +48,7 @@ def test_unpacked_tensors_are_those_that_were_measured(packed):
     stats = measure_statistics(loaded, CALIBRATION, None)
     for t in report.tensors:
         error = loaded.state[t.name] - torch.from_numpy(tensors[t.name])
-        again = distortion(error, stats.H[t.name], stats.g[t.name])
+        again = distortion(error, stats.uses(t.name))
         assert again == pytest.approx(t.distortion, rel=1e-6)
 
 

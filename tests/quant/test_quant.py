@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from quantlab.errors import StatisticsError
 from quantlab.kernels.gptq_block import gptq_block_ref
-from quantlab.quant.distortion import distortion
+from quantlab.quant.distortion import Use, column_hessian, distortion
 from quantlab.quant.gptq import feedback, gptq
 from quantlab.quant.grid import RowGrid, code_limit, row_grid
 from quantlab.quant.rtn import round_to_nearest
@@ -97,8 +97,8 @@ def test_gptq_beats_rtn_on_correlated_inputs():
     grid = row_grid(w, bits=5, clip=8.0)
     steps = grid.steps_O[:, None]
     loss = {
-        "gptq": distortion(w - gptq(w, grid, feedback("w", H)) * steps, H, g),
-        "rtn": distortion(w - round_to_nearest(w, grid) * steps, H, g),
+        "gptq": Use(H, g).distortion(w - gptq(w, grid, feedback("w", H)) * steps),
+        "rtn": Use(H, g).distortion(w - round_to_nearest(w, grid) * steps),
     }
     assert loss["gptq"] < 0.5 * loss["rtn"]
 
@@ -138,7 +138,17 @@ def test_block_errors_are_what_later_columns_need():
 
 def test_distortion_is_half_the_weighted_quadratic_form():
     e, H, g = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.tensor([1.0, 10.0])
-    assert distortion(e, H, g) == 0.5 * (1 * (2 + 4 + 12) + 10 * 3)
+    product, lookup = Use(H, g), Use(torch.tensor([2.0, 5.0]), g)
+    assert product.distortion(e) == 0.5 * (1 * (2 + 4 + 12) + 10 * 3)
+    assert lookup.distortion(e) == 0.5 * (1 * (2 + 20) + 10 * 5)
+    assert distortion(e, (product, lookup)) == product.distortion(e) + lookup.distortion(e)
+
+
+def test_feedback_sees_each_use_by_its_weight():
+    H, d = torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.tensor([4.0, 8.0])
+    uses = (Use(H, torch.tensor([1.0, 3.0])), Use(d, torch.tensor([6.0, 6.0])))
+    assert torch.allclose(column_hessian(uses), (0.25 * H + 0.75 * torch.diag(d)).double())
+    assert torch.equal(column_hessian(uses[:1]), H.double())
 
 
 def test_grid_is_a_value():
