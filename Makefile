@@ -10,7 +10,7 @@ demo: $(VENV)/.ready
 	$(BIN)/quantlab demo $(DEMO_ARGS)
 
 test: $(VENV)/.ready
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quantlab.calib.statistics import Statistics
 from quantlab.calib.watch import Watcher
+from quantlab.errors import QuantlabError, ShapeError, StatisticsError, first_line
 from quantlab.quant.distortion import Use
 
 BATCH_TOKENS = 4096
@@ -47,7 +48,9 @@ def collect(
     model.eval()
     with watcher.attached(), torch.enable_grad():
         for at in range(0, len(ids_NT), step):
-            _backward_from_sampled_labels(model(ids_NT[at : at + step].to(device)), generator)
+            ids = ids_NT[at : at + step].to(device)
+            watcher.batch_tokens = ids.numel()
+            _backward_from_sampled_labels(_logits(model, ids), generator)
             if progress:
                 progress(min(at + step, len(ids_NT)), len(ids_NT))
     model.train(was_training)
@@ -65,6 +68,18 @@ def collect(
     )
     stats.check(shapes)
     return stats
+
+
+def _logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
+    try:
+        logits: Tensor = model(ids_BT)
+    except QuantlabError:
+        raise
+    except Exception as error:
+        raise ShapeError(f"the model fails on ids {list(ids_BT.shape)}: {first_line(error)}") from error
+    if not logits.requires_grad:
+        raise StatisticsError("the model's logits carry no gradient: its forward runs under torch.no_grad or detaches them")
+    return logits
 
 
 def _backward_from_sampled_labels(logits_BTV: Tensor, generator: torch.Generator) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 BATCH = 64
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a table that the model builds now and keeps must serve backward later
 def sample_sequences(
     model: nn.Module,
     count: int,

@@ -43,6 +43,8 @@ class CalibrationConfig:
                 f"calibration needs sequences of 2 tokens or more and at least one of them, got {self.tokens} tokens in "
                 f"sequences of {self.seq_len}"
             )
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be 0 to 2**63 - 1, got {self.seed}")
         if not self.temperature > 0:
             raise ConfigError(f"temperature must be above 0, got {self.temperature}")
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quantlab.checkpoint.write import write_safetensors
-from quantlab.errors import StatisticsError
+from quantlab.errors import StatisticsError, first_line
 from quantlab.quant.distortion import Use
 
 STATISTICS_VERSION = 1
@@ -71,9 +71,8 @@ class Statistics:
         """Raise StatisticsError unless the statistics were measured on this state dict."""
         if self.model_fingerprint != model_fingerprint:
             raise StatisticsError(
-                f"statistics {path} were measured on checkpoint {self.model_fingerprint[:12]}, this one is "
-                f"{model_fingerprint[:12]}",
-                hint="run quantlab calibrate on this checkpoint",
+                f"statistics {path} were measured on model {self.model_fingerprint[:12]}, this one is {model_fingerprint[:12]}",
+                hint="run quantlab calibrate on this checkpoint, with the same --model",
             )
 
 
@@ -103,6 +102,13 @@ def read_statistics(path: Path) -> Statistics:
         raise StatisticsError(f"cannot read statistics {path}: {error}") from error
     if not isinstance(about, dict) or about.get("version") != STATISTICS_VERSION:
         raise StatisticsError(f"{path} is not a statistics file of version {STATISTICS_VERSION}")
+    try:
+        return _from_parts(about, tensors)
+    except (KeyError, TypeError) as error:
+        raise StatisticsError(f"statistics {path} are damaged: {first_line(error)}") from error
+
+
+def _from_parts(about: dict[str, Any], tensors: dict[str, Tensor]) -> Statistics:
     return Statistics(
         products=_read_uses(tensors, "product"),
         lookups=_read_uses(tensors, "lookup"),

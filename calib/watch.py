@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from quantlab.errors import StatisticsError
+
 
 @dataclass
 class Sums:
@@ -35,6 +37,8 @@ class Watcher:
                 self.by_id.setdefault(id(parameter), []).append(name)
         self.products: dict[int, Sums] = {}
         self.lookups: dict[int, Sums] = {}
+        self.batch_tokens = 0
+        """Tokens in the batch that runs; the caller keeps it true."""
         self._last_gram: tuple[Tensor, Tensor] | None = None
 
     def named(self, sums: dict[int, Sums]) -> dict[str, Sums]:
@@ -47,10 +51,10 @@ class Watcher:
         flags = [(p, p.requires_grad) for p in self.model.parameters()]
         modules = [m for m in self.model.modules() if isinstance(m, nn.Linear | nn.Embedding)]
         handles = [m.register_forward_hook(self._on_module) for m in modules]
-        tables = {id(m.weight) for m in modules if isinstance(m, nn.Embedding)}
+        in_layers = {id(m.weight) for m in modules if isinstance(m, nn.Linear)}  # their hooks see these
         try:
             self.model.requires_grad_(False)
-            with _LinearCalls(tables, self._on_product):
+            with _DirectUses({key: names[0] for key, names in self.by_id.items() if key not in in_layers}, self._on_product):
                 yield
         finally:
             for handle in handles:
@@ -59,13 +63,15 @@ class Watcher:
                 parameter.requires_grad_(flag)
             self._last_gram = None
 
-    def _on_module(self, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        if not out.requires_grad:
-            out.requires_grad_()  # the first layer of the model: gradients start here
+    def _on_module(self, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+        is_first = not out.requires_grad  # of the model's layers: gradients start here
+        if is_first:
+            out = out.detach().requires_grad_()
         if isinstance(module, nn.Linear):
             self._on_product(module.weight, inputs[0], out)
         elif isinstance(module, nn.Embedding):
             self._on_lookup(module.weight, inputs[0], out)
+        return out.clone() if is_first else None  # the model may change its copy in place, a leaf it may not
 
     def _on_product(self, weight: Tensor, x: Tensor, out: Tensor) -> None:
         if id(weight) not in self.by_id:
@@ -86,7 +92,8 @@ class Watcher:
         rows, columns = weight.shape
         zero = Sums(weight.new_zeros(columns, dtype=torch.float64), weight.new_zeros(rows, dtype=torch.float64))
         sums = self.lookups.setdefault(id(weight), zero)
-        sums.g_O += torch.bincount(ids.flatten(), minlength=weight.shape[0])
+        # positions are looked up once for the whole batch: each lookup then serves several tokens
+        sums.g_O += torch.bincount(ids.flatten(), minlength=rows) * (self.batch_tokens / ids.numel())
 
         def on_gradient(gradient: Tensor) -> None:
             sums.H_II += gradient.flatten(0, -2).float().square().sum(0)
@@ -101,15 +108,39 @@ class Watcher:
         return self._last_gram[1]
 
 
-class _LinearCalls(TorchFunctionMode):
-    """Report each `F.linear(x, weight)` whose weight is one of `tables`: a head tied to an embedding."""
+_CASTS = (Tensor.to, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.type_as, Tensor.contiguous, Tensor.detach)
 
-    def __init__(self, tables: set[int], report: Callable[[Tensor, Tensor, Tensor], None]) -> None:
+
+class _DirectUses(TorchFunctionMode):
+    """Reports each `F.linear` with a watched weight that is in no linear layer, also through a cast: a tied head.
+
+    Any other operation on such a weight (x @ W.T, an einsum) would escape the statistics, so it is an error that names it.
+    """
+
+    def __init__(self, names: dict[int, str], report: Callable[[Tensor, Tensor, Tensor], None]) -> None:
         super().__init__()
-        self.tables, self.report = tables, report
+        self.names, self.report = names, report
+        self.casts: dict[int, tuple[Tensor, Tensor]] = {}  # id of a cast: the cast, kept alive, and its weight
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func is F.linear and len(args) >= 2 and id(args[1]) in self.tables:
-            self.report(args[1], args[0], out)
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        for position, argument in enumerate((*args, *kwargs.values())):
+            weight = self._weight(argument)
+            if weight is None or not isinstance(out, Tensor) or func is F.embedding:
+                continue
+            if func in _CASTS and position == 0:
+                self.casts[id(out)] = (out, weight)
+            elif func is F.linear and (position == 1 or kwargs.get("weight") is argument):
+                self.report(weight, args[0] if args else kwargs["input"], out)
+            elif out.is_floating_point() and out.ndim > 1:
+                raise StatisticsError(
+                    f"tensor {self.names[id(weight)]}: its use in {getattr(func, '__name__', func)} cannot be measured",
+                    hint="multiply by it with nn.Linear or torch.nn.functional.linear",
+                )
         return out
+
+    def _weight(self, argument: Any) -> Tensor | None:
+        if not isinstance(argument, Tensor):
+            return None
+        return argument if id(argument) in self.names else self.casts.get(id(argument), (None, None))[1]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 from quantlab.errors import ConfigError
@@ -15,14 +16,14 @@ def parse_bytes(text: str) -> int:
     >>> parse_bytes("16MB"), parse_bytes("16MiB"), parse_bytes("1_000_000")
     (16000000, 16777216, 1000000)
     """
-    match = re.fullmatch(r"([\d_]+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    match = re.fullmatch(r"(\d[\d_]{0,20}(?:\.\d{1,9})?)\s*([A-Za-z]*)", text.strip())
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None:
         raise ConfigError(f"budget must be a number of bytes like 16000000, 16MB or 16MiB, got {text!r}")
-    size = float(match[1]) * unit if "." in match[1] else int(match[1].replace("_", "")) * unit
+    size = int(Fraction(match[1].replace("_", "")) * unit)
     if size < 1:
         raise ConfigError(f"budget must be at least 1 byte, got {text!r}")
-    return int(size)
+    return size
 
 
 def code_bytes(files: Iterable[Path]) -> dict[str, int]:

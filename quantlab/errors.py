@@ -1,6 +1,12 @@
 """Every error that quantlab raises on purpose: one line that names the thing, its value and what is allowed."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 class QuantlabError(Exception):
     """Base of all quantlab errors; `exit_code` is what the command line returns, `hint` what it prints below the error."""
 

@@ -35,6 +35,8 @@ def write_whole(path: Path, data: bytes) -> None:
 def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:
     """Raise ConfigError if an output exists and `force` is off, or if its folder does not exist."""
     for path in paths:
+        if not path.name:
+            raise ConfigError(f"output {path} is not a file name")
         if path.is_dir():
             raise ConfigError(f"output {path} is a folder, a file name is needed")
         if path.exists() and not force:

@@ -10,7 +10,15 @@ from quantlab.errors import ConfigError
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("16000000", 16_000_000), ("16MB", 16_000_000), ("16MiB", 16_777_216), ("1.5 kB", 1500), ("2kib", 2048), ("7B", 7)],
+    [
+        ("16000000", 16_000_000),
+        ("16MB", 16_000_000),
+        ("16MiB", 16_777_216),
+        ("1.5 kB", 1500),
+        ("2kib", 2048),
+        ("7B", 7),
+        ("16.4MB", 16_400_000),
+    ],
 )
 def test_decimal_and_binary_units(text, size):
     assert parse_bytes(text) == size
@@ -21,7 +29,7 @@ def test_plain_numbers_are_bytes(size):
     assert parse_bytes(str(size)) == parse_bytes(f"{size:_}") == size
 
 
-@pytest.mark.parametrize("text", ["", "MB", "16XB", "-5", "0", "0.1B", "1e6", "16 MB 3", "nan"])
+@pytest.mark.parametrize("text", ["", "MB", "16XB", "-5", "0", "0.1B", "1e6", "16 MB 3", "nan", "_", "9" * 5000])
 def test_anything_else_is_refused(text):
     with pytest.raises(ConfigError, match="budget must be"):
         parse_bytes(text)

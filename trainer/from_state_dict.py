@@ -82,6 +82,8 @@ def expected_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
 
 def check_state_dict(state: Mapping[str, Tensor], config: GPTConfig) -> None:
     """Raise CheckpointError for the first tensor that does not fit `GPT(config)`; unknown integer tensors pass."""
+    if (layers := _count_layers(state)) != config.num_layers:
+        raise _no_match(f"the config has {config.num_layers} layers, the tensors are of {layers}")
     expected = expected_shapes(config)
     for name, shape in expected.items():
         if _shape(state, name, len(shape)) != shape:

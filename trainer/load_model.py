@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlab.errors import ConfigError, QuantlabError, ShapeError
-from quantlab.trainer.from_state_dict import gpt_from_state_dict
+from quantlab.errors import ConfigError, QuantlabError, ShapeError, first_line
 
 Factory = Callable[[dict[str, Tensor]], nn.Module]
 
@@ -40,21 +39,18 @@ def load_factory(spec: str) -> Factory:
     return factory
 
 
-def build_model(state: dict[str, Tensor], spec: str | None) -> nn.Module:
-    """The model of these weights, in eval mode: the baseline `GPT`, or what the factory named by `spec` returns.
+def build_model(state: dict[str, Tensor], spec: str) -> nn.Module:
+    """What the factory named by `spec` makes of these weights, in eval mode.
 
     Raises:
-        CheckpointError: no spec, and the tensors are not those of a `GPT`.
         ConfigError: see `load_factory`; or the factory returns something else than an nn.Module.
         QuantlabError: the factory raises.
     """
-    if spec is None:
-        return gpt_from_state_dict(state)
     factory = load_factory(spec)
     try:
         model: Any = factory(state)
     except Exception as error:
-        raise QuantlabError(f"{spec} failed: {_one_line(error)}") from error
+        raise QuantlabError(f"{spec} failed: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{spec} must return an nn.Module, got {type(model).__name__}")
     return model.eval()
@@ -71,7 +67,7 @@ def check_model(model: nn.Module) -> int:
     try:
         logits: Any = model(torch.zeros(1, _PROBE_TOKENS, dtype=torch.int64, device=device))
     except Exception as error:
-        raise ShapeError(f"the model fails on ids [1, {_PROBE_TOKENS}]: {_one_line(error)}") from error
+        raise ShapeError(f"the model fails on ids [1, {_PROBE_TOKENS}]: {first_line(error)}") from error
     expected = f"[1, {_PROBE_TOKENS}, vocabulary]"
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
@@ -92,10 +88,5 @@ def _import_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[spec.name]
-        raise QuantlabError(f"{path} failed on import: {_one_line(error)}") from error
+        raise QuantlabError(f"{path} failed on import: {first_line(error)}") from error
     return module
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -265,9 +265,10 @@ class GPT(nn.Module):
             x = block(x, x0, rope, i, cache)
         if cache is not None:
             cache.position += ids.shape[1]
-        head = self.tok_emb if self.lm_head is None else self.lm_head
+        x = rms_norm(x)
+        logits = F.linear(x, self.tok_emb.weight) if self.lm_head is None else self.lm_head(x)
         softcap = self.config.logit_softcap
-        return softcap * torch.tanh(F.linear(rms_norm(x), head.weight).float() / softcap)
+        return softcap * torch.tanh(logits.float() / softcap)
 
     def new_cache(self, batch: int, length: int) -> KVCache:
         """An empty cache for `batch` sequences of up to `length` tokens, on the model's device and in its dtype."""

@@ -20,6 +20,8 @@ HEADER = struct.Struct("<8sHHIIQ")  # magic, version, sections, manifest stored 
 SECTION = struct.Struct("<BIII")  # codec, stored bytes, raw bytes, crc32 of the stored bytes
 DIGEST_BYTES = 16  # first half of SHA-256
 MANIFEST_MAX_BYTES = 1 << 24
+MANIFEST_EXPANSION = 256  # the manifest unpacks to at most this many times its stored bytes ...
+MANIFEST_FLOOR = 1 << 16  # ... plus this many
 EXPANSION = 64  # sections may decode to at most this many times the file ...
 EXPANSION_FLOOR = 1 << 24  # ... plus this many bytes
 
@@ -44,8 +46,7 @@ def write_container(manifest: dict[str, Any], sections: list[Section]) -> bytes:
     table = b"".join(SECTION.pack(s.codec, len(s.stored), s.raw_bytes, zlib.crc32(s.stored)) for s in sections)
     body = table + packed + b"".join(s.stored for s in sections)
     size = HEADER.size + len(body) + DIGEST_BYTES
-    if len(text) > MANIFEST_MAX_BYTES:
-        raise FormatError(f"manifest of {len(text)} bytes, at most {MANIFEST_MAX_BYTES} fit")
+    _check_manifest_size(len(packed), len(text))
     _check_expansion(sum(s.raw_bytes for s in sections), size)
     data = HEADER.pack(MAGIC, VERSION, len(sections), len(packed), len(text), size) + body
     return data + hashlib.sha256(data).digest()[:DIGEST_BYTES]
@@ -91,8 +92,7 @@ def _read_header(data: bytes) -> tuple[int, int, int]:
         raise FormatError(f"artifact version {version} is unknown, this quantlab reads version {VERSION}")
     if file_bytes != len(data):
         raise FormatError(f"header says {file_bytes} bytes, the file has {len(data)}")
-    if text_bytes > MANIFEST_MAX_BYTES:
-        raise FormatError(f"manifest of {text_bytes} bytes, at most {MANIFEST_MAX_BYTES} are allowed")
+    _check_manifest_size(packed_bytes, text_bytes)
     return sections, packed_bytes, text_bytes
 
 
@@ -105,6 +105,12 @@ def _read_manifest(packed: bytes, text_bytes: int) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise FormatError(f"manifest is a JSON {type(manifest).__name__}, an object is needed")
     return manifest
+
+
+def _check_manifest_size(packed_bytes: int, text_bytes: int) -> None:
+    allowed = min(MANIFEST_MAX_BYTES, MANIFEST_FLOOR + MANIFEST_EXPANSION * packed_bytes)
+    if text_bytes > allowed:
+        raise FormatError(f"manifest of {text_bytes} bytes from {packed_bytes} stored ones, at most {allowed} are allowed")
 
 
 def _check_expansion(raw_total: int, file_bytes: int) -> None:

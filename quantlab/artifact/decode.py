@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.artifact.container import Section, read_container
-from quantlab.artifact.manifest import GridTensor, Manifest, RawTensor
+from quantlab.artifact.manifest import GridTensor, Manifest, RawTensor, code_limit
 from quantlab.coding.planes import bytes_to_codes, from_byte_planes
 from quantlab.errors import FormatError
 
@@ -83,7 +83,7 @@ def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Ar
 def decode_codes(tensor: GridTensor, section: Section) -> NDArray[np.int8]:
     """Codes int8 [rows, columns] of one grid tensor. FormatError if one lies beyond the tensor's width."""
     q_OI = bytes_to_codes(section.decode(), *tensor.shape)
-    limit = 2 ** (tensor.bits - 1) - 1
+    limit = code_limit(tensor.bits)
     if q_OI.size and (int(q_OI.min()) < -limit or int(q_OI.max()) > limit):
         raise FormatError(f"tensor {tensor.name!r}: a code lies beyond ±{limit}, the range of {tensor.bits} bits")
     return q_OI

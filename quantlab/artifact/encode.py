@@ -31,6 +31,8 @@ class RawPayload:
 
     entry: RawTensor
     raw: bytes
+    value: Tensor
+    """What every reader of the file must get: 16-bit floats as float32."""
 
 
 def encode_artifact(payloads: Sequence[GridPayload | RawPayload], **about: Any) -> bytes:
@@ -49,21 +51,22 @@ def smallest_section(raw: bytes) -> Section:
     return Section(codec, len(raw), stored)
 
 
-def keep(name: str, tensor: Tensor) -> RawPayload:
+def keep(name: str, tensor: Tensor, *, exact: bool = False) -> RawPayload:
     """A tensor stored as it is, floats in 16 bits where that loses less than half a float16 unit of the largest value.
 
     float16 and bfloat16 stay as they are; float32 and float64 become float16 if every value survives to
-    2**-11 of the tensor's largest, else float32. Integers and bools stay.
+    2**-11 of the tensor's largest, else float32. Integers and bools stay. With `exact` floats keep their own dtype.
     """
     tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype in (torch.float32, torch.float64):
+    if tensor.dtype in (torch.float32, torch.float64) and not exact:
         tensor = tensor.half() if _fits_half(tensor) else tensor.float()
     dtype = str(tensor.dtype).removeprefix("torch.")
     if tensor.dtype == torch.bfloat16:
         array: NDArray[Any] = tensor.view(torch.int16).numpy().view(np.uint16)
     else:
         array = tensor.view(torch.uint8).numpy() if tensor.dtype == torch.bool else tensor.numpy()
-    return RawPayload(RawTensor(name=name, shape=tuple(tensor.shape), dtype=dtype), to_byte_planes(array))
+    value = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return RawPayload(RawTensor(name=name, shape=tuple(tensor.shape), dtype=dtype), to_byte_planes(array), value)
 
 
 def _fits_half(tensor: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """What a .qlab file says about itself, as checked dataclasses; stored as JSON with sorted keys."""
 
 import math
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
@@ -9,6 +10,11 @@ from quantlab.errors import FormatError
 MAX_ELEMENTS = 1 << 32  # of one tensor
 RAW_DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 WIDTHS = range(2, 9)
+
+
+def code_limit(bits: int) -> int:
+    """Largest code of a symmetric grid of `bits` bits: 2**(bits-1) - 1."""
+    return int(2 ** (bits - 1) - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,9 +89,10 @@ class Manifest:
         if not isinstance(raw["tensors"], list) or not isinstance(raw.get("producer", ""), str):
             raise FormatError("manifest tensors must be a list, producer a string")
         tensors = tuple(_read_tensor(index, entry) for index, entry in enumerate(raw["tensors"]))
-        names = [t.name for t in tensors]
-        if len(set(names)) != len(names):
-            raise FormatError(f"tensor {next(n for n in names if names.count(n) > 1)!r} is listed twice")
+        counts = Counter(t.name for t in tensors)
+        if len(counts) != len(tensors):
+            raise FormatError(f"tensor {counts.most_common(1)[0][0]!r} is listed twice")
+        _check_tokenizer(raw.get("tokenizer", {}))
         return cls(**{**raw, "tensors": tensors})
 
 
@@ -101,7 +108,22 @@ def _read_tensor(index: int, entry: Any) -> GridTensor | RawTensor:
     _check_keys(f"tensor {index}", entry, names, names)
     if not isinstance(entry["name"], str) or not isinstance(entry["shape"], list):
         raise FormatError(f"tensor {index}: name must be a string and shape a list")
+    _check_name(entry["name"])
     return cls(**{**entry, "shape": tuple(entry["shape"])})
+
+
+def _check_tokenizer(raw: dict[str, Any]) -> None:
+    if raw and not (isinstance(raw.get("sha256"), str) and type(raw.get("vocab_size")) is int):
+        raise FormatError("manifest tokenizer needs sha256, a string, and vocab_size, a whole number")
+
+
+def _check_name(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise FormatError(f"tensor name {name!r} is not valid Unicode") from error
+    if name == "__metadata__":  # safetensors keeps its header's strings under this name
+        raise FormatError("no tensor may be named '__metadata__'")
 
 
 def _check_keys(where: str, raw: dict[str, Any], known: set[str], required: set[str]) -> None:

@@ -13,11 +13,15 @@ _CONTROL = re.compile(
 )
 """Names of per-channel controls: the challenge keeps these in full precision, and so do we."""
 
+CONTROL_MAX_ROWS = 32
+"""A control has a row for each head, layer or stream; a larger matrix of such a name is a layer (a router, an MLP's gate)."""
+
 
 def is_matrix(name: str, tensor: Tensor) -> bool:
-    """True for a floating matrix [O, I] of at least 4096 weights whose name is not that of a control (norm, gain, ...)."""
-    large = tensor.ndim == 2 and tensor.numel() >= MIN_MATRIX_ELEMENTS
-    return large and tensor.is_floating_point() and not _CONTROL.search(name)
+    """True for a floating matrix [O, I] of at least 4096 weights that is no control: few rows and a name like gain or mix."""
+    if tensor.ndim != 2 or tensor.numel() < MIN_MATRIX_ELEMENTS or not tensor.is_floating_point():
+        return False
+    return min(tensor.shape) > CONTROL_MAX_ROWS or not _CONTROL.search(name)
 
 
 def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

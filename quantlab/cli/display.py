@@ -66,4 +66,5 @@ def print_json(value: Any) -> None:
 
 def console() -> Console:
     """Where results for people go; wide enough that tables are not cut when stdout is a file."""
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, soft_wrap=True)
+    width = None if sys.stdout.isatty() else 140
+    return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True)

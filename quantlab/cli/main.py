@@ -1,6 +1,7 @@
 """The `quantlab` command: its subcommands, and how a failure ends."""
 
 import logging
+import signal
 import sys
 
 import typer
@@ -47,6 +48,7 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit: one line on stderr for what went wrong, and the exit code that says which kind."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # clean up as after Ctrl-C
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     sys.exit(run(sys.argv[1:]))
 
@@ -63,10 +65,12 @@ def run(arguments: list[str]) -> int:
     except _UsageError as error:
         return _fail(error.format_message(), "see quantlab --help", 2)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted, no output was written", None, 1)
+        return _fail("interrupted; nothing half-written was left", None, 1)
     except BrokenPipeError:
         sys.stdout = None  # type: ignore[assignment]  # the reader left; nothing more to say, also not at exit
         return 1
+    except OSError as error:
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", None, 1)
     except MemoryError:
         return _fail("out of memory", None, 1)
 

@@ -1,6 +1,5 @@
 """quantlab pack"""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -40,12 +39,17 @@ def pack(
     """
     from quantlab.budget import code_bytes, parse_bytes
     from quantlab.calib.sources import CalibrationConfig
-    from quantlab.files import refuse_existing, write_whole
+    from quantlab.errors import ConfigError
+    from quantlab.files import refuse_existing
     from quantlab.pipeline import pack as job
     from quantlab.pipeline.models import load_checkpoint, load_tokenizer
     from quantlab.report.table import render
 
-    report = report or output.with_suffix(".report.json")
+    report = report or output.with_name(f"{output.stem}.report.json")
+    if report.resolve() == output.resolve():
+        raise ConfigError(f"--report and --output are both {output}")
+    if stats is not None and calib != "self":
+        raise ConfigError(f"--stats brings its own calibration, --calib {calib} cannot be used with it")
     refuse_existing([output, report], force=force)
     calibration = CalibrationConfig(source=calib, tokens=calib_tokens, seq_len=calib_seq_len, seed=seed)
     config = job.PackConfig(
@@ -59,8 +63,9 @@ def pack(
     loaded = load_checkpoint(checkpoint, model)
     known = load_tokenizer(tokenizer, loaded) if tokenizer else None
     with ProgressDisplay() as progress:
-        result = job.pack(loaded, config, output, checkpoint=checkpoint, tokenizer=known, statistics=stats, progress=progress)
-    write_whole(report, (json.dumps(result.to_dict(), indent=2) + "\n").encode())
+        result = job.pack(
+            loaded, config, output, checkpoint=checkpoint, report=report, tokenizer=known, statistics=stats, progress=progress
+        )
     if as_json:
         print_json(result.to_dict())
     else:

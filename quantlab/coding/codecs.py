@@ -15,6 +15,7 @@ import zstandard
 from quantlab.errors import FormatError
 
 _CHUNK = 1 << 20  # bytes asked of a decompressor at a time
+_ZSTD_PIECE = 256  # stored bytes given to zstd at a time: each gives at most 64 blocks of 128 KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +48,28 @@ def _zstd_encode(raw: bytes) -> bytes:
 
 
 def _zstd_decode(stored: bytes, raw_bytes: int) -> bytes:
-    window = max(1 << 20, 1 << max(raw_bytes - 1, 1).bit_length())  # a frame may not ask for a larger one
-    reader = zstandard.ZstdDecompressor(max_window_size=window).stream_reader(stored, read_size=max(len(stored), 1))
-    return reader.read(raw_bytes + 1)
+    window = max(1 << 20, _power_of_two(raw_bytes))  # a frame may not ask for a larger one
+    decoder = zstandard.ZstdDecompressor(max_window_size=window).decompressobj()
+    parts, size = [], 0
+    for at in range(0, len(stored), _ZSTD_PIECE):
+        if decoder.eof:
+            raise FormatError("zstd stream ends before its section")
+        parts.append(decoder.decompress(stored[at : at + _ZSTD_PIECE]))
+        size += len(parts[-1])
+        if size > raw_bytes:
+            break
+    if not decoder.eof or decoder.unused_data:
+        raise FormatError(f"zstd stream does not end after {raw_bytes} bytes")
+    return b"".join(parts)
+
+
+def _power_of_two(count: int) -> int:
+    """The smallest power of two that is at least `count`, and at least 2."""
+    return 1 << max(count - 1, 1).bit_length()
 
 
 def _lzma_filters(raw_bytes: int) -> list[dict[str, int]]:
-    dictionary = min(max(1 << max(raw_bytes - 1, 1).bit_length(), 1 << 12), 1 << 26)
+    dictionary = min(max(_power_of_two(raw_bytes), 1 << 12), 1 << 26)
     # codes are single bytes with no alignment: no position bits
     return [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary, "lp": 0, "pb": 0}]
 

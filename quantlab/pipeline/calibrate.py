@@ -6,7 +6,6 @@ from quantlab.calib.collect import collect
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens
 from quantlab.calib.statistics import Statistics, read_statistics
 from quantlab.checkpoint.classify import split_state
-from quantlab.checkpoint.write import fingerprint
 from quantlab.errors import CheckpointError
 from quantlab.pipeline.models import Loaded
 from quantlab.pipeline.progress import Progress, silent, stage
@@ -29,7 +28,7 @@ def measure_statistics(
         loaded.model,
         ids,
         shapes,
-        model_fingerprint=fingerprint(loaded.state),
+        model_fingerprint=loaded.fingerprint,
         source=about,
         seed=config.seed,
         progress=stage(progress, "measure statistics"),
@@ -39,7 +38,7 @@ def measure_statistics(
 def reuse_statistics(path: Path, loaded: Loaded) -> Statistics:
     """Statistics of an earlier run, after checking that they belong to this checkpoint and are complete."""
     stats = read_statistics(path)
-    stats.check_model(fingerprint(loaded.state), path)
+    stats.check_model(loaded.fingerprint, path)
     stats.check(matrix_shapes(loaded))
     return stats
 

@@ -1,16 +1,15 @@
 """Train, pack and prove a small model in minutes, with nothing but what ships with Python."""
 
 import json
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantlab.calib.sources import CalibrationConfig
-from quantlab.errors import ConfigError, QuantlabError
+from quantlab.errors import ConfigError
 from quantlab.files import write_whole
+from quantlab.fresh_process import run_module
 from quantlab.pipeline.data import DataConfig
 from quantlab.pipeline.models import load_checkpoint, load_tokenizer
 from quantlab.pipeline.pack import PackConfig, pack
@@ -18,6 +17,7 @@ from quantlab.pipeline.progress import Progress, silent
 from quantlab.pipeline.train import TOKENIZER_NAME, VAL_NAME, train_to_folder
 from quantlab.report.packing import PackReport
 from quantlab.trainer.demo_config import demo_config
+from quantlab.trainer.train import CHECKPOINT_NAME, MODEL_NAME
 
 TRAIN_SHARE = 0.55
 """Of the minutes; the rest goes to the tokenizer, calibration, the search and two evaluations."""
@@ -39,6 +39,7 @@ def demo(out: Path, *, minutes: float, budget_bytes: int, progress: Progress = s
     """
     if not 0.1 <= minutes <= 600:
         raise ConfigError(f"minutes must be 0.1 to 600, got {minutes:g}")
+    _refuse_foreign(out)
     started = time.perf_counter()
     config = demo_config(60 * minutes * TRAIN_SHARE)
     result = train_to_folder(config, DataConfig(), out, progress=progress)
@@ -47,8 +48,10 @@ def demo(out: Path, *, minutes: float, budget_bytes: int, progress: Progress = s
     calibration = CalibrationConfig(tokens=CALIBRATION_TOKENS, seq_len=config.seq_len)
     packing = PackConfig(budget_bytes=budget_bytes, calibration=calibration)
     artifact = out / "model.qlab"
-    report = pack(loaded, packing, artifact, checkpoint=result.model_path, tokenizer=tokenizer, progress=progress)
-    write_whole(out / "model.report.json", _json(report.to_dict()))
+    report_path = out / "model.report.json"
+    report = pack(
+        loaded, packing, artifact, checkpoint=result.model_path, report=report_path, tokenizer=tokenizer, progress=progress
+    )
     before, after = (_score(target, out, config.seq_len, progress) for target in (result.model_path, artifact))
     summary = {
         "fp_bpb": before["val_bpb"],
@@ -63,7 +66,7 @@ def demo(out: Path, *, minutes: float, budget_bytes: int, progress: Progress = s
         "tokens": after["tokens"],
         "bytes": after["bytes"],
     }
-    write_whole(out / "summary.json", _json(summary))
+    write_whole(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     return DemoResult(report, summary)
 
 
@@ -71,14 +74,14 @@ def _score(target: Path, out: Path, seq_len: int, progress: Progress) -> dict[st
     """What a user gets who types `quantlab eval` for this file."""
     progress(f"evaluate {target.name}", 0, 1)
     data = ["--tokens", str(out / VAL_NAME), "--tokenizer", str(out / TOKENIZER_NAME), "--seq-len", str(seq_len)]
-    command = [sys.executable, "-m", "quantlab", "eval", str(target), *data, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise QuantlabError(f"evaluating {target} failed: {(done.stderr.strip().splitlines() or ['no message'])[0]}")
+    score: dict[str, Any] = json.loads(run_module("quantlab", "eval", str(target), *data, "--json"))
     progress(f"evaluate {target.name}", 1, 1)
-    score: dict[str, Any] = json.loads(done.stdout)
     return score
 
 
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
+def _refuse_foreign(out: Path) -> None:
+    """Raise ConfigError if the folder holds files that a demo does not write."""
+    ours = {MODEL_NAME, CHECKPOINT_NAME, TOKENIZER_NAME, VAL_NAME, "model.qlab", "model.report.json", "summary.json"}
+    foreign = sorted({f.name for f in out.iterdir()} - ours) if out.is_dir() else []
+    if foreign or (out.exists() and not out.is_dir()):
+        raise ConfigError(f"{out} is no folder that a demo can fill: it has {foreign[0] if foreign else 'content'}")

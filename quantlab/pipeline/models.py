@@ -1,5 +1,6 @@
 """From a checkpoint or an artifact on disk to a model that can be run."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from quantlab.artifact.container import MAGIC
 from quantlab.artifact.decode import decode_artifact, read_artifact
 from quantlab.checkpoint.read import read_checkpoint, read_metadata
-from quantlab.errors import CheckpointError, ConfigError, DataError
+from quantlab.checkpoint.write import fingerprint
+from quantlab.errors import CheckpointError, ConfigError, DataError, first_line
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.from_state_dict import config_from_state_dict, gpt_from_state_dict
 from quantlab.trainer.load_model import build_model, check_model
@@ -27,20 +29,39 @@ class Loaded:
     vocab_size: int
     config: dict[str, Any]
     """Of the built-in architecture; empty for a user's own."""
-    tokenizer_sha256: str
+    tokenizer_sha256: str = ""
     """Of the tokenizer that the artifact was packed with; empty when not recorded."""
+    code_sha256: str = ""
+    """Of the user's own model file; empty for the built-in architecture."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights, the architecture's config, and the user's model file if there is one: 32 hex digits."""
+        about = json.dumps([fingerprint(self.state), self.config, self.code_sha256], sort_keys=True)
+        return hashlib.sha256(about.encode()).hexdigest()[:32]
 
 
 def load_checkpoint(path: Path, spec: str | None) -> Loaded:
     """Read a checkpoint and build its model: the built-in one, or what `spec` (path/to/file.py:factory) makes of it."""
     state = read_checkpoint(path)
     if spec:
-        model, config = build_model(state, spec), {}
-    else:
-        known = read_metadata(path).get("gpt_config")  # our trainer's files say what tensors cannot: softcap, RoPE base
-        gpt_config = GPTConfig.from_dict(json.loads(known)) if known else config_from_state_dict(state)
-        model, config = gpt_from_state_dict(state, gpt_config), gpt_config.to_dict()
-    return Loaded(model, state, check_model(model), config, "")
+        model = build_model(state, spec)
+        code = Path(spec.rpartition(":")[0]).read_bytes()
+        return Loaded(model, state, check_model(model), {}, code_sha256=hashlib.sha256(code).hexdigest())
+    config = _gpt_config(path, state)
+    model = gpt_from_state_dict(state, config)
+    return Loaded(model, state, check_model(model), config.to_dict())
+
+
+def _gpt_config(path: Path, state: dict[str, Tensor]) -> GPTConfig:
+    """From the file's metadata if our trainer wrote it: it knows what tensors cannot say, softcap and RoPE base."""
+    known = read_metadata(path).get("gpt_config")
+    if known is None:
+        return config_from_state_dict(state)
+    try:
+        return GPTConfig.from_dict(json.loads(known))
+    except (ValueError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"checkpoint {path}: its gpt_config is damaged: {first_line(error)}") from error
 
 
 def load_artifact(path: Path, spec: str | None) -> Loaded:

@@ -1,5 +1,6 @@
 """The main job: a checkpoint and a number of bytes in, one file that is never over the number out."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,15 +10,14 @@ from typing import Any
 
 from quantlab import __version__
 from quantlab.artifact.container import SECTION, Section
-from quantlab.artifact.decode import CODES, decode_artifact, digest, parse_artifact
+from quantlab.artifact.decode import CODES, digest, parse_artifact
 from quantlab.artifact.describe import bytes_by_kind
-from quantlab.artifact.encode import GridPayload, RawPayload, encode_artifact, keep
-from quantlab.artifact.manifest import GridTensor, Manifest
+from quantlab.artifact.encode import GridPayload, encode_artifact, keep
+from quantlab.artifact.manifest import WIDTHS, GridTensor, Manifest
 from quantlab.artifact.verify import digest_in_fresh_process
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
 from quantlab.checkpoint.classify import split_state
-from quantlab.checkpoint.write import fingerprint
 from quantlab.coding.codecs import CODECS
 from quantlab.errors import BudgetError, ConfigError, FormatError
 from quantlab.files import write_whole
@@ -29,8 +29,6 @@ from quantlab.search.frontier import Point
 from quantlab.search.measure import METHODS, Method, TensorMeter
 from quantlab.search.plan import Planner
 from quantlab.text.tokenizer import Tokenizer
-
-ALLOWED_WIDTHS = range(2, 9)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +49,7 @@ class PackConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        if not self.widths or any(w not in ALLOWED_WIDTHS for w in self.widths):
+        if not self.widths or any(w not in WIDTHS for w in self.widths):
             raise ConfigError(f"widths must be whole numbers from 2 to 8, got {','.join(map(str, self.widths)) or 'none'}")
         if self.code_bytes >= self.budget_bytes:
             raise BudgetError(f"the code files take {self.code_bytes} bytes, the budget is {self.budget_bytes}")
@@ -76,17 +74,30 @@ class Stopwatch:
         self.timings_s[name] = round(self.timings_s.get(name, 0.0) + time.perf_counter() - start, 3)
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the search decided, and what a reader of the file must get."""
+
+    data: bytes
+    """The whole file."""
+    points: dict[str, Point]
+    """Width, clip, bytes and distortion of each quantized tensor."""
+    tensors_sha256: str
+    """Digest of the tensors whose distortion was measured, made without the file."""
+
+
 def pack(
     loaded: Loaded,
     config: PackConfig,
     output: Path,
     *,
     checkpoint: Path,
+    report: Path | None = None,
     tokenizer: Tokenizer | None = None,
     statistics: Path | None = None,
     progress: Progress = silent,
 ) -> PackReport:
-    """Quantize, search, write `output`, read it back in a fresh process, and report.
+    """Quantize, search, write `output`, read it back in a fresh process, and report (to the file `report` if given).
 
     Raises:
         BudgetError: the budget is below the smallest reachable size, which it names.
@@ -100,18 +111,26 @@ def pack(
         else:
             stats = reuse_statistics(statistics, loaded)
     with watch.time("search"):
-        data, points = _search(loaded, stats, config, tokenizer, progress)
-    with watch.time("verify"):
-        sha256 = _write_verified(output, data)
-    return _report(loaded, config, stats, data, points, checkpoint, output, sha256, watch.timings_s)
+        plan = _search(loaded, stats, config, tokenizer, progress)
+    trial = output.with_name(f".{output.name}.{os.getpid()}.trial")
+    try:
+        with watch.time("verify"):
+            write_whole(trial, plan.data)
+            _verify(trial, plan)
+        result = _report(loaded, config, stats, plan, checkpoint, output, watch.timings_s)
+        if report is not None:
+            write_whole(report, result.to_json())
+        trial.replace(output)
+    finally:
+        trial.unlink(missing_ok=True)
+    return result
 
 
-def _search(
-    loaded: Loaded, stats: Statistics, config: PackConfig, tokenizer: Tokenizer | None, progress: Progress
-) -> tuple[bytes, dict[str, Point]]:
-    """The file and the chosen point of each tensor."""
+def _search(loaded: Loaded, stats: Statistics, config: PackConfig, tokenizer: Tokenizer | None, progress: Progress) -> Plan:
     matrices, kept = split_state(loaded.state)
-    raws: list[RawPayload] = [keep(name, tensor) for name, tensor in kept.items()]
+    parameters = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
+    # buffers (position tables, masks) are not trained: half precision could break them
+    raws = [keep(name, tensor, exact=name not in parameters) for name, tensor in kept.items()]
     about = _about(loaded, stats, config, tokenizer)
 
     def assemble(grids: list[GridPayload]) -> bytes:
@@ -123,13 +142,14 @@ def _search(
         data, points = planner.solve(config.budget_bytes - config.code_bytes, config.widths)
     except BudgetError as error:
         raise _all_in(error, config) from error
-    return data, dict(zip(matrices, points, strict=True))
+    tensors = {m.name: m.reconstruct(p) for m, p in zip(meters, points, strict=True)} | {r.entry.name: r.value for r in raws}
+    return Plan(data, dict(zip(matrices, points, strict=True)), digest({n: t.numpy() for n, t in tensors.items()}))
 
 
 def _about(loaded: Loaded, stats: Statistics, config: PackConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """What the manifest says besides its tensors. Neither time nor path: the same input gives the same bytes."""
     origin = {
-        "checkpoint": fingerprint(loaded.state),
+        "checkpoint": loaded.fingerprint,
         "statistics": stats.fingerprint,
         "method": config.method,
         "widths": list(config.widths),
@@ -150,32 +170,23 @@ def _all_in(error: BudgetError, config: PackConfig) -> BudgetError:
     )
 
 
-def _write_verified(output: Path, data: bytes) -> str:
-    """Write the file under its name only after a fresh process has decoded it to the same tensors; their digest."""
-    expected = digest(decode_artifact(*parse_artifact(data)))
-    trial = output.with_name(f".{output.name}.verify")
-    try:
-        write_whole(trial, data)
-        found = digest_in_fresh_process(trial)
-        if found != expected:
-            raise FormatError(f"a fresh process decodes {output.name} to other tensors ({found[:12]}, not {expected[:12]})")
-        trial.replace(output)
-    finally:
-        trial.unlink(missing_ok=True)
-    return expected
+def _verify(trial: Path, plan: Plan) -> None:
+    """Raise FormatError unless a fresh process decodes the file to the tensors that were measured."""
+    found = digest_in_fresh_process(trial)
+    if found != plan.tensors_sha256:
+        raise FormatError(f"a fresh process decodes the file to other tensors ({found[:12]}, not {plan.tensors_sha256[:12]})")
 
 
 def _report(
     loaded: Loaded,
     config: PackConfig,
     stats: Statistics,
-    data: bytes,
-    points: dict[str, Point],
+    plan: Plan,
     checkpoint: Path,
     output: Path,
-    sha256: str,
     timings_s: dict[str, float],
 ) -> PackReport:
+    data, points = plan.data, plan.points
     manifest, sections = parse_artifact(data)
     n_params = sum(t.numel() for t in loaded.state.values())
     total = len(data) + config.code_bytes
@@ -197,7 +208,7 @@ def _report(
         code_files=config.code,
         calibration={**stats.source, "tokens": stats.tokens, "fingerprint": stats.fingerprint},
         verified=True,
-        tensors_sha256=sha256,
+        tensors_sha256=plan.tensors_sha256,
         timings_s={**timings_s, "total": round(sum(timings_s.values()), 3)},
         tensors=tuple(_tensor_reports(manifest, sections, points)),
         kept=tuple({"name": t.name, "shape": list(t.shape), "dtype": t.dtype} for t in manifest.tensors if t.kind == "raw"),

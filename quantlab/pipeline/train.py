@@ -40,6 +40,8 @@ def train_to_folder(
 ) -> TrainResult:
     """Train into the folder `out`: model.safetensors, tokenizer.model, the checkpoint to resume from, and, for the embedded
     corpus, its validation split as a token shard."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"output folder {out} is a file")
     progress("prepare text", 0, 1)
     tokenized = load_data(data, config.model.vocab_size, config.seed)
     out.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantlab.artifact.manifest import code_limit
 from quantlab.errors import StatisticsError
 from quantlab.kernels.gptq_block import gptq_block_ref
-from quantlab.quant.grid import RowGrid, code_limit
+from quantlab.quant.grid import RowGrid
 
 DAMPING = 0.01
 BLOCK = 128

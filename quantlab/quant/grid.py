@@ -8,10 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-
-def code_limit(bits: int) -> int:
-    """Largest code of a symmetric grid: 2**(bits-1) - 1."""
-    return int(2 ** (bits - 1) - 1)
+from quantlab.artifact.manifest import code_limit
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from quantlab.quant.grid import RowGrid, code_limit
+from quantlab.artifact.manifest import code_limit
+from quantlab.quant.grid import RowGrid
 
 
 def round_to_nearest(w_OI: Tensor, grid: RowGrid) -> Tensor:

@@ -1,5 +1,6 @@
 """The report of one packing: what went in, where every byte went, what it is predicted to cost."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -58,3 +59,7 @@ class PackReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
+
+    def to_json(self) -> bytes:
+        """The report file."""
+        return (json.dumps(self.to_dict(), indent=2) + "\n").encode()

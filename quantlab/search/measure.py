@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from quantlab.artifact.container import Section
@@ -55,6 +56,13 @@ class TensorMeter:
     def points(self) -> list[Point]:
         """All points measured so far, by width and clip."""
         return [self.measured[key].point for key in sorted(self.measured)]
+
+    def reconstruct(self, point: Point) -> Tensor:
+        """The weights float32 [O, I] whose distortion was measured: what every reader of the file must get."""
+        measured = self.measured[point.bits, point.clip]
+        raw = CODECS[BROTLI].decode(measured.stream, self.w_OI.numel())
+        q_OI = torch.frombuffer(bytearray(raw), dtype=torch.int8).view(self.w_OI.shape[1], -1).T
+        return q_OI * measured.grid.steps_O[:, None]
 
     def payload(self, point: Point) -> GridPayload:
         """The measured tensor ready for the file, its codes under the codec that makes them smallest."""

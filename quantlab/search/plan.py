@@ -76,7 +76,7 @@ class Planner:
     def _fit(self, pool: ThreadPoolExecutor, curve: Frontier, budget_bytes: int, overhead: int) -> tuple[bytes, list[Point]]:
         """Assemble, learn the true overhead of the choice, choose again; keep the best file that fits."""
         best: tuple[float, bytes, list[Point]] | None = None
-        for _ in range(FIT_TRIES):
+        for attempt in range(FIT_TRIES):
             chosen = self._choose(curve, budget_bytes - overhead)
             data = self.assemble(list(pool.map(self._payload, self.meters, chosen)))
             loss, fits = sum(p.distortion for p in chosen), len(data) <= budget_bytes
@@ -84,9 +84,11 @@ class Planner:
                 break
             if fits:
                 best = (loss, data, chosen)
-            true_overhead = len(data) - sum(p.bytes for p in chosen)
-            overhead = max(true_overhead, overhead + 1) if not fits else true_overhead
-        assert best is not None, "the smallest plan fits, and every try leaves more room"
+                overhead = len(data) - sum(p.bytes for p in chosen)
+            else:
+                overhead += (len(data) - budget_bytes) << attempt  # leave twice the room each time
+        if best is None:
+            raise BudgetError(f"no plan of at most {budget_bytes} bytes was found in {FIT_TRIES} tries", hint="change --budget")
         return best[1], best[2]
 
     def _payload(self, meter: TensorMeter, point: Point) -> GridPayload:

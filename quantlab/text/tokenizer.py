@@ -77,6 +77,7 @@ class Tokenizer:
         self.vocab_size: int = self._processor.vocab_size()
         self.bos_id: int = self._processor.bos_id()
         _check_processor(self._processor, name)
+        self._has_dummy_prefix = self._piece_bytes[self._processor.encode("a")[0]].startswith(b" ")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -149,9 +150,11 @@ class Tokenizer:
         return TokenBytes(base=lengths - has_space, has_space=has_space, is_boundary=is_boundary)
 
     def _encode_raw(self, raw: bytes, offset: int) -> list[int]:
+        problem = f"byte 0x{raw[0]:02x} at offset {offset} is not valid UTF-8 or part of U+2581"
         if self._byte_ids is None:
-            problem = f"byte 0x{raw[0]:02x} at offset {offset} is not valid UTF-8 or part of U+2581"
             raise DataError(f"tokenizer {self.name}: {problem}, and the vocabulary lacks byte pieces")
+        if self._has_dummy_prefix:  # it would put a space, counted as a byte, before the text after every such byte
+            raise DataError(f"tokenizer {self.name}: {problem}, and the tokenizer adds spaces around it")
         return [self._byte_ids[byte] for byte in raw]
 
 

@@ -46,7 +46,12 @@ def payloads():
     ]
 
 
-ABOUT = {"model": {"vocab_size": 3}, "tokenizer": {"vocab_size": 3}, "origin": {"seed": 0}, "producer": "quantlab golden"}
+ABOUT = {
+    "model": {"vocab_size": 3},
+    "tokenizer": {"sha256": "00", "vocab_size": 3},
+    "origin": {"seed": 0},
+    "producer": "quantlab golden",
+}
 
 
 def sample() -> bytes:
@@ -118,6 +123,8 @@ def _set(manifest, index, **values):
         (lambda m, s: m["tensors"].append(7), "kind 7"),
         (lambda m, s: _set(m, 0, kind="pickle"), "kind 'pickle'"),
         (lambda m, s: _set(m, 0, name=3), "name must be a string"),
+        (lambda m, s: _set(m, 0, name="__metadata__"), "__metadata__"),
+        (lambda m, s: m.update(tokenizer={"sha256": 5}), "tokenizer needs sha256"),
         (lambda m, s: _set(m, 0, shape="88"), "shape a list"),
         (lambda m, s: _set(m, 0, shape=[-8, -6]), "whole numbers"),
         (lambda m, s: _set(m, 0, shape=[8.0, 6]), "whole numbers"),
@@ -195,6 +202,7 @@ def test_kept_floats_lose_at_most_half_a_float16_unit_of_the_largest():
     back = decode_artifact(*parse_artifact(encode_artifact([entry])))["w"]
     assert np.abs(back - values.numpy()).max() <= 2.0**-11 * values.abs().max()
     assert keep("w", values * 1e-9).entry.dtype == "float32"
+    assert keep("w", values, exact=True).entry.dtype == "float32"
 
 
 def test_manifest_round_trips():

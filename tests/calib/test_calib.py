@@ -10,9 +10,10 @@ from quantlab.calib.collect import collect
 from quantlab.calib.sample import sample_sequences
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens
 from quantlab.calib.statistics import read_statistics, write_statistics
-from quantlab.errors import ConfigError, DataError, StatisticsError
+from quantlab.errors import ConfigError, DataError, ShapeError, StatisticsError
 from quantlab.text.shards import write_shard
 from quantlab.trainer.from_state_dict import gpt_from_state_dict
+from quantlab.trainer.model import GPT, GPTConfig
 
 
 class TwoTables(nn.Module):
@@ -136,7 +137,7 @@ def test_statistics_file_round_trips_and_is_the_same_every_time(tmp_path):
 
 def test_statistics_of_another_model_or_file_are_refused(tmp_path, toy_checkpoint):
     stats = measure(TwoTables(), SHAPES)
-    with pytest.raises(StatisticsError, match="measured on checkpoint f, this one is g"):
+    with pytest.raises(StatisticsError, match="measured on model f, this one is g"):
         stats.check_model("g", tmp_path)
     with pytest.raises(StatisticsError, match="cannot read statistics"):
         read_statistics(tmp_path / "absent")
@@ -213,7 +214,81 @@ def test_unknown_sources_are_refused(source):
         CalibrationConfig(source=source)
 
 
-@pytest.mark.parametrize("options", [{"tokens": 10}, {"seq_len": 1}, {"temperature": 0.0}])
+@pytest.mark.parametrize("options", [{"tokens": 10}, {"seq_len": 1}, {"temperature": 0.0}, {"seed": -1}, {"seed": 10**23}])
 def test_impossible_amounts_are_refused(options):
     with pytest.raises(ConfigError):
         CalibrationConfig(**options)
+
+
+class Variant(nn.Module):
+    """A tied model whose head is written in one of the ways that people write it."""
+
+    def __init__(self, head):
+        super().__init__()
+        torch.manual_seed(1)
+        self.emb, self.kind = nn.Embedding(10, 6), head
+        self.pos = nn.Embedding(7, 6)
+        if head == "module":
+            self.head = nn.Linear(6, 10, bias=False)
+            self.head.weight = self.emb.weight
+
+    def forward(self, ids):
+        x = self.emb(ids)
+        x += self.pos(torch.arange(ids.shape[1]))  # in place, as many do
+        x = torch.tanh(x)
+        if self.kind == "module":
+            return self.head(x)
+        if self.kind == "cast":
+            return F.linear(x, weight=self.emb.weight.to(torch.float64).float())
+        return F.linear(x, self.emb.weight) if self.kind == "linear" else x @ self.emb.weight.T
+
+
+def test_a_tied_head_is_measured_once_however_it_is_written():
+    results = [measure(Variant(kind), {"emb.weight": (10, 6)}).uses("emb.weight") for kind in ("linear", "module", "cast")]
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a.H_II, b.H_II) and torch.equal(a.g_O, b.g_O)
+
+
+def test_a_use_that_cannot_be_measured_is_named():
+    with pytest.raises(StatisticsError, match=r"tensor emb\.weight: its use in .* cannot be measured"):
+        measure(Variant("matmul"), {"emb.weight": (10, 6)})
+
+
+def test_a_table_of_positions_counts_once_for_every_token():
+    (use,) = measure(Variant("linear"), {"pos.weight": (7, 6)}).uses("pos.weight")
+    assert torch.allclose(use.g_O, torch.full((7,), 1 / 7))
+
+
+def test_an_untied_head_of_the_baseline_is_measured():
+    config = GPTConfig(
+        vocab_size=40, num_layers=1, model_dim=8, num_heads=2, num_kv_heads=1, mlp_hidden=8, tie_embeddings=False
+    )
+    state = {n: torch.randn(t.shape, generator=torch.Generator().manual_seed(0)) for n, t in GPT(config).state_dict().items()}
+    stats = measure(gpt_from_state_dict(state, config), {"lm_head.weight": (40, 8), "tok_emb.weight": (40, 8)})
+    assert set(stats.products) == {"lm_head.weight"} and set(stats.lookups) == {"tok_emb.weight"}
+
+
+def test_models_that_give_no_gradient_or_fail_are_one_clear_line():
+    model = TwoTables()
+    forward = model.forward
+    model.forward = torch.no_grad()(forward)
+    with pytest.raises(StatisticsError, match="carry no gradient"):
+        measure(model, SHAPES)
+    model.forward = lambda ids: forward(ids[:, :99] + 100)
+    with pytest.raises(ShapeError, match=r"the model fails on ids \[5, 7\]: IndexError"):
+        measure(model, SHAPES)
+
+
+def test_a_table_that_the_model_builds_while_sampling_serves_backward_later():
+    class Lazy(TwoTables):
+        table = None
+
+        def forward(self, ids):
+            if self.table is None:
+                self.table = torch.ones(6)
+            return super().forward(ids) * self.table.sum()
+
+    model = Lazy()
+    sample_sequences(model, 2, 4)
+    assert measure(model, SHAPES).tokens == 35

@@ -1,5 +1,6 @@
 """Checkpoints of every common kind, and every way in which one can be wrong."""
 
+import json
 import pickle
 
 import pytest
@@ -23,7 +24,7 @@ def same(a, b):
     [
         STATE,
         {"model": STATE, "optimizer": {"state": {0: {"m": torch.zeros(2)}}}, "step": 7},
-        {"state_dict": STATE, "epoch": 3},
+        {"state_dict": STATE, "epoch": torch.tensor(3), "rng": torch.zeros(5)},
         {f"module.{k}": v for k, v in STATE.items()},
         {"model": {f"_orig_mod.module.{k}": v for k, v in STATE.items()}},
         {**STATE, "step": 12, "note": "x"},
@@ -48,6 +49,24 @@ def test_safetensors_and_shards(tmp_path):
     save_file({"b": torch.zeros(1)}, folder / "model-9.safetensors")
     with pytest.raises(CheckpointError, match="tensor b is in .*model-9.* earlier shard"):
         read_checkpoint(folder)
+
+
+def test_a_folder_follows_its_index_and_leaves_our_own_files_out(tmp_path):
+    names = list(STATE)
+    for index, name in enumerate(names):
+        save_file({name: STATE[name]}, tmp_path / f"model-{index}.safetensors")
+    write_safetensors(tmp_path / "stats.safetensors", {"product.H.a": torch.eye(2)}, {"quantlab_statistics": "{}"})
+    assert same(read_checkpoint(tmp_path), STATE)
+    weight_map = {name: f"model-{index}.safetensors" for index, name in enumerate(names)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / "other.safetensors").write_bytes(b"junk that the index does not list")
+    assert same(read_checkpoint(tmp_path), STATE)
+    (tmp_path / "model-1.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-1\.safetensors"):
+        read_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="index .* is damaged"):
+        read_checkpoint(tmp_path)
 
 
 def test_nothing_in_a_file_is_executed(tmp_path):
@@ -91,7 +110,8 @@ def test_every_truncation_of_a_torch_file_is_noticed(tmp_path):
     ("content", "message"),
     [
         ({"a": torch.tensor([1.0, float("nan"), float("inf")])}, "tensor a has 2 values that are not finite"),
-        ({"a": torch.ones(2, dtype=torch.complex64)}, "real numbers are needed"),
+        ({"a": torch.ones(2, dtype=torch.complex64)}, "tensor a is torch.complex64, allowed are float16"),
+        ({"a": torch.tensor([1e31])}, "tensor a has a value beyond"),
         ({"a": torch.eye(2).to_sparse()}, "sparse"),
         ({"step": 3}, "no state dict among its keys: step"),
         ([torch.ones(1)], "holds a list"),
@@ -129,12 +149,13 @@ BIG = torch.zeros(64, 64)
         ("blocks.0.attn.proj.weight", BIG.bfloat16(), True),
         ("model.layers.3.mlp.gate_proj.weight", BIG, True),
         ("blocks.0.mlp.fc.weight", torch.zeros(63, 64), False),
-        ("skip_weights", BIG, False),
+        ("skip_weights", torch.zeros(8, 1024), False),
+        ("blocks.0.attn.attn_gate", torch.zeros(8, 512), False),
+        ("mlp.gate.weight", BIG, True),
+        ("lora_a.weight", torch.zeros(8, 1024), True),
         ("blocks.0.resid_mix", torch.zeros(2, 4096), False),
-        ("blocks.1.attn_scale", BIG, False),
-        ("final_norm.weight", BIG, False),
-        ("ln_f.weight", BIG, False),
-        ("blocks.0.attn.q_gain", BIG, False),
+        ("blocks.1.attn_scale", torch.zeros(5000), False),
+        ("final_norm.weight", torch.zeros(5000), False),
         ("table", BIG.long(), False),
         ("conv.weight", torch.zeros(4, 4, 64, 64), False),
     ],

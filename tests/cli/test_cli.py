@@ -213,14 +213,15 @@ def test_statistics_of_another_checkpoint_are_refused(toy_checkpoint, toy_state,
     assert run(["calibrate", str(tmp_path / "other.pt"), "-o", str(stats), *FAST]) == 0
     capsys.readouterr()
     packing = ["pack", toy_checkpoint, "--budget", "60kB", "-o", tmp_path / "m.qlab", "--stats", stats]
-    fails(capsys, packing, 1, "were measured on checkpoint")
+    fails(capsys, packing, 1, "were measured on model")
 
 
 def _command(*arguments):
     return [sys.executable, "-m", "quantlab", *map(str, arguments)]
 
 
-def test_ctrl_c_leaves_one_line_and_no_files(toy_checkpoint, tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_one_line_and_no_files(stop, toy_checkpoint, tmp_path):
     packing = _command("pack", toy_checkpoint, "--budget", "60kB", "-o", tmp_path / "m.qlab", "--calib-tokens", 2_000_000)
     process = subprocess.Popen(packing, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -228,10 +229,10 @@ def test_ctrl_c_leaves_one_line_and_no_files(toy_checkpoint, tmp_path):
         if line.startswith("sample calibration text"):
             break
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     rest = process.stderr.read()
     assert process.wait(timeout=30) == 1
-    assert [x for x in rest.splitlines() if not x.startswith("sample")] == ["error: interrupted, no output was written"]
+    assert [x for x in rest.splitlines() if not x.startswith("sample")] == ["error: interrupted; nothing half-written was left"]
     assert not list(tmp_path.iterdir())
 
 

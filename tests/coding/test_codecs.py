@@ -73,11 +73,16 @@ def test_unknown_codec_is_named():
         decode(77, b"", 0)
 
 
-def test_deflate_refuses_trailing_bytes():
-    stored = CODECS[DEFLATE].encode(b"abc")
-    with pytest.raises(FormatError):
-        decode(DEFLATE, stored + b"x", 3)
-    assert zlib.decompress(stored, -15) == b"abc"
+@pytest.mark.parametrize("number", [n for n in CODECS if n])
+def test_trailing_bytes_are_refused(number):
+    raw = b"abc" * 300
+    for junk in (b"x", bytes(1000)):
+        with pytest.raises(FormatError):
+            decode(number, CODECS[number].encode(raw) + junk, len(raw))
+
+
+def test_deflate_is_raw():
+    assert zlib.decompress(CODECS[DEFLATE].encode(b"abc"), -15) == b"abc"
 
 
 def test_codes_are_laid_out_column_after_column():

@@ -141,7 +141,7 @@ def test_code_alone_beyond_the_budget_is_refused_at_once():
 
 def test_a_file_that_reads_back_differently_is_never_left(packed, toy_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "digest_in_fresh_process", lambda path: "0" * 64)
-    with pytest.raises(FormatError, match="decodes m.qlab to other tensors"):
+    with pytest.raises(FormatError, match="decodes the file to other tensors"):
         pack(packed[0], CONFIG, tmp_path / "m.qlab", checkpoint=toy_checkpoint)
     assert not list(tmp_path.iterdir())
 

@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from quantlab.artifact.manifest import code_limit
 from quantlab.errors import StatisticsError
 from quantlab.kernels.gptq_block import gptq_block_ref
 from quantlab.quant.distortion import Use, column_hessian, distortion
 from quantlab.quant.gptq import feedback, gptq
-from quantlab.quant.grid import RowGrid, code_limit, row_grid
+from quantlab.quant.grid import RowGrid, row_grid
 from quantlab.quant.rtn import round_to_nearest
 
 MATRICES = arrays(np.float32, (4, 24), elements=st.floats(-1e3, 1e3, width=32))

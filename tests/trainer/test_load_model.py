@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from quantlab.errors import CheckpointError, ConfigError, QuantlabError, ShapeError
+from quantlab.errors import ConfigError, QuantlabError, ShapeError
 from quantlab.trainer.load_model import build_model, check_model, load_factory
-from quantlab.trainer.model import GPT, GPTConfig
 
 USER_FILE = """
 from dataclasses import dataclass
@@ -45,15 +44,6 @@ def test_the_users_factory_builds_the_model(user_file):
     assert not model.training
     assert check_model(model) == 7
     assert torch.equal(model.state_dict()["1.weight"], state["1.weight"])
-
-
-def test_without_a_spec_the_baseline_is_built():
-    config = GPTConfig(vocab_size=9, num_layers=1, model_dim=4, num_heads=1, num_kv_heads=1, mlp_hidden=4)
-    model = build_model(GPT(config).state_dict(), None)
-    assert isinstance(model, GPT)
-    assert check_model(model) == 9
-    with pytest.raises(CheckpointError, match="no model matches"):
-        build_model({"w": torch.zeros(2)}, None)
 
 
 @pytest.mark.parametrize("spec", ["", "factory", "file.py", "file.txt:factory", "file.py:", "file.py:not a name", ":factory"])
