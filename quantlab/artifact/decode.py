@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.artifact.container import Section, read_container
-from quantlab.artifact.manifest import GridTensor, Manifest, RawTensor, code_limit
+from quantlab.artifact.manifest import CodedTensor, GridTensor, Manifest, RawTensor, ShapedTensor, code_limit
+from quantlab.artifact.steps import shaped_steps
 from quantlab.coding.planes import bytes_to_codes, from_byte_planes
 from quantlab.errors import FormatError
 
 Array = NDArray[Any]
 
-SCALES, RAW = 0, 1  # section numbers; codes of the k-th grid tensor lie in section 2 + k
-CODES = 2
+SCALES, SHAPES, RAW = 0, 1, 2  # section numbers; codes of the k-th coded tensor lie in section 3 + k
+CODES = 3
 
 
 def read_artifact(path: Path) -> tuple[Manifest, list[Section]]:
@@ -50,11 +51,11 @@ def parse_artifact(data: bytes) -> tuple[Manifest, list[Section]]:
 
 def section_lengths(manifest: Manifest) -> list[int]:
     """Decoded bytes of each section that the manifest's tensors call for."""
-    grids = [t for t in manifest.tensors if isinstance(t, GridTensor)]
-    raws = [t for t in manifest.tensors if isinstance(t, RawTensor)]
-    scale_bytes = 2 * sum(t.shape[0] for t in grids)
-    raw_bytes = sum(math.prod(t.shape) * itemsize(t.dtype) for t in raws)
-    return [scale_bytes, raw_bytes, *(math.prod(t.shape) for t in grids)]
+    coded = [t for t in manifest.tensors if not isinstance(t, RawTensor)]
+    scale_bytes = 2 * sum(t.shape[0] for t in coded if isinstance(t, GridTensor))
+    shape_bytes = sum(t.shape[0] + t.shape[1] for t in coded if isinstance(t, ShapedTensor))
+    raw_bytes = sum(math.prod(t.shape) * itemsize(t.dtype) for t in manifest.tensors if isinstance(t, RawTensor))
+    return [scale_bytes, shape_bytes, raw_bytes, *(math.prod(t.shape) for t in coded)]
 
 
 def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Array]:
@@ -66,33 +67,42 @@ def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Ar
     scales: Array = from_byte_planes(sections[SCALES].decode(), np.dtype(np.float16))
     if not np.isfinite(scales).all() or (scales < 0).any():
         raise FormatError("a row scale is negative or not finite")
-    raw, raw_at, row_at, grid_at = sections[RAW].decode(), 0, 0, CODES
+    shapes: Array = np.frombuffer(sections[SHAPES].decode(), np.int8)
+    raw, coded = sections[RAW].decode(), iter(sections[CODES:])
     arrays: dict[str, Array] = {}
     for tensor in manifest.tensors:
         if isinstance(tensor, GridTensor):
-            rows = tensor.shape[0]
-            arrays[tensor.name] = _dequantize(tensor, sections[grid_at], scales[row_at : row_at + rows])
-            row_at, grid_at = row_at + rows, grid_at + 1
+            mine, scales = np.split(scales, [tensor.shape[0]])
+            arrays[tensor.name] = _dequantize(tensor, next(coded), _row_steps(tensor, mine))
+        elif isinstance(tensor, ShapedTensor):
+            a_O, b_I, shapes = np.split(shapes, np.cumsum(tensor.shape))
+            arrays[tensor.name] = _dequantize(tensor, next(coded), shaped_steps(tensor.level, a_O, b_I))
         else:
             size = math.prod(tensor.shape) * itemsize(tensor.dtype)
-            arrays[tensor.name] = _from_raw(tensor, raw[raw_at : raw_at + size])
-            raw_at += size
+            arrays[tensor.name], raw = _from_raw(tensor, raw[:size]), raw[size:]
     return arrays
 
 
-def decode_codes(tensor: GridTensor, section: Section) -> NDArray[np.int8]:
-    """Codes int8 [rows, columns] of one grid tensor. FormatError if one lies beyond the tensor's width."""
-    q_OI = bytes_to_codes(section.decode(), *tensor.shape)
+def decode_codes(tensor: CodedTensor, section: Section) -> NDArray[np.int8]:
+    """Codes int8 [rows, columns] of one coded tensor. FormatError if one lies beyond the tensor's width."""
+    rows, columns = tensor.shape
+    q_OI = bytes_to_codes(section.decode(), rows, columns)
     limit = code_limit(tensor.bits)
     if q_OI.size and (int(q_OI.min()) < -limit or int(q_OI.max()) > limit):
         raise FormatError(f"tensor {tensor.name!r}: a code lies beyond ±{limit}, the range of {tensor.bits} bits")
     return q_OI
 
 
-def _dequantize(tensor: GridTensor, section: Section, scale_O: Array) -> Array:
+def _row_steps(tensor: GridTensor, scale_O: Array) -> Array:
     with np.errstate(over="ignore"):
-        steps_O = np.ldexp(scale_O.astype(np.float32), np.int32(tensor.exponent))
-        weights = decode_codes(tensor, section).astype(np.float32) * steps_O[:, None]
+        steps_O: Array = np.ldexp(scale_O.astype(np.float32), np.int32(tensor.exponent))
+    return steps_O[:, None]
+
+
+def _dequantize(tensor: CodedTensor, section: Section, steps: Array) -> Array:
+    """Codes times steps, float32 [O, I]; steps are [O, 1] or [O, I]."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights: Array = decode_codes(tensor, section).astype(np.float32) * steps
     if not np.isfinite(weights).all():
         raise FormatError(f"tensor {tensor.name!r}: a weight is beyond float32")
     return weights

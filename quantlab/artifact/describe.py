@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.artifact.container import DIGEST_BYTES, HEADER, SECTION, VERSION, Section
-from quantlab.artifact.decode import CODES, RAW, SCALES, read_artifact
-from quantlab.artifact.manifest import GridTensor, Manifest
+from quantlab.artifact.decode import CODES, RAW, SCALES, SHAPES, read_artifact
+from quantlab.artifact.manifest import Manifest, RawTensor
 from quantlab.coding.codecs import CODECS
 
 
@@ -33,7 +33,7 @@ def bytes_by_kind(file_bytes: int, sections: Sequence[Section]) -> dict[str, int
     framing = HEADER.size + SECTION.size * len(sections) + DIGEST_BYTES
     return {
         "codes": sum(stored[CODES:]),
-        "scales": stored[SCALES],
+        "scales": stored[SCALES] + stored[SHAPES],
         "kept": stored[RAW],
         "manifest": file_bytes - framing - sum(stored),
         "framing": framing,
@@ -45,7 +45,7 @@ def _tensors(manifest: Manifest, sections: Sequence[Section]) -> list[dict[str, 
     rows: list[dict[str, Any]] = []
     for tensor in manifest.tensors:
         row: dict[str, Any] = {"name": tensor.name, "shape": list(tensor.shape), "kind": tensor.kind}
-        if isinstance(tensor, GridTensor):
+        if not isinstance(tensor, RawTensor):
             section = next(coded)
             row |= {"stored": f"{tensor.bits} bit, {CODECS[section.codec].name}", "bytes": len(section.stored)}
         else:

@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantlab.artifact.container import Section, write_container
-from quantlab.artifact.manifest import GridTensor, Manifest, RawTensor
+from quantlab.artifact.manifest import CodedTensor, GridTensor, Manifest, RawTensor, ShapedTensor
 from quantlab.coding.codecs import encode_smallest
 from quantlab.coding.planes import to_byte_planes
 
 
 @dataclass(frozen=True, slots=True)
-class GridPayload:
-    """One quantized matrix, ready to be written: its entry, float16 scales [rows], and its coded section."""
+class CodedPayload:
+    """One quantized matrix, ready to be written: its entry, what its steps need beside it, and its coded section."""
 
-    entry: GridTensor
-    scale_O: NDArray[np.float16]
+    entry: CodedTensor
+    side: NDArray[Any]
+    """float16 scales [O] of a row grid; int8 shapes [O + I], rows first, of a shaped one."""
     codes: Section
 
 
@@ -35,14 +36,19 @@ class RawPayload:
     """What every reader of the file must get: 16-bit floats as float32."""
 
 
-def encode_artifact(payloads: Sequence[GridPayload | RawPayload], **about: Any) -> bytes:
+def encode_artifact(payloads: Sequence[CodedPayload | RawPayload], **about: Any) -> bytes:
     """The bytes of the file; `about` are the other fields of Manifest (model, tokenizer, origin, producer)."""
     manifest = Manifest(tensors=tuple(p.entry for p in payloads), **about)
-    grids = [p for p in payloads if isinstance(p, GridPayload)]
-    raws = [p for p in payloads if isinstance(p, RawPayload)]
-    scales = np.concatenate([p.scale_O for p in grids]) if grids else np.empty(0, np.float16)
-    small = [to_byte_planes(scales), b"".join(p.raw for p in raws)]
-    return write_container(manifest.to_dict(), [*map(smallest_section, small), *(p.codes for p in grids)])
+    coded = [p for p in payloads if isinstance(p, CodedPayload)]
+    scales = _joined([p.side for p in coded if isinstance(p.entry, GridTensor)], np.float16)
+    shapes = _joined([p.side for p in coded if isinstance(p.entry, ShapedTensor)], np.int8)
+    raw = b"".join(p.raw for p in payloads if isinstance(p, RawPayload))
+    small = [to_byte_planes(scales), shapes.tobytes(), raw]
+    return write_container(manifest.to_dict(), [*map(smallest_section, small), *(p.codes for p in coded)])
+
+
+def _joined(parts: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype), *parts])
 
 
 def smallest_section(raw: bytes) -> Section:

@@ -32,13 +32,29 @@ class GridTensor:
     kind: Literal["row_grid"] = "row_grid"
 
     def __post_init__(self) -> None:
-        _check_shape(self.name, self.shape)
-        if len(self.shape) != 2:
-            raise FormatError(f"tensor {self.name!r}: a grid needs 2 dimensions, got shape {list(self.shape)}")
-        if type(self.bits) is not int or self.bits not in WIDTHS:
-            raise FormatError(f"tensor {self.name!r}: bits must be 2 to 8, got {self.bits!r}")
+        _check_coded(self.name, self.shape, self.bits)
         if type(self.exponent) is not int or not -126 <= self.exponent <= 127:
             raise FormatError(f"tensor {self.name!r}: exponent must be -126 to 127, got {self.exponent!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShapedTensor:
+    """A matrix as integer codes on a shaped grid: w[i, j] = code[i, j] · 2**(level/64 + (a[i] + b[j])/4)."""
+
+    name: str
+    """Key in the state dict."""
+    shape: tuple[int, ...]
+    """[rows, columns]."""
+    bits: int
+    """Codes lie within ±(2**(bits-1) - 1)."""
+    level: int
+    """Size of all steps, in 64ths of an octave."""
+    kind: Literal["shaped_grid"] = "shaped_grid"
+
+    def __post_init__(self) -> None:
+        _check_coded(self.name, self.shape, self.bits)
+        if type(self.level) is not int or not -7680 <= self.level <= 7680:
+            raise FormatError(f"tensor {self.name!r}: level must be -7680 to 7680, got {self.level!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +79,7 @@ class RawTensor:
 class Manifest:
     """Everything but the tensors' bytes."""
 
-    tensors: tuple[GridTensor | RawTensor, ...]
+    tensors: "tuple[Tensor, ...]"
     """In the order in which their bytes lie in the sections."""
     model: dict[str, Any] = field(default_factory=dict)
     """Model config of the built-in architecture; empty for a model of the user's own."""
@@ -96,10 +112,16 @@ class Manifest:
         return cls(**{**raw, "tensors": tensors})
 
 
-_KINDS: dict[str, type[GridTensor] | type[RawTensor]] = {"row_grid": GridTensor, "raw": RawTensor}
+CodedTensor = GridTensor | ShapedTensor
+Tensor = CodedTensor | RawTensor
+_KINDS: dict[str, type[GridTensor] | type[ShapedTensor] | type[RawTensor]] = {
+    "row_grid": GridTensor,
+    "shaped_grid": ShapedTensor,
+    "raw": RawTensor,
+}
 
 
-def _read_tensor(index: int, entry: Any) -> GridTensor | RawTensor:
+def _read_tensor(index: int, entry: Any) -> Tensor:
     if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str) or entry["kind"] not in _KINDS:
         kind = entry.get("kind") if isinstance(entry, dict) else entry
         raise FormatError(f"tensor {index}: kind {kind!r} is not one of {', '.join(_KINDS)}")
@@ -131,6 +153,14 @@ def _check_keys(where: str, raw: dict[str, Any], known: set[str], required: set[
         raise FormatError(f"{where}: unknown key {unknown[0]!r}")
     if missing := sorted(required - raw.keys()):
         raise FormatError(f"{where}: key {missing[0]!r} is missing")
+
+
+def _check_coded(name: str, shape: tuple[Any, ...], bits: Any) -> None:
+    _check_shape(name, shape)
+    if len(shape) != 2:
+        raise FormatError(f"tensor {name!r}: a grid needs 2 dimensions, got shape {list(shape)}")
+    if type(bits) is not int or bits not in WIDTHS:
+        raise FormatError(f"tensor {name!r}: bits must be 2 to 8, got {bits!r}")
 
 
 def _check_shape(name: str, shape: tuple[Any, ...]) -> None:

@@ -21,7 +21,13 @@ def pack(
     stats: Annotated[
         Path | None, typer.Option("--stats", metavar="S", help="Statistics from quantlab calibrate, instead of --calib.")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="gptq (error feedback) or rtn (round to nearest).")] = "gptq",
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="gptq (error feedback), rtn (round to nearest), or shaped (error feedback, steps that follow sensitivity).",
+        ),
+    ] = "gptq",
     widths: Annotated[str, typer.Option("--widths", help="Code widths in bits that a tensor may take.")] = "5,6,8",
     code: Annotated[
         list[Path] | None, typer.Option("--code", metavar="FILE", help="A code file that counts towards the budget.")

@@ -12,8 +12,8 @@ from quantlab import __version__
 from quantlab.artifact.container import SECTION, Section
 from quantlab.artifact.decode import CODES, digest, parse_artifact
 from quantlab.artifact.describe import bytes_by_kind
-from quantlab.artifact.encode import GridPayload, encode_artifact, keep
-from quantlab.artifact.manifest import WIDTHS, GridTensor, Manifest
+from quantlab.artifact.encode import CodedPayload, encode_artifact, keep
+from quantlab.artifact.manifest import WIDTHS, GridTensor, Manifest, RawTensor
 from quantlab.artifact.verify import digest_in_fresh_process
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
@@ -38,7 +38,7 @@ class PackConfig:
     budget_bytes: int
     """Artifact and counted code together may not exceed it."""
     method: Method = "gptq"
-    """gptq (error feedback) or rtn (round to nearest)."""
+    """gptq (error feedback on row grids), rtn (round to nearest), or shaped (error feedback, steps that follow sensitivity)."""
     widths: tuple[int, ...] = (5, 6, 8)
     """Code widths in bits that a tensor may take."""
     code: dict[str, int] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Plan:
     data: bytes
     """The whole file."""
     points: dict[str, Point]
-    """Width, clip, bytes and distortion of each quantized tensor."""
+    """Grid, bytes and distortion of each quantized tensor."""
     tensors_sha256: str
     """Digest of the tensors whose distortion was measured, made without the file."""
 
@@ -133,13 +133,13 @@ def _search(loaded: Loaded, stats: Statistics, config: PackConfig, tokenizer: To
     raws = [keep(name, tensor, exact=name not in parameters) for name, tensor in kept.items()]
     about = _about(loaded, stats, config, tokenizer)
 
-    def assemble(grids: list[GridPayload]) -> bytes:
+    def assemble(grids: list[CodedPayload]) -> bytes:
         return encode_artifact([*grids, *raws], **about)
 
-    meters = [TensorMeter(n, w, stats.uses(n), config.method) for n, w in matrices.items()]
-    planner = Planner(meters, assemble, stage(progress, "search widths and clips"))
+    meters = [TensorMeter(n, w, stats.uses(n), config.method, config.widths) for n, w in matrices.items()]
+    planner = Planner(meters, assemble, stage(progress, "search grids"))
     try:
-        data, points = planner.solve(config.budget_bytes - config.code_bytes, config.widths)
+        data, points = planner.solve(config.budget_bytes - config.code_bytes)
     except BudgetError as error:
         raise _all_in(error, config) from error
     tensors = {m.name: m.reconstruct(p) for m, p in zip(meters, points, strict=True)} | {r.entry.name: r.value for r in raws}
@@ -217,15 +217,16 @@ def _report(
 
 
 def _tensor_reports(manifest: Manifest, sections: Sequence[Section], points: dict[str, Point]) -> Iterator[TensorReport]:
-    grids = [t for t in manifest.tensors if isinstance(t, GridTensor)]
-    for tensor, section in zip(grids, sections[CODES:], strict=True):
-        size = len(section.stored) + SECTION.size + 2 * tensor.shape[0]
+    coded = [t for t in manifest.tensors if not isinstance(t, RawTensor)]
+    for tensor, section in zip(coded, sections[CODES:], strict=True):
+        side = 2 * tensor.shape[0] if isinstance(tensor, GridTensor) else sum(tensor.shape)
+        size = len(section.stored) + SECTION.size + side
         point = points[tensor.name]
         yield TensorReport(
             name=tensor.name,
             shape=tensor.shape,
             width_bits=tensor.bits,
-            clip=point.clip,
+            grid_size=point.size,
             codec=CODECS[section.codec].name,
             bytes=size,
             bpw=8 * size / (tensor.shape[0] * tensor.shape[1]),

@@ -11,7 +11,7 @@ from torch import Tensor
 from quantlab.artifact.manifest import code_limit
 from quantlab.errors import StatisticsError
 from quantlab.kernels.gptq_block import gptq_block_ref
-from quantlab.quant.grid import RowGrid
+from quantlab.quant.grid import Grid
 
 DAMPING = 0.01
 BLOCK = 128
@@ -50,14 +50,15 @@ def feedback(name: str, H_II: Tensor, *, damping: float = DAMPING) -> Feedback:
     return Feedback(_cholesky(name, inverse).mT.float().contiguous(), order, dead)
 
 
-def gptq(w_OI: Tensor, grid: RowGrid, fb: Feedback) -> Tensor:
+def gptq(w_OI: Tensor, grid: Grid, fb: Feedback) -> Tensor:
     """Codes int8 [O, I] of float32 weights [O, I] on `grid`, with error feedback along `fb.order`."""
     w_IO = w_OI.masked_fill(fb.dead, 0.0)[:, fb.order].T.contiguous()
     codes_IO = torch.empty_like(w_IO, dtype=torch.int8)
-    steps_O, limit = grid.steps_O, code_limit(grid.bits)
+    steps_IO = grid.steps_OI.expand_as(w_OI)[:, fb.order].T.contiguous()
+    limit = code_limit(grid.bits)
     for lo in range(0, len(w_IO), BLOCK):
         hi = min(lo + BLOCK, len(w_IO))
-        codes_IO[lo:hi], errors_BO = gptq_block_ref(w_IO[lo:hi], steps_O, limit, fb.U_II[lo:hi, lo:hi])
+        codes_IO[lo:hi], errors_BO = gptq_block_ref(w_IO[lo:hi], steps_IO[lo:hi], limit, fb.U_II[lo:hi, lo:hi])
         w_IO[hi:].addmm_(fb.U_II[lo:hi, hi:].T, errors_BO, alpha=-1)
     q_OI = torch.empty_like(w_OI, dtype=torch.int8)
     q_OI[:, fb.order] = codes_IO.T

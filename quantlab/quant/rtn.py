@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from quantlab.artifact.manifest import code_limit
-from quantlab.quant.grid import RowGrid
+from quantlab.quant.grid import Grid
 
 
-def round_to_nearest(w_OI: Tensor, grid: RowGrid) -> Tensor:
+def round_to_nearest(w_OI: Tensor, grid: Grid) -> Tensor:
     """Code int8 [O, I] of the nearest grid point of each weight (float32 [O, I]), within the width."""
-    steps_O = grid.steps_O[:, None]
-    inverse_O = torch.where(steps_O > 0, 1 / steps_O, 0.0)
+    steps_OI = grid.steps_OI
+    inverse_OI = torch.where(steps_OI > 0, 1 / steps_OI, 0.0)
     limit = code_limit(grid.bits)
-    return (w_OI * inverse_O).round_().clamp_(-limit, limit).to(torch.int8)
+    return (w_OI * inverse_OI).round_().clamp_(-limit, limit).to(torch.int8)

@@ -13,11 +13,11 @@ class TensorReport:
     shape: tuple[int, ...]
     width_bits: int
     """Width of the codes' container; the coder decides the bytes on disk."""
-    clip: float
-    """End of the grid in root mean squares of a row."""
+    grid_size: float
+    """Row grids: the clip, the grid's end in root mean squares of a row. Shaped grids: c, in square roots of nats."""
     codec: str
     bytes: int
-    """Coded stream, its line in the section table, and its row scales before their codec."""
+    """Coded stream, its line in the section table, and its scales or shapes before their codec."""
     bpw: float
     """8 · bytes / weights."""
     distortion: float

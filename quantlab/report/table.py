@@ -14,11 +14,11 @@ def render(report: PackReport) -> RenderableType:
 def _tensor_table(report: PackReport) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("tensor", no_wrap=True)
-    for column in ("shape", "width", "clip", "codec", "bytes", "bpw", "distortion"):
+    for column in ("shape", "width", "grid", "codec", "bytes", "bpw", "distortion"):
         table.add_column(column, justify="right", no_wrap=True)
     for t in report.tensors:
         shape = "x".join(map(str, t.shape))
-        row = (f"{t.width_bits}", f"{t.clip:.2f}", t.codec, f"{t.bytes:,}", f"{t.bpw:.3f}", f"{t.distortion:.2e}")
+        row = (f"{t.width_bits}", f"{t.grid_size:.3g}", t.codec, f"{t.bytes:,}", f"{t.bpw:.3f}", f"{t.distortion:.2e}")
         table.add_row(t.name, shape, *row)
     return table
 

@@ -1,1 +1,1 @@
-"""Choosing widths and clips: measured rate-distortion points and the budget search."""
+"""Choosing grids: measured rate-distortion points and the budget search."""

@@ -22,7 +22,8 @@ class Point:
     """One way to store one tensor: what it costs and what it loses."""
 
     bits: int
-    clip: float
+    size: float
+    """Of the grid, in the unit of its family: see search.families."""
     bytes: int
     distortion: float
 

@@ -1,6 +1,6 @@
 """Quantize one tensor one way and measure what that costs: bytes after the real codec, distortion in nats."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 from quantlab.artifact.container import Section
-from quantlab.artifact.encode import GridPayload, smallest_section
-from quantlab.artifact.manifest import GridTensor
+from quantlab.artifact.encode import CodedPayload, smallest_section
+from quantlab.artifact.manifest import code_limit
 from quantlab.coding.codecs import BROTLI, CODECS
 from quantlab.coding.planes import codes_to_bytes
 from quantlab.quant.distortion import Use, column_hessian, distortion
-from quantlab.quant.gptq import Feedback, feedback, gptq
-from quantlab.quant.grid import RowGrid, row_grid
+from quantlab.quant.gptq import feedback, gptq
+from quantlab.quant.grid import Grid
 from quantlab.quant.rtn import round_to_nearest
+from quantlab.search.families import Setting, row_family, shaped_family
 from quantlab.search.frontier import Point
 
-Method = Literal["gptq", "rtn"]
-METHODS: tuple[Method, ...] = ("gptq", "rtn")
+Method = Literal["gptq", "rtn", "shaped"]
+METHODS: tuple[Method, ...] = ("rtn", "gptq", "shaped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,55 +28,60 @@ class Measured:
     """A point and the stream that it was measured on."""
 
     point: Point
-    grid: RowGrid
+    grid: Grid
     stream: bytes
     """Codes under brotli-11: the file takes the smallest codec, so it is never larger."""
 
 
 class TensorMeter:
-    """Measures one matrix at any width and clip; each measurement is kept."""
+    """Measures one matrix on the grids of a family; each measurement is kept."""
 
-    def __init__(self, name: str, w_OI: Tensor, uses: tuple[Use, ...], method: Method) -> None:
-        self.name, self.w_OI, self.uses = name, w_OI, uses
-        self.measured: dict[tuple[int, float], Measured] = {}
-        self._round = _rounding(name, uses, method)
+    def __init__(self, name: str, w_OI: Tensor, uses: tuple[Use, ...], method: Method, widths: Sequence[int]) -> None:
+        self.name, self.w_OI, self.uses, self.widths = name, w_OI, uses, sorted(widths)
+        self.measured: dict[Setting, Measured] = {}
+        self._feedback = None if method == "rtn" else feedback(name, column_hessian(uses))
+        if method == "shaped" and self._feedback is not None:
+            self.family = shaped_family(w_OI, uses, self._feedback, widths)
+        else:
+            self.family = row_family(w_OI, widths)
 
-    def measure(self, bits: int, clip: float) -> Measured:
-        """Quantize to `bits` with the grid's end at `clip` root mean squares of each row."""
-        key = (bits, clip)
-        if key not in self.measured:
-            grid = row_grid(self.w_OI, bits=bits, clip=clip)
-            q_OI = self._round(self.w_OI, grid)
-            error_OI = self.w_OI - q_OI * grid.steps_O[:, None]
+    def measure(self, bits: int, size: float) -> Measured:
+        """Quantize on the grid of one setting."""
+        setting = (bits, size)
+        if setting not in self.measured:
+            grid = self.family.grid(bits, size)
+            q_OI = self._round(grid)
+            error_OI = self.w_OI - q_OI * grid.steps_OI
             stream = CODECS[BROTLI].encode(codes_to_bytes(q_OI.numpy()))
-            point = Point(bits, clip, len(stream), distortion(error_OI, self.uses))
-            self.measured[key] = Measured(point, grid, stream)
-        return self.measured[key]
+            point = Point(bits, size, len(stream), distortion(error_OI, self.uses))
+            self.measured[setting] = Measured(point, grid, stream)
+        return self.measured[setting]
 
     @property
     def points(self) -> list[Point]:
-        """All points measured so far, by width and clip."""
-        return [self.measured[key].point for key in sorted(self.measured)]
+        """All points measured so far, by width and size."""
+        return [self.measured[setting].point for setting in sorted(self.measured)]
 
     def reconstruct(self, point: Point) -> Tensor:
         """The weights float32 [O, I] whose distortion was measured: what every reader of the file must get."""
-        measured = self.measured[point.bits, point.clip]
-        raw = CODECS[BROTLI].decode(measured.stream, self.w_OI.numel())
-        q_OI = torch.frombuffer(bytearray(raw), dtype=torch.int8).view(self.w_OI.shape[1], -1).T
-        return q_OI * measured.grid.steps_O[:, None]
+        return self._codes(point) * self.measured[point.bits, point.size].grid.steps_OI
 
-    def payload(self, point: Point) -> GridPayload:
-        """The measured tensor ready for the file, its codes under the codec that makes them smallest."""
-        measured = self.measured[point.bits, point.clip]
-        raw = CODECS[BROTLI].decode(measured.stream, self.w_OI.numel())
-        entry = GridTensor(name=self.name, shape=tuple(self.w_OI.shape), bits=point.bits, exponent=measured.grid.exponent)
-        best = smallest_section(raw)
-        codes = best if len(best.stored) < len(measured.stream) else Section(BROTLI, len(raw), measured.stream)
-        return GridPayload(entry, measured.grid.scale_O, codes)
+    def payload(self, point: Point) -> CodedPayload:
+        """The measured tensor ready for the file: the smallest codec, and the narrowest allowed width that holds its codes."""
+        measured = self.measured[point.bits, point.size]
+        q_OI = self._codes(point)
+        largest = int(q_OI.abs().max())
+        bits = next(b for b in self.widths if largest <= code_limit(b))
+        best = smallest_section(codes_to_bytes(q_OI.numpy()))
+        codes = best if len(best.stored) < len(measured.stream) else Section(BROTLI, q_OI.numel(), measured.stream)
+        return CodedPayload(measured.grid.entry(self.name, tuple(self.w_OI.shape), bits), measured.grid.side, codes)
 
+    def _round(self, grid: Grid) -> Tensor:
+        if self._feedback is None:
+            return round_to_nearest(self.w_OI, grid)
+        return gptq(self.w_OI, grid, self._feedback)
 
-def _rounding(name: str, uses: tuple[Use, ...], method: Method) -> Callable[[Tensor, RowGrid], Tensor]:
-    if method == "rtn":
-        return round_to_nearest
-    fb: Feedback = feedback(name, column_hessian(uses))
-    return lambda w_OI, grid: gptq(w_OI, grid, fb)
+    def _codes(self, point: Point) -> Tensor:
+        """Codes int8 [O, I] out of the stream that was measured."""
+        raw = CODECS[BROTLI].decode(self.measured[point.bits, point.size].stream, self.w_OI.numel())
+        return torch.frombuffer(bytearray(raw), dtype=torch.int8).view(self.w_OI.shape[1], -1).T

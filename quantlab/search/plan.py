@@ -1,4 +1,4 @@
-"""From a byte budget to one width and clip for every tensor."""
+"""From a byte budget to one grid for every tensor."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,17 +8,16 @@ from math import sqrt
 
 import torch
 
-from quantlab.artifact.encode import GridPayload
+from quantlab.artifact.encode import CodedPayload
 from quantlab.errors import BudgetError
+from quantlab.search.families import Setting
 from quantlab.search.frontier import Frontier, Point, frontier
 from quantlab.search.measure import TensorMeter
 
-COARSE_CLIPS = (4.0, 8.0, 16.0, 32.0)
-COARSEST_CLIP = 64.0  # of the narrowest width only: about half a bit per weight
-ROUNDS = 3  # each halves the spacing of clips around the choice: an octave, then 1/2, 1/4, 1/8
+ROUNDS = 3  # each halves the spacing of grid sizes around the choice: an octave, then 1/2, 1/4, 1/8
 FIT_TRIES = 8
 
-Assemble = Callable[[list[GridPayload]], bytes]
+Assemble = Callable[[list[CodedPayload]], bytes]
 Progress = Callable[[int, int], None]
 
 
@@ -31,30 +30,26 @@ class Planner:
     def __init__(self, meters: Sequence[TensorMeter], assemble: Assemble, progress: Progress | None = None) -> None:
         self.meters, self.assemble = meters, assemble
         self._progress = progress or (lambda done, total: None)
-        self._payloads: dict[tuple[str, Point], GridPayload] = {}
+        self._payloads: dict[tuple[str, Point], CodedPayload] = {}
 
-    def solve(self, budget_bytes: int, widths: Sequence[int]) -> tuple[bytes, list[Point]]:
+    def solve(self, budget_bytes: int) -> tuple[bytes, list[Point]]:
         """The file of least predicted distortion with at most `budget_bytes`, and the point of each tensor.
 
         Raises:
             BudgetError: even the coarsest grid of the narrowest width is larger; says how large.
         """
-        coarse = [(bits, clip) for bits in sorted(widths) for clip in COARSE_CLIPS]
-        smallest = (min(widths), COARSEST_CLIP)
-        total = len(self.meters) * (1 + len(coarse) + 2 * ROUNDS)
+        total = sum(1 + len(m.family.coarse) + 2 * ROUNDS for m in self.meters)
         with _worker_pool() as pool:
-            done = self._measure(pool, [(m, smallest) for m in self.meters], 0, total)
+            done = self._measure(pool, [(m, m.family.smallest) for m in self.meters], 0, total)
             overhead = self._check_feasible(budget_bytes)
-            done = self._measure(pool, [(m, key) for m in self.meters for key in coarse], done, total)
+            done = self._measure(pool, [(m, setting) for m in self.meters for setting in m.family.coarse], done, total)
             for _ in range(ROUNDS):
                 chosen = self._choose(frontier([m.points for m in self.meters]), max(budget_bytes - overhead, 0))
                 done = self._measure(pool, list(_refinements(self.meters, chosen)), done, total)
             self._progress(total, total)
             return self._fit(pool, frontier([m.points for m in self.meters]), budget_bytes, overhead)
 
-    def _measure(
-        self, pool: ThreadPoolExecutor, jobs: list[tuple[TensorMeter, tuple[int, float]]], done: int, total: int
-    ) -> int:
+    def _measure(self, pool: ThreadPoolExecutor, jobs: list[tuple[TensorMeter, Setting]], done: int, total: int) -> int:
         jobs = sorted(jobs, key=lambda job: -job[0].w_OI.numel())  # long ones first keeps all workers busy
         for _ in pool.map(lambda job: job[0].measure(*job[1]), jobs):
             done += 1
@@ -63,7 +58,7 @@ class Planner:
 
     def _check_feasible(self, budget_bytes: int) -> int:
         """Bytes of the file beyond the tensors' streams, after checking that the smallest plan fits."""
-        smallest = [m.points[0] for m in self.meters]
+        smallest = [m.measure(*m.family.smallest).point for m in self.meters]
         size = len(self.assemble([self._payload(m, p) for m, p in zip(self.meters, smallest, strict=True)]))
         if size > budget_bytes:
             raise BudgetError(f"the smallest reachable artifact is {size} bytes", smallest_bytes=size)
@@ -91,20 +86,20 @@ class Planner:
             raise BudgetError(f"no plan of at most {budget_bytes} bytes was found in {FIT_TRIES} tries", hint="change --budget")
         return best[1], best[2]
 
-    def _payload(self, meter: TensorMeter, point: Point) -> GridPayload:
+    def _payload(self, meter: TensorMeter, point: Point) -> CodedPayload:
         key = (meter.name, point)
         if key not in self._payloads:
             self._payloads[key] = meter.payload(point)
         return self._payloads[key]
 
 
-def _refinements(meters: Iterable[TensorMeter], chosen: Iterable[Point]) -> Iterable[tuple[TensorMeter, tuple[int, float]]]:
-    """Clips halfway (geometrically) between each chosen clip and its measured neighbours of the same width."""
+def _refinements(meters: Iterable[TensorMeter], chosen: Iterable[Point]) -> Iterable[tuple[TensorMeter, Setting]]:
+    """Grid sizes halfway (geometrically) between each chosen one and its measured neighbours of the same width."""
     for meter, point in zip(meters, chosen, strict=True):
-        clips = sorted(p.clip for p in meter.points if p.bits == point.bits)
-        at = clips.index(point.clip)
-        for neighbour in (*clips[max(at - 1, 0) : at], *clips[at + 1 : at + 2]):
-            yield meter, (point.bits, round(sqrt(point.clip * neighbour), 6))
+        sizes = sorted(p.size for p in meter.points if p.bits == point.bits)
+        at = sizes.index(point.size)
+        for neighbour in (*sizes[max(at - 1, 0) : at], *sizes[at + 1 : at + 2]):
+            yield meter, (point.bits, sqrt(point.size * neighbour))
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from hypothesis.extra.numpy import arrays
 from quantlab.artifact.container import Section, read_container, write_container
 from quantlab.artifact.decode import decode_artifact, digest, parse_artifact, read_artifact
 from quantlab.artifact.describe import describe
-from quantlab.artifact.encode import GridPayload, encode_artifact, keep, smallest_section
-from quantlab.artifact.manifest import GridTensor, Manifest
+from quantlab.artifact.encode import CodedPayload, encode_artifact, keep, smallest_section
+from quantlab.artifact.manifest import GridTensor, Manifest, ShapedTensor
 from quantlab.artifact.verify import digest_in_fresh_process
 from quantlab.coding.planes import codes_to_bytes
 from quantlab.errors import FormatError, QuantlabError
@@ -25,7 +25,13 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 def grid_payload(name, q, scale, *, bits=6, exponent=-5):
     entry = GridTensor(name=name, shape=q.shape, bits=bits, exponent=exponent)
-    return GridPayload(entry, scale.astype(np.float16), Section(0, q.size, codes_to_bytes(q)))
+    return CodedPayload(entry, scale.astype(np.float16), Section(0, q.size, codes_to_bytes(q)))
+
+
+def shaped_payload(name, q, *, level):
+    a, b = (np.arange(n) % 9 * 3 - 11 for n in q.shape)
+    entry = ShapedTensor(name=name, shape=q.shape, bits=8, level=level)
+    return CodedPayload(entry, np.concatenate([a, b]).astype(np.int8), Section(0, q.size, codes_to_bytes(q)))
 
 
 def payloads():
@@ -43,6 +49,7 @@ def payloads():
         keep("steps", torch.tensor([2**40, -1])),
         keep("mask", torch.tensor([True, False])),
         keep("empty", torch.zeros(0, 3)),
+        shaped_payload("blocks.0.attn.c_q.weight", q, level=-333),
     ]
 
 
@@ -63,6 +70,9 @@ def test_tensors_come_back_bit_for_bit():
     q, steps = (np.arange(48).reshape(8, 6) * 7 % 63 - 31).astype(np.float32), np.linspace(0.25, 1.75, 8).astype(np.float16)
     expected = q * (steps.astype(np.float32) * np.float32(2.0**-5))[:, None]
     assert (arrays_["blocks.0.mlp.fc.weight"] == expected).all()
+    a, b = (np.arange(n) % 9 * 3 - 11 for n in (8, 6))
+    wanted = q * np.exp2(-333 / 64 + (a[:, None] + b) / 4)  # float64; a significand is rounded once, a product once
+    np.testing.assert_allclose(arrays_["blocks.0.attn.c_q.weight"], wanted, rtol=2**-23)
     assert arrays_["gain"].dtype == np.float32 and (arrays_["gain"] == np.linspace(-2, 2, 9).astype(np.float16)).all()
     assert (arrays_["wide"] == np.array([1e-30, 1e30], np.float32)).all()
     assert arrays_["scalar"].shape == () and arrays_["scalar"] == 0.5
@@ -89,7 +99,7 @@ def test_golden_file_is_written_and_read_the_same(request):
         path.write_bytes(sample())
     assert sample() == path.read_bytes(), "the format changed: bump VERSION and docs/format.md"
     tensors = decode_artifact(*read_artifact(path))
-    assert digest(tensors) == "5edeb34aff33265e638b666a8df154faad264974d3b3ad6e2bed3eb64fb50e5f"
+    assert digest(tensors) == "319e0c0ee447cb7ff14965107f8c954e2b3d24b590004905d77800d3de0f16f5"
 
 
 def test_every_changed_byte_and_every_cut_of_the_golden_file_is_noticed():
@@ -137,16 +147,18 @@ def _set(manifest, index, **values):
         (lambda m, s: _set(m, 0, bits=3), "beyond ±3"),
         (lambda m, s: _set(m, 0, exponent=1000), "exponent must be"),
         (lambda m, s: _set(m, 0, exponent=127), "beyond float32"),
+        (lambda m, s: _set(m, 10, level=10**6), "level must be"),
+        (lambda m, s: _set(m, 10, exponent=1), "unknown key 'exponent'"),
         (lambda m, s: _set(m, 2, dtype="object"), "dtype 'object'"),
-        (lambda m, s: _set(m, 2, dtype="float64"), "differ at section 1"),
+        (lambda m, s: _set(m, 2, dtype="float64"), "differ at section 2"),
         (lambda m, s: _set(m, 1, name="gain"), "'gain' is listed twice"),
         (lambda m, s: m["tensors"].pop(0), "sections"),
         (lambda m, s: s.pop(), "sections"),
         (lambda m, s: s.append(s[0]), "sections"),
         (lambda m, s: s.__setitem__(0, smallest_section(b"\xff" * s[0].raw_bytes)), "scale is negative or not finite"),
-        (lambda m, s: s.__setitem__(2, Section(0, 48, bytes([128]) * 48)), "beyond ±31"),
-        (lambda m, s: s.__setitem__(2, Section(2, 48, b"junk")), "brotli"),
-        (lambda m, s: s.__setitem__(2, Section(99, 48, b"junk")), "codec number 99"),
+        (lambda m, s: s.__setitem__(3, Section(0, 48, bytes([128]) * 48)), "beyond ±31"),
+        (lambda m, s: s.__setitem__(3, Section(2, 48, b"junk")), "brotli"),
+        (lambda m, s: s.__setitem__(3, Section(99, 48, b"junk")), "codec number 99"),
     ],
 )
 def test_hostile_content_is_refused_by_name(change, message):

@@ -161,7 +161,7 @@ def test_bad_input_is_one_clear_line(toy_checkpoint, toy_state, artifact, tmp_pa
     fails(capsys, packing(tmp_path / "shape.pt"), 1, "no model matches", "blocks.1.mlp.fc.weight", "[9, 9]")
     fails(capsys, packing(toy_checkpoint, "--widths", "5,x"), 2, "widths must be whole numbers", "'5,x'")
     fails(capsys, packing(toy_checkpoint, "--widths", "12"), 2, "widths must be whole numbers from 2 to 8, got 12")
-    fails(capsys, packing(toy_checkpoint, "--method", "magic"), 2, "method must be one of gptq, rtn, got 'magic'")
+    fails(capsys, packing(toy_checkpoint, "--method", "magic"), 2, "method must be one of rtn, gptq, shaped, got 'magic'")
     fails(capsys, packing(toy_checkpoint, "--calib", "web"), 2, "calibration source must be self")
     fails(capsys, packing(toy_checkpoint, "--stats", tmp_path / "absent"), 1, "cannot read statistics")
     fails(capsys, packing(toy_checkpoint, "--code", tmp_path / "absent.py"), 2, "absent.py does not exist")

@@ -91,6 +91,20 @@ def test_gptq_beats_rtn_at_equal_bytes(packed, toy_checkpoint, tmp_path):
     assert abs(rtn.total_bytes - report.total_bytes) < 0.003 * BUDGET
 
 
+def test_shaped_steps_beat_row_grids_at_equal_bytes(packed, toy_checkpoint, tmp_path):
+    loaded, _, report = packed
+    path = tmp_path / "shaped.qlab"
+    shaped = pack(loaded, replace(CONFIG, method="shaped"), path, checkpoint=toy_checkpoint)
+    assert shaped.distortion < 0.9 * report.distortion
+    assert 0.997 * BUDGET < shaped.total_bytes == path.stat().st_size <= BUDGET
+    tensors, stats = decode_artifact(*read_artifact(path)), measure_statistics(loaded, CALIBRATION, None)
+    for t in shaped.tensors:
+        error = loaded.state[t.name] - torch.from_numpy(tensors[t.name])
+        assert distortion(error, stats.uses(t.name)) == pytest.approx(t.distortion, rel=1e-6)
+    pack(loaded, replace(CONFIG, method="shaped"), tmp_path / "again.qlab", checkpoint=toy_checkpoint)
+    assert (tmp_path / "again.qlab").read_bytes() == path.read_bytes()
+
+
 def test_a_larger_budget_is_never_worse(packed, toy_checkpoint, tmp_path):
     loaded, _, report = packed
     larger = pack(loaded, replace(CONFIG, budget_bytes=80_000), tmp_path / "l.qlab", checkpoint=toy_checkpoint)
@@ -126,7 +140,7 @@ def test_a_budget_beyond_reach_gives_the_finest_plan(packed, toy_checkpoint, tmp
     [
         ({"widths": (9,)}, "widths must be whole numbers from 2 to 8, got 9"),
         ({"widths": ()}, "widths must be"),
-        ({"method": "magic"}, "method must be one of gptq, rtn"),
+        ({"method": "magic"}, "method must be one of rtn, gptq, shaped"),
     ],
 )
 def test_unknown_options_are_refused(options, message):

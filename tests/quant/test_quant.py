@@ -31,7 +31,7 @@ def correlated(rows=48, columns=40, tokens=400, seed=0):
 def test_rtn_error_is_at_most_half_a_step_within_the_range(w, bits):
     w = torch.from_numpy(w)
     grid = row_grid(w, bits=bits, clip=6.0)
-    q, steps = round_to_nearest(w, grid), grid.steps_O[:, None]
+    q, steps = round_to_nearest(w, grid), grid.steps_OI
     inside = w.abs() <= steps * code_limit(bits)
     # float32 division and product: one unit in the last place each, relative to w
     assert ((q * steps - w).abs() <= 0.5 * steps + 1e-6 * w.abs())[inside].all()
@@ -46,13 +46,13 @@ def test_rtn_is_idempotent_and_leaves_its_argument(w):
     grid = row_grid(w, bits=6, clip=8.0)
     q = round_to_nearest(w, grid)
     assert torch.equal(w, before)
-    assert torch.equal(round_to_nearest(q * grid.steps_O[:, None], grid), q)
+    assert torch.equal(round_to_nearest(q * grid.steps_OI, grid), q)
 
 
 @pytest.mark.parametrize("w", [torch.zeros(3, 8), torch.full((2, 8), 5.0), torch.eye(1, 8), torch.full((1, 4), 1e-30)])
 def test_degenerate_rows_stay_finite_and_close(w):
     grid = row_grid(w, bits=8, clip=4.0)
-    back = round_to_nearest(w, grid) * grid.steps_O[:, None]
+    back = round_to_nearest(w, grid) * grid.steps_OI
     assert torch.isfinite(back).all()
     assert ((back - w).abs() <= 0.02 * w.abs().max()).all()  # a step is 4/127 of the row's root mean square
 
@@ -63,14 +63,14 @@ def test_steps_survive_storage_exactly():
     grid = row_grid(w, bits=5, clip=10.0)
     assert grid.scale_O.dtype == np.float16 and 0.5 < grid.scale_O.max() <= 2
     wanted = 10.0 * w.square().mean(1).sqrt() / 15
-    assert torch.allclose(grid.steps_O, wanted, rtol=2**-10)  # half a float16 unit
+    assert torch.allclose(grid.steps_OI[:, 0], wanted, rtol=2**-10)  # half a float16 unit
 
 
 def test_a_row_of_outliers_does_not_coarsen_the_others():
     w = torch.ones(4, 64)
     w[2] *= 1e4
     grid = row_grid(w, bits=8, clip=4.0)
-    assert torch.allclose(grid.steps_O[[0, 1, 3]], torch.tensor(4 / 127), rtol=2**-10)
+    assert torch.allclose(grid.steps_OI[[0, 1, 3], 0], torch.tensor(4 / 127), rtol=2**-10)
 
 
 @pytest.mark.parametrize("columns", [1, 7, 64, 130, 257])
@@ -80,7 +80,7 @@ def test_gptq_equals_the_textbook_loop(columns):
     grid, fb = row_grid(w, bits=6, clip=10.0), feedback("w", H)
     q = gptq(w, grid, fb)
     damped = H.double() + 0.01 * H.double().diagonal().mean() * torch.eye(columns, dtype=torch.float64)
-    expected, rest, steps = torch.zeros_like(w), w.double().clone(), grid.steps_O.double()
+    expected, rest, steps = torch.zeros_like(w), w.double().clone(), grid.steps_OI[:, 0].double()
     remaining = torch.argsort(H.diagonal(), descending=True, stable=True).tolist()
     while remaining:
         inverse = torch.linalg.inv(damped[remaining][:, remaining])
@@ -96,7 +96,7 @@ def test_gptq_equals_the_textbook_loop(columns):
 def test_gptq_beats_rtn_on_correlated_inputs():
     w, H, g = correlated()
     grid = row_grid(w, bits=5, clip=8.0)
-    steps = grid.steps_O[:, None]
+    steps = grid.steps_OI
     loss = {
         "gptq": Use(H, g).distortion(w - gptq(w, grid, feedback("w", H)) * steps),
         "rtn": Use(H, g).distortion(w - round_to_nearest(w, grid) * steps),
@@ -129,11 +129,11 @@ def test_block_errors_are_what_later_columns_need():
     """Within one block: w - codes · step = errors · diag(U), and nothing is left uninitialised."""
     w, H, _ = correlated(columns=16)
     U = feedback("w", H).U_II
-    steps = torch.full((48,), 0.3)
+    steps = torch.linspace(0.2, 0.5, 16 * 48).view(16, 48)
     codes, errors = gptq_block_ref(w.T.contiguous(), steps, 127, U)
     rest = w.T.clone()
     for j in range(16):
-        assert torch.allclose(rest[j] - codes[j] * steps, errors[j] * U[j, j], atol=1e-5)  # float32, values near 1
+        assert torch.allclose(rest[j] - codes[j] * steps[j], errors[j] * U[j, j], atol=1e-5)  # float32, values near 1
         rest -= U[j][:, None] * errors[j]
 
 

@@ -10,7 +10,7 @@ import quantlab.search.frontier as module
 from quantlab.errors import BudgetError
 from quantlab.search.frontier import Point, frontier
 
-POINT = st.builds(Point, bits=st.just(6), clip=st.just(1.0), bytes=st.integers(1, 60), distortion=st.floats(0, 10, width=16))
+POINT = st.builds(Point, bits=st.just(6), size=st.just(1.0), bytes=st.integers(1, 60), distortion=st.floats(0, 10, width=16))
 TENSORS = st.lists(st.lists(POINT, min_size=3, max_size=3), min_size=4, max_size=4)
 
 

@@ -1,9 +1,10 @@
-"""GPTQ against round-to-nearest at equal bytes: files on disk, scored after being read back.
+"""Round-to-nearest, GPTQ and shaped steps at equal bytes: files on disk, scored after being read back.
 
     make demo                                                     # a model to pack
-    .venv/bin/python benchmarks/gptq_vs_rtn.py demo               # prints the README's table, saves JSON
+    .venv/bin/python benchmarks/methods.py demo                   # prints the README's table, saves JSON
 
-Both methods get the same statistics, the same search over widths and clips, and the same codecs; only the rounding differs.
+All methods get the same statistics, the same search and the same codecs; rtn and gptq differ in the rounding alone, gptq and shaped
+in the steps alone.
 KL is from the float model to the packed one, in nats per token, over every scored token of the validation shard.
 """
 
@@ -25,6 +26,7 @@ from quantlab.pipeline.calibrate import measure_statistics
 from quantlab.pipeline.evaluate import evaluate_target, evaluation_tokens
 from quantlab.pipeline.models import Loaded, load_artifact, load_checkpoint, load_tokenizer
 from quantlab.pipeline.pack import PackConfig, pack
+from quantlab.search.measure import METHODS
 
 SEQ_LEN = 256
 
@@ -32,8 +34,8 @@ SEQ_LEN = 256
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what make demo filled")
-    parser.add_argument("--budgets", default="600KB,500KB,400KB,300KB")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gptq_vs_rtn.json")
+    parser.add_argument("--budgets", default="400KB,300KB,250KB,200KB")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/methods.json")
     arguments = parser.parse_args()
     rows, fp = measure(arguments.folder, [parse_bytes(b) for b in arguments.budgets.split(",")])
     arguments.out.write_text(json.dumps({"machine": machine(), "float": fp, "rows": rows}, indent=2) + "\n")
@@ -52,7 +54,7 @@ def measure(folder: Path, budgets: list[int]) -> tuple[list[dict[str, Any]], dic
         stats = Path(temporary) / "stats.safetensors"
         write_statistics(stats, measure_statistics(loaded, CalibrationConfig(tokens=65536, seq_len=SEQ_LEN), tokenizer))
         for budget in budgets:
-            for method in ("rtn", "gptq"):
+            for method in METHODS:
                 path = Path(temporary) / f"{method}-{budget}.qlab"
                 config = PackConfig(budget_bytes=budget, method=method)
                 report = pack(loaded, config, path, checkpoint=checkpoint, statistics=stats)
