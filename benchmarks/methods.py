@@ -3,8 +3,8 @@
     make demo                                                     # a model to pack
     .venv/bin/python benchmarks/methods.py demo                   # prints the README's table, saves JSON
 
-All methods get the same statistics, the same search and the same codecs; rtn and gptq differ in the rounding alone, gptq and shaped
-in the steps alone.
+All methods get the same statistics, the same search and the same codecs; rtn and gptq differ in the rounding alone, gptq and
+shaped in the steps alone.
 KL is from the float model to the packed one, in nats per token, over every scored token of the validation shard.
 """
 
@@ -14,17 +14,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from machine import ROOT, machine
-from torch import Tensor
 
 from quantlab.budget import parse_bytes
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import write_statistics
 from quantlab.pipeline.calibrate import measure_statistics
-from quantlab.pipeline.evaluate import evaluate_target, evaluation_tokens
-from quantlab.pipeline.models import Loaded, load_artifact, load_checkpoint, load_tokenizer
+from quantlab.pipeline.evaluate import compare_targets, evaluate_target, evaluation_tokens
+from quantlab.pipeline.models import load_artifact, load_checkpoint, load_tokenizer
 from quantlab.pipeline.pack import PackConfig, pack
 from quantlab.search.measure import METHODS
 
@@ -67,7 +64,7 @@ def measure(folder: Path, budgets: list[int]) -> tuple[list[dict[str, Any]], dic
                         "total_bytes": report.total_bytes,
                         "bpw": report.bpw,
                         "distortion": report.distortion,
-                        "kl": mean_kl(loaded, packed, tokens),
+                        "kl": compare_targets(loaded, packed, tokens, seq_len=SEQ_LEN).kl_mean,
                         "val_bpb": score.val_bpb,
                         "search_s": report.timings_s["search"],
                     }
@@ -75,20 +72,6 @@ def measure(folder: Path, budgets: list[int]) -> tuple[list[dict[str, Any]], dic
                 print(rows[-1], flush=True)
     score = evaluate_target(loaded, tokens, tokenizer, seq_len=SEQ_LEN)
     return rows, {**score.to_dict(), "bytes_on_disk": checkpoint.stat().st_size}
-
-
-@torch.inference_mode()
-def mean_kl(loaded: Loaded, packed: Loaded, tokens: np.ndarray[Any, Any]) -> float:
-    """Mean over tokens of KL(float ‖ packed), nats."""
-    usable = (len(tokens) - 1) // SEQ_LEN * SEQ_LEN
-    ids_NT = torch.from_numpy(tokens[:usable].astype(np.int64)).view(-1, SEQ_LEN)
-    total = sum(float(_kl(loaded, packed, batch)) for batch in ids_NT.split(32))
-    return total / ids_NT.numel()
-
-
-def _kl(loaded: Loaded, packed: Loaded, ids: Tensor) -> Tensor:
-    p, q = (m.model(ids).double().log_softmax(-1) for m in (loaded, packed))
-    return (p.exp() * (p - q)).sum()
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -16,6 +16,10 @@ def evaluate(
     ] = None,
     tokens: Annotated[str | None, typer.Option("--tokens", metavar="GLOB", help="Token shards, quoted.")] = None,
     tokenizer: options.TokenizerFile = None,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="CKPT", help="Also compare with this model: KL, flips, paired loss difference."),
+    ] = None,
     seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens of context; sequences do not overlap.")] = 1024,
     model: options.Model = None,
     as_json: options.Json = False,
@@ -27,7 +31,7 @@ def evaluate(
     Example: quantlab eval model.qlab --tokens 'fineweb_val_*.bin' --tokenizer fineweb_1024_bpe.model
     """
     from quantlab.errors import ConfigError
-    from quantlab.pipeline.evaluate import evaluate_target, evaluation_tokens
+    from quantlab.pipeline.evaluate import compare_targets, evaluate_target, evaluation_tokens
     from quantlab.pipeline.models import load_target, load_tokenizer
 
     if (text is None) == (tokens is None):
@@ -39,12 +43,22 @@ def evaluate(
             raise ConfigError(f"no tokenizer: --tokenizer was not given and {tokenizer} does not exist")
         note(f"tokenizer {tokenizer}")
     known = load_tokenizer(tokenizer, loaded)
+    ids = evaluation_tokens(text, tokens, known)
     with ProgressDisplay() as progress:
-        score = evaluate_target(loaded, evaluation_tokens(text, tokens, known), known, seq_len=seq_len, progress=progress)
+        score = evaluate_target(loaded, ids, known, seq_len=seq_len, progress=progress)
+        compared = None
+        if against is not None:
+            compared = compare_targets(load_target(against, model), loaded, ids, seq_len=seq_len, progress=progress)
     if as_json:
-        print_json(score.to_dict())
+        print_json(score.to_dict() | ({"against": compared.to_dict()} if compared else {}))
     else:
         print(
             f"val_bpb {score.val_bpb:.6f}  val_loss {score.val_loss:.6f}  tokens {score.tokens:,}  bytes {score.bytes:,}  "
             f"({score.bytes / score.tokens:.4f} bytes per token, sequences of {score.seq_len})"
         )
+        if compared:
+            print(
+                f"against {against}: KL {compared.kl_mean:.6f} nats (99 % of tokens below {compared.kl_q99:.4f}), "
+                f"top token differs at {100 * compared.top1_flips:.2f} %, loss {compared.loss_difference:+.6f} nats "
+                f"(95 %: {compared.loss_difference_low:+.6f} to {compared.loss_difference_high:+.6f})"
+            )

@@ -12,6 +12,7 @@ from quantlab.pipeline.progress import Progress, silent, stage
 from quantlab.text.documents import read_documents
 from quantlab.text.shards import read_shards
 from quantlab.text.tokenizer import Tokenizer
+from quantlab.trainer.compare import Comparison, compare
 from quantlab.trainer.evaluate import Score, evaluate
 
 
@@ -30,3 +31,10 @@ def evaluate_target(
     """Bits per byte of the loaded model on `tokens`, in sequences of `seq_len` that do not overlap."""
     counts = tokenizer.token_bytes()
     return evaluate(loaded.model, tokens, counts, seq_len=seq_len, progress=stage(progress, "evaluate"))
+
+
+def compare_targets(
+    reference: Loaded, loaded: Loaded, tokens: NDArray[Any], *, seq_len: int, progress: Progress = silent
+) -> Comparison:
+    """KL, flips and paired loss difference of `loaded` against `reference` on the same sequences."""
+    return compare(reference.model, loaded.model, tokens, seq_len=seq_len, progress=stage(progress, "compare"))

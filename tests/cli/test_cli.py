@@ -96,6 +96,23 @@ def test_eval_scores_text_shards_and_both_kinds_of_target(
     assert scores[0]["val_bpb"] == pytest.approx(scores[0]["nats"] / np.log(2) / scores[0]["bytes"])
 
 
+def test_eval_compares_an_artifact_with_its_checkpoint(artifact, toy_checkpoint, tokenizer_file, tmp_path, capsys):
+    text = tmp_path / "t.txt"
+    text.write_bytes(b"import os\n\ndef main():\n    return 0\n" * 30)
+    scoring = ["eval", str(artifact), "--text", str(text), "--tokenizer", str(tokenizer_file), "--seq-len", "32"]
+    assert run([*scoring, "--against", str(toy_checkpoint), "--json"]) == 0
+    packed = json.loads(capsys.readouterr().out)
+    assert run([*scoring[:1], str(toy_checkpoint), *scoring[2:], "--json"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    against = packed["against"]
+    assert against["kl_mean"] > 0 and against["tokens"] == packed["tokens"]
+    # both sum the same float32 losses, here in another order
+    assert against["loss_difference"] == pytest.approx(packed["val_loss"] - whole["val_loss"], abs=1e-6)
+    assert against["loss_difference_low"] < against["loss_difference"] < against["loss_difference_high"]
+    assert run([*scoring, "--against", str(toy_checkpoint)]) == 0
+    assert "KL" in capsys.readouterr().out
+
+
 def test_eval_finds_the_tokenizer_beside_the_target_and_says_so(artifact, tokenizer, tmp_path, capsys):
     (tmp_path / "m.qlab").write_bytes(artifact.read_bytes())
     (tmp_path / "t.txt").write_bytes(b"x = 1\n" * 100)
