@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/methods.json")
     arguments = parser.parse_args()
     rows, fp = measure(arguments.folder, [parse_bytes(b) for b in arguments.budgets.split(",")])
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps({"machine": machine(), "float": fp, "rows": rows}, indent=2) + "\n")
     print(f"float model: {fp['bytes_on_disk']:,} bytes, {fp['val_bpb']:.4f} BPB on {fp['bytes']:,} bytes of text\n")
     print(table(rows))

@@ -46,8 +46,11 @@ def collect(
     step = max(1, BATCH_TOKENS // ids_NT.shape[1])
     was_training = model.training
     model.eval()
+    first_half: dict[str, Tensor] = {}
     with watcher.attached(), torch.enable_grad():
         for at in range(0, len(ids_NT), step):
+            if at <= len(ids_NT) // 2 < at + step:
+                first_half = {name: s.g_O.clone() for name, s in watcher.named(watcher.products).items()}
             ids = ids_NT[at : at + step].to(device)
             watcher.batch_tokens = ids.numel()
             _backward_from_sampled_labels(_logits(model, ids), generator)
@@ -62,6 +65,7 @@ def collect(
     stats = Statistics(
         products=products,
         lookups=lookups,
+        row_agreement=_agreement(first_half, {n: s.g_O for n, s in watcher.named(watcher.products).items()}),
         tokens=tokens,
         model_fingerprint=model_fingerprint,
         source={**source, "label_seed": seed, "tokens_sha256": _sha256(ids_NT)},
@@ -88,6 +92,17 @@ def _backward_from_sampled_labels(logits_BTV: Tensor, generator: torch.Generator
     probabilities = logits_TV.detach().softmax(-1).cpu()
     labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(logits_TV.device)
     F.cross_entropy(logits_TV, labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
+
+
+def _agreement(first_half: dict[str, Tensor], total: dict[str, Tensor]) -> dict[str, float]:
+    """Correlation over rows of log g measured on the first half of the sample with log g measured on the second."""
+    agreement = {}
+    for name, first_O in first_half.items():
+        second_O = total[name] - first_O
+        seen = (first_O > 0) & (second_O > 0)
+        if int(seen.sum()) > 2:
+            agreement[name] = round(float(torch.corrcoef(torch.stack([first_O[seen], second_O[seen]]).log())[0, 1]), 4)
+    return agreement
 
 
 def _sha256(ids_NT: Tensor) -> str:

@@ -31,6 +31,8 @@ class Statistics:
     """Calibration tokens measured."""
     model_fingerprint: str
     """Fingerprint of the state dict that was measured."""
+    row_agreement: dict[str, float] = field(default_factory=dict)
+    """By tensor: correlation over rows of log g between two halves of the sample; near 1 means the sample is large enough."""
     source: dict[str, Any] = field(default_factory=dict)
     """Where the tokens came from: kind, seed, sequence length, and their SHA-256."""
 
@@ -84,6 +86,7 @@ def write_statistics(path: Path, stats: Statistics) -> None:
         "tokens": stats.tokens,
         "model_fingerprint": stats.model_fingerprint,
         "source": stats.source,
+        "row_agreement": stats.row_agreement,
     }
     tensors: dict[str, Tensor] = {}
     for kind, uses in (("product", stats.products), ("lookup", stats.lookups)):
@@ -115,6 +118,7 @@ def _from_parts(about: dict[str, Any], tensors: dict[str, Tensor]) -> Statistics
         tokens=about["tokens"],
         model_fingerprint=about["model_fingerprint"],
         source=about["source"],
+        row_agreement=about["row_agreement"],
     )
 
 

@@ -1,6 +1,7 @@
 """quantlab calibrate"""
 
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import typer
@@ -40,6 +41,12 @@ def calibrate(
     write_statistics(output, stats)
     if as_json:
         about = {"tokens": stats.tokens, "tensors": stats.matrices, "fingerprint": stats.fingerprint, **stats.source}
-        print_json({"statistics": str(output), **about})
+        print_json({"statistics": str(output), **about, "row_agreement": stats.row_agreement})
     else:
         print(f"wrote {output}: {stats.matrices} tensors measured on {stats.tokens:,} tokens ({config.source})")
+        if stats.row_agreement:
+            name, low = min(stats.row_agreement.items(), key=lambda item: item[1])
+            middle = median(stats.row_agreement.values())
+            print(
+                f"row sensitivities of two halves of the sample correlate by {middle:.3f} (median), {low:.3f} at worst ({name})"
+            )

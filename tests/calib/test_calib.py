@@ -93,6 +93,19 @@ def test_a_tied_embedding_is_measured_in_both_roles(toy_state):
     assert table.H_II.shape == (64,) and (table.H_II > 0).all()
 
 
+def test_halves_of_the_sample_are_compared_row_by_row(monkeypatch, toy_state):
+    """Computed again from two runs of the same batches, one on each half."""
+    monkeypatch.setattr("quantlab.calib.collect.BATCH_TOKENS", 32)
+    model, name = gpt_from_state_dict(toy_state), "blocks.0.attn.c_q.weight"
+    ids = torch.randint(0, 400, (8, 32), generator=torch.Generator().manual_seed(0))
+    whole = measure(model, {name: (64, 64)}, ids)
+    first = measure(model, {name: (64, 64)}, ids[:4])
+    first_O, whole_O = (s.uses(name)[0].g_O.double() * s.tokens for s in (first, whole))
+    expected = np.corrcoef(first_O.log(), (whole_O - first_O).log())[0, 1]
+    assert whole.row_agreement[name] == pytest.approx(expected, abs=1e-3)  # float32 statistics
+    assert 0.1 < expected < 0.999
+
+
 def test_measuring_leaves_the_model_as_it_was(toy_state):
     model = gpt_from_state_dict(toy_state).train()
     before = {n: p.clone() for n, p in model.named_parameters()}
