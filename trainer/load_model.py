@@ -1,4 +1,4 @@
-"""Turn a state dict into a model: the baseline GPT, or whatever the user's own file builds."""
+"""Turn a state dict into the model that the user's own file builds, and check that a model answers with logits."""
 
 import importlib.util
 import sys

@@ -207,7 +207,6 @@ def _report(
         bytes_by_kind=bytes_by_kind(len(data), sections),
         code_files=config.code,
         calibration={**stats.source, "tokens": stats.tokens, "fingerprint": stats.fingerprint},
-        verified=True,
         tensors_sha256=plan.tensors_sha256,
         timings_s={**timings_s, "total": round(sum(timings_s.values()), 3)},
         tensors=tuple(_tensor_reports(manifest, sections, points)),

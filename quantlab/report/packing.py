@@ -47,9 +47,8 @@ class PackReport:
     """codes, scales, kept, manifest, framing; they add up to artifact_bytes."""
     code_files: dict[str, int]
     calibration: dict[str, Any]
-    verified: bool
-    """A fresh process decoded the file to the tensors that were measured."""
     tensors_sha256: str
+    """Digest of the measured tensors; a fresh process decoded the file to the same, or there would be no report."""
     timings_s: dict[str, float]
     tensors: tuple[TensorReport, ...] = field(default=())
     kept: tuple[dict[str, Any], ...] = field(default=())

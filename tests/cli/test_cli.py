@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from quantlab.artifact.decode import decode_artifact, read_artifact
 from quantlab.cli.main import run
 from quantlab.text.shards import write_shard
 
@@ -132,6 +133,7 @@ class Bigram(nn.Module):
     def __init__(self, state):
         super().__init__()
         self.emb, self.head = nn.Embedding(*state["emb.weight"].shape), nn.Linear(64, 400, bias=False)
+        self.register_buffer("table", torch.zeros(8))
         self.load_state_dict(state)
     def forward(self, ids):
         return self.head(torch.tanh(self.emb(ids)))
@@ -148,6 +150,7 @@ def test_a_model_of_the_users_own(tmp_path, tokenizer_file, capsys):
     (tmp_path / "my.py").write_text(MODEL_FILE)
     generator = torch.Generator().manual_seed(0)
     state = {n: torch.randn(400, 64, generator=generator) for n in ("emb.weight", "head.weight")}
+    state["table"] = 1000.0 ** -torch.linspace(0, 1, 8)
     torch.save(state, tmp_path / "my.pt")
     spec = f"{tmp_path}/my.py:make"
     packing = ["pack", tmp_path / "my.pt", "--budget", "30kB", "-o", tmp_path / "my.qlab"]
@@ -155,6 +158,8 @@ def test_a_model_of_the_users_own(tmp_path, tokenizer_file, capsys):
     assert run([str(a) for a in [*packing, "--model", spec, *FAST]]) == 0
     capsys.readouterr()
     (tmp_path / "t.txt").write_bytes(b"x = 1\n" * 100)
+    kept = decode_artifact(*read_artifact(tmp_path / "my.qlab"))["table"]
+    assert np.array_equal(kept, state["table"].numpy())  # a buffer keeps every bit, a parameter would become float16
     scoring = ["eval", tmp_path / "my.qlab", "--text", tmp_path / "t.txt", "--tokenizer", tokenizer_file, "--seq-len", "16"]
     fails(capsys, scoring, 2, "packed from a model of its own")
     assert run([str(a) for a in [*scoring, "--model", spec]]) == 0
@@ -181,6 +186,9 @@ def test_bad_input_is_one_clear_line(toy_checkpoint, toy_state, artifact, tmp_pa
     fails(capsys, packing(toy_checkpoint, "--method", "magic"), 2, "method must be one of rtn, gptq, shaped, got 'magic'")
     fails(capsys, packing(toy_checkpoint, "--calib", "web"), 2, "calibration source must be self")
     fails(capsys, packing(toy_checkpoint, "--stats", tmp_path / "absent"), 1, "cannot read statistics")
+    fails(capsys, packing(toy_checkpoint, "--report", out), 2, "--report and --output are both", "m.qlab")
+    both = ("--stats", tmp_path / "s", "--calib", "random")
+    fails(capsys, packing(toy_checkpoint, *both), 2, "--calib random cannot be used with it")
     fails(capsys, packing(toy_checkpoint, "--code", tmp_path / "absent.py"), 2, "absent.py does not exist")
     fails(capsys, packing(toy_checkpoint, budget="lots"), 2, "budget must be a number of bytes", "'lots'")
     fails(capsys, packing(toy_checkpoint, budget="3kB"), 3, "below the smallest reachable size, ", "budget 3000 bytes")
@@ -278,6 +286,14 @@ def test_help_says_that_model_runs_the_users_code(capsys):
     assert "This runs your code" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_demo_does_not_fill_a_folder_of_other_files(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("mine")
+    fails(capsys, ["demo", "--out", tmp_path], 2, "thesis.tex")
+    fails(capsys, ["demo", "--out", tmp_path / "thesis.tex"], 2, "is no folder")
+    fails(capsys, ["demo", "--out", tmp_path / "d", "--minutes", "0"], 2, "minutes must be 0.1 to 600, got 0")
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_version_and_doctor(capsys):
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("quantlab 0.")
@@ -313,6 +329,11 @@ def test_train_then_pack_then_eval(tmp_path, tokenizer_file, capsys):
     assert run(["train", str(tmp_path / "c.toml"), "--out", str(tmp_path / "run")]) == 0
     assert "6 steps" in capsys.readouterr().out
     model, out = tmp_path / "run" / "model.safetensors", tmp_path / "run" / "m.qlab"
+    before = model.read_bytes()
+    fails(capsys, ["train", tmp_path / "c.toml", "--out", tmp_path / "run"], 2, "model.safetensors exists")
+    assert run(["train", str(tmp_path / "c.toml"), "--out", str(tmp_path / "run"), "--resume"]) == 0
+    assert model.read_bytes() == before
+    capsys.readouterr()
     assert run(["pack", str(model), "--budget", "30kB", "-o", str(out), *FAST]) == 0
     assert run(["eval", str(out), "--text", str(text), "--seq-len", "32"]) == 0
     capsys.readouterr()

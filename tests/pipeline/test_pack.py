@@ -125,6 +125,9 @@ def test_a_budget_below_reach_names_the_size_that_is_reachable(packed, toy_check
         pack(loaded, replace(CONFIG, budget_bytes=5000), tmp_path / "s.qlab", checkpoint=toy_checkpoint)
     assert caught.value.exit_code == 3 and not list(tmp_path.iterdir())
     smallest = caught.value.smallest_bytes
+    with pytest.raises(BudgetError) as one_less:
+        pack(loaded, replace(CONFIG, budget_bytes=smallest - 1), tmp_path / "s.qlab", checkpoint=toy_checkpoint)
+    assert one_less.value.smallest_bytes == smallest
     report = pack(loaded, replace(CONFIG, budget_bytes=smallest), tmp_path / "s.qlab", checkpoint=toy_checkpoint)
     assert report.total_bytes <= smallest
 

@@ -91,6 +91,16 @@ def test_a_space_inside_a_piece_counts_one_byte():
     assert tokenizer.token_bytes().base[inner] == len(pieces[inner])
 
 
+def test_raw_bytes_are_refused_where_the_tokenizer_adds_spaces():
+    """Each span of valid text would begin with a space that the text does not have, counted as a byte: too low a BPB."""
+    adds = Tokenizer(spm(vocab_size=400, byte_fallback=True), name="adds")
+    assert adds.token_bytes().count(np.array([adds.bos_id]), np.array(adds.encode(b"the")[:1])).sum() > 0
+    with pytest.raises(DataError, match=r"adds: byte 0xff at offset 3 .* the tokenizer adds spaces around it"):
+        adds.encode(b"the\xffcat")
+    plain = Tokenizer(spm(vocab_size=400, byte_fallback=True, add_dummy_prefix=False), name="plain")
+    assert plain.decode(plain.encode(b"the\xffcat")) == b"the\xffcat"
+
+
 def test_a_byte_that_no_piece_holds_is_named_by_its_offset(without_bytes):
     assert without_bytes.decode(without_bytes.encode(b"the cat")) == b" the cat"
     with pytest.raises(DataError, match=r"letters: byte 0xff at offset 5 .* lacks byte pieces"):
