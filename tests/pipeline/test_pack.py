@@ -105,6 +105,13 @@ def test_shaped_steps_beat_row_grids_at_equal_bytes(packed, toy_checkpoint, tmp_
     assert (tmp_path / "again.qlab").read_bytes() == path.read_bytes()
 
 
+def test_refining_the_grids_lowers_the_distortion(packed, toy_checkpoint, tmp_path, monkeypatch):
+    loaded, _, report = packed
+    monkeypatch.setattr("quantlab.search.plan.ROUNDS", 0)
+    coarse = pack(loaded, CONFIG, tmp_path / "coarse.qlab", checkpoint=toy_checkpoint)
+    assert report.distortion < 0.98 * coarse.distortion
+
+
 def test_a_larger_budget_is_never_worse(packed, toy_checkpoint, tmp_path):
     loaded, _, report = packed
     larger = pack(loaded, replace(CONFIG, budget_bytes=80_000), tmp_path / "l.qlab", checkpoint=toy_checkpoint)
