@@ -6,12 +6,13 @@ Every decoder takes the exact length of its output: it stops there, so a hostile
 
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import brotli
 import zstandard
 
+from quantlab.coding.byte_coder import decode_bytes, encode_bytes
 from quantlab.errors import FormatError
 
 _CHUNK = 1 << 20  # bytes asked of a decompressor at a time
@@ -105,13 +106,16 @@ CODECS: dict[int, Codec] = {
     2: Codec("brotli-11", _brotli_encode, _brotli_decode),
     3: Codec("zstd-22", _zstd_encode, _zstd_decode),
     4: Codec("lzma", _lzma_encode, _lzma_decode),
+    5: Codec("rans-0", encode_bytes, decode_bytes),
 }
-DEFLATE, BROTLI = 1, 2
+STORED, DEFLATE, BROTLI = 0, 1, 2
+SELF_CONTAINED = (0, 1, 4, 5)
+"""Codecs that Python's standard library and numpy can read."""
 
 
-def encode_smallest(raw: bytes) -> tuple[int, bytes]:
-    """The codec number and stream that hold `raw` in the fewest bytes; ties go to the lower number."""
-    streams = ((number, codec.encode(raw)) for number, codec in CODECS.items())
+def encode_smallest(raw: bytes, allowed: Sequence[int] | None = None) -> tuple[int, bytes]:
+    """The codec number, of those `allowed`, and stream that hold `raw` in the fewest bytes; ties go to the lower number."""
+    streams = ((number, CODECS[number].encode(raw)) for number in allowed or CODECS)
     return min(streams, key=lambda item: (len(item[1]), item[0]))
 
 

@@ -1,0 +1,143 @@
+"""Order-0 codec for side information: short arrays of bytes of small entropy, range coded with one frequency table.
+
+Bytes: first value of the support, its size n, how the logarithms are packed (16·exponent + width), the logarithms of the escape
+and of the support in units of 2**exponent eighths of an octave, `width` bits each, most significant first, padded with zeros to
+a byte; then one u32 state a lane, u16 words, and the escaped values to the end, a byte each. The support wraps around: its
+values are modulo 256. Numbers are little endian; see lanes.py for states and words.
+
+n: values of the support.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.coding.lanes import LOWEST, read_symbols, write_symbols
+from quantlab.coding.tables import ESCAPE, OFFSET, ClassTable, TableSet, fit_tables
+from quantlab.errors import FormatError
+
+MAX_LANES = 16
+_LANE_SYMBOLS = 2048  # a lane costs 3 bytes and saves the time of as many pieces
+_LOW = 1 - OFFSET  # symbol of the first value of the support
+_HEAD_BYTES = 3
+_EXPONENTS = 4  # that packed logarithms may have
+_CHUNK = 1 << 16  # values coded at a time, a multiple of all numbers of lanes: bounds temporaries
+
+
+def lanes_of(raw_bytes: int) -> int:
+    """Lanes of an array: a power of two, 1 below 4 KiB to 16 from 32 KiB on."""
+    return min(1 << max((raw_bytes // _LANE_SYMBOLS).bit_length() - 1, 0), MAX_LANES)
+
+
+def encode_bytes(raw: bytes) -> bytes:
+    """The stream of a byte array, about its order-0 entropy and a table; nothing for nothing."""
+    if not raw:
+        return b""
+    values = np.frombuffer(raw, np.uint8)
+    counts = np.bincount(values, minlength=256)
+    first, logs = _fit(counts)
+    symbols = (values + np.uint8(_LOW - first & 255)).view(np.int8)
+    head, tables = _cheapest_head(first, logs, np.roll(counts, _LOW + OFFSET - first))
+    states = np.full(lanes_of(len(raw)), LOWEST, np.uint32)
+    words, escaped = [], []
+    for start in reversed(range(0, len(raw), _CHUNK)):
+        symbol_OI = symbols[None, start : start + _CHUNK].astype(np.int16)
+        chunk_words, escapes = write_symbols(symbol_OI, np.zeros(symbol_OI.shape, np.uint8), tables, states)
+        words.append(chunk_words.astype("<u2").tobytes())
+        escaped.append((escapes.astype(np.uint8) + np.uint8(first - _LOW & 255)).tobytes())
+    return b"".join([head, states.astype("<u4").tobytes(), *reversed(words), *reversed(escaped)])
+
+
+def _cheapest_head(first: int, logs: NDArray[np.uint8], counts: NDArray[np.int64]) -> tuple[bytes, TableSet]:
+    """Bytes before the states, and the table, with logarithms rounded such that both and the symbols take the fewest bits.
+
+    Args:
+        counts: how often each symbol occurs, by symbol + 128.
+    """
+    heads = []
+    for exponent in range(_EXPONENTS):
+        packed = (logs + (1 << exponent >> 1)) >> exponent
+        width = int(packed.max()).bit_length()
+        bits = packed[:, None] >> np.arange(width)[::-1] & 1
+        tables = _tables((packed << exponent).astype(np.uint8))
+        head = bytes([first, len(logs) - 1, exponent << 4 | width]) + np.packbits(bits).tobytes()
+        heads.append((8 * len(head) + float((counts * tables.lengths[0]).sum()), head, tables))
+    return min(heads, key=lambda priced: priced[0])[1:]
+
+
+def _fit(counts: NDArray[np.int64]) -> tuple[int, NDArray[np.uint8]]:
+    """First value of the support; logarithms of the escape and of the support. The rarest value, far from all, is outside."""
+    distance = np.abs(np.subtract.outer(np.arange(256), np.arange(256)))
+    distances = np.minimum(distance, 256 - distance) @ counts
+    outside = int(np.lexsort((-distances, counts))[0])
+    table = fit_tables(np.roll(counts, -outside)[None]).classes[0]
+    first = (outside + OFFSET + table.low) % 256 if table.n else 0
+    return first, np.frombuffer(table.logs, np.uint8)
+
+
+def _tables(logs: NDArray[np.uint8]) -> TableSet:
+    return TableSet((ClassTable(_LOW if len(logs) > 1 else 0, logs.tobytes()),))
+
+
+def decode_bytes(stored: bytes, raw_bytes: int) -> bytes:
+    """The `raw_bytes` bytes that `encode_bytes` turned into `stored`.
+
+    Raises:
+        FormatError: truncated, altered or trailing data.
+    """
+    if not raw_bytes:
+        if stored:
+            raise FormatError(f"{len(stored)} bytes hold an empty array")
+        return b""
+    first, tables, at = _read_head(stored)
+    states, rest = _read_states(stored[at:], lanes_of(raw_bytes))
+    words = np.frombuffer(rest, "<u2", len(rest) // 2).astype(np.uint16)
+    symbols, used = _read_symbols(raw_bytes, tables, words, states)
+    places, escapes = np.flatnonzero(symbols == ESCAPE), np.frombuffer(rest[2 * used :], np.uint8)
+    if len(places) != len(escapes) or (states != LOWEST).any():
+        raise FormatError(f"coded bytes are damaged: {len(rest)} bytes for {used} words and {len(places)} escapes")
+    values = symbols.view(np.uint8) + np.uint8(first - _LOW & 255)
+    values[places] = escapes
+    return bytes(values)
+
+
+def _read_symbols(
+    count: int, tables: TableSet, words: NDArray[np.uint16], states: NDArray[np.int64]
+) -> tuple[NDArray[np.int8], int]:
+    """The symbols, and how many words they took; changes the states."""
+    padded = np.concatenate([words, np.zeros(_CHUNK, np.uint16)])
+    chunks, used = [], 0
+    for start in range(0, count, _CHUNK):
+        table_OI = np.zeros((1, min(_CHUNK, count - start)), np.uint8)
+        symbol_OI, used = read_symbols(table_OI, tables.entries, padded, used, states)
+        if used > len(words):
+            raise FormatError(f"coded bytes end after {len(words)} words, more are needed")
+        chunks.append(symbol_OI[0])
+    return np.concatenate(chunks), used
+
+
+def _read_head(stored: bytes) -> tuple[int, TableSet, int]:
+    """First value of the support, its table, and where the states begin."""
+    if len(stored) < _HEAD_BYTES:
+        raise FormatError(f"coded bytes end after {len(stored)}, within their head")
+    first, n, (exponent, width) = stored[0], stored[1], divmod(stored[2], 16)
+    if exponent >= _EXPONENTS or width > 8 or (n == 0 and first != 0):
+        raise FormatError(f"coded bytes with {n} values from {first}, logarithms of {width} bits in units of 2**{exponent}")
+    used = (n + 1) * width
+    at = _HEAD_BYTES + (used + 7) // 8
+    bits = np.unpackbits(np.frombuffer(stored[_HEAD_BYTES:at], np.uint8))
+    if len(stored) < at or bits[used:].any():
+        raise FormatError(f"coded bytes of {len(stored)} bytes: their table of {used} bits is cut or does not end in zeros")
+    logs = (bits[:used].reshape(n + 1, width) @ (1 << np.arange(width)[::-1])) << exponent
+    if logs.max() > 255:
+        raise FormatError(f"logarithm {logs.max()} in the table of coded bytes, at most 255 is allowed")
+    return first, _tables(logs.astype(np.uint8)), at
+
+
+def _read_states(stored: bytes, lanes: int) -> tuple[NDArray[np.int64], bytes]:
+    """The states of the lanes, and what follows them."""
+    if len(stored) < 4 * lanes:
+        raise FormatError(f"coded bytes end within the states of {lanes} lanes")
+    states = np.frombuffer(stored, "<u4", lanes).astype(np.int64)
+    if (states < LOWEST).any():
+        raise FormatError(f"coded bytes start in state {states.min()}, at least {LOWEST} expected")
+    return states, stored[4 * lanes :]

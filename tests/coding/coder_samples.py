@@ -1,0 +1,138 @@
+"""Codes, planes and a slow reader that the tests of the entropy coder share."""
+
+import numpy as np
+
+from quantlab.coding.classes import TABLE_CLASSES, Plane, classes_of
+from quantlab.coding.tables import TableSet
+from quantlab.coding.trellis import next_states
+
+RANGES = {"narrow": (-40, 8), "path": (9, 27), "wide": (28, 83), "mixed": (0, 40), "beyond": (-900, 900)}
+"""Sums of shares of rows and columns, by name."""
+
+
+def path_codes(k, states, class_OI):
+    """Codes of a plane from any whole numbers, weight by weight along the anti-diagonals; `k` itself for one state."""
+    if states == 1:
+        return np.array(k, np.int16)
+    table, code = next_states(states), np.zeros(k.shape, np.int16)
+    for start in range(sum(k.shape) - 1):
+        state = 0
+        for i in range(k.shape[0]):
+            j = start - i
+            if not 0 <= j < k.shape[1]:
+                continue
+            if i == 0 or j == k.shape[1] - 1:
+                state = 0
+            code[i, j] = 2 * k[i, j]
+            if class_OI[i, j] >= 9:
+                code[i, j] += state & 1
+                state = table[state, k[i, j] & 1]
+    return code
+
+
+def plane_of(shape=(2, 3), states=1, rows=(0, 0), columns=(0, 0, 0), tables=0, dtype=np.int16):
+    return Plane(shape=shape, states=states, rows_O=np.array(rows, dtype), columns_I=np.array(columns, dtype), tables=tables)
+
+
+def make_plane(rng, shape, states, kind="mixed", tables=0):
+    """Random codes about as large as their classes say, and their plane."""
+    low, high = RANGES[kind]
+    rows = rng.integers(low // 2, high // 2 + 1, shape[0])
+    columns = rng.integers(low - low // 2, high - high // 2 + 1, shape[1])
+    plane = plane_of(shape, states, rows, columns, tables)
+    class_OI = classes_of(plane)
+    deviation = rng.choice([0, 1, 3]) * 2 ** ((class_OI - 12) / 4)
+    limit = 32767 if states == 1 else 16383
+    k = np.rint(rng.laplace(size=shape) * deviation).clip(-limit, limit - (states > 1)).astype(int)
+    return path_codes(k, states, class_OI), plane
+
+
+def set_of(table):
+    """A set of equal tables."""
+    return TableSet((table,) * TABLE_CLASSES)
+
+
+def equal(left, right):
+    return len(left) == len(right) and all(
+        np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(left, right, strict=True)
+    )
+
+
+class ScalarReader:
+    """Written from the format's description: one weight at a time, tables searched symbol by symbol, bits as text."""
+
+    def __init__(self, stream, lanes):
+        count, raw_bytes = (int.from_bytes(stream[at : at + 4], "little") for at in (0, 4))
+        self.escapes = [int.from_bytes(stream[8 + 2 * e : 10 + 2 * e], "little", signed=True) for e in range(count)]
+        raw_at = 8 + 2 * count
+        numbers = stream[raw_at + raw_bytes :]
+        self.bits = "".join(f"{byte:08b}" for byte in stream[raw_at : raw_at + raw_bytes])
+        self.state = [int.from_bytes(numbers[4 * p : 4 * p + 4], "little") for p in range(lanes)]
+        self.words = [int.from_bytes(numbers[at : at + 2], "little") for at in range(4 * lanes, len(numbers), 2)]
+
+    def table_symbol(self, lane, table, frequencies):
+        """A symbol, or None for the escape."""
+        slot, start = self.state[lane] % 4096, 0
+        order = [(None, frequencies[0])] + [(table.low + s, frequencies[table.low + s + 128]) for s in range(table.n)]
+        for value, frequency in order:  # noqa: B007
+            if slot < start + frequency:
+                break
+            start += frequency
+        self.state[lane] = frequency * (self.state[lane] // 4096) + slot - start
+        return value
+
+    def refill(self, used_lanes):
+        for lane in range(used_lanes):
+            if self.state[lane] < 65536:
+                self.state[lane] = self.state[lane] * 65536 + self.words.pop(0)
+
+    def low_bits(self, count):
+        low, self.bits = self.bits[:count], self.bits[count:]
+        return int(low or "0", 2)
+
+    def row(self, classes, tables):
+        """Symbols of one row."""
+        symbols = []
+        for first in range(0, len(classes), len(self.state)):
+            piece = classes[first : first + len(self.state)]
+            numbers = [c if c < 28 else 24 + c % 4 for c in piece]
+            values = [
+                self.table_symbol(lane, tables.classes[number], tables.frequencies[number].tolist())
+                for lane, number in enumerate(numbers)
+            ]
+            self.refill(len(piece))
+            for c, value in zip(piece, values, strict=True):
+                shift = 0 if c < 28 else c // 4 - 6
+                symbols.append((self.escapes.pop(0) if value is None else value) * 2**shift + self.low_bits(shift))
+        return symbols
+
+    def is_empty(self):
+        return not self.words and not self.escapes and set(self.state) <= {65536} and "1" not in self.bits
+
+
+def _code_row(symbols, classes, before, states):
+    """Codes of one row and the states that it passes on; `before` are those of the row above."""
+    codes, after = [], []
+    for j, (symbol, number) in enumerate(zip(symbols, classes, strict=True)):
+        state = before[j + 1] if j + 1 < len(before) else 0
+        if states > 1 and number >= 9:
+            k = -symbol if state & 1 else symbol
+            codes.append(2 * k + (state & 1))
+            state = int(next_states(states)[state, k & 1])
+        else:
+            codes.append(symbol if states == 1 else 2 * symbol)
+        after.append(state)
+    return codes, after
+
+
+def scalar_decode(stream, planes, sets, lanes):
+    """What every reader must return."""
+    reader, decoded = ScalarReader(stream, lanes), []
+    for plane in planes:
+        code, state = np.zeros(plane.shape, np.int16), [0] * plane.shape[1]
+        for i in range(plane.shape[0]):
+            classes = [min(max(int(plane.rows_O[i]) + int(column), 0), 83) for column in plane.columns_I]
+            code[i], state = _code_row(reader.row(classes, sets[plane.tables]), classes, state, plane.states)
+        decoded.append(code)
+    assert reader.is_empty() and len(reader.bits) < 8
+    return decoded
