@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantlab.calib.statistics import Statistics
-from quantlab.calib.watch import Watcher
+from quantlab.calib.watch import FisherSums, Watcher
 from quantlab.errors import QuantlabError, ShapeError, StatisticsError, first_line
 from quantlab.quant.distortion import Use
 
@@ -65,13 +65,28 @@ def collect(
     stats = Statistics(
         products=products,
         lookups=lookups,
+        fishers={name: _factors(s, tokens) for name, s in watcher.named(watcher.fishers).items()},
         row_agreement=_agreement(first_half, {n: s.g_O for n, s in watcher.named(watcher.products).items()}),
-        tokens=tokens,
+        ids_NT=ids_NT.int().cpu(),
         model_fingerprint=model_fingerprint,
         source={**source, "label_seed": seed, "tokens_sha256": _sha256(ids_NT)},
     )
     stats.check(shapes)
     return stats
+
+
+def _factors(sums: FisherSums, tokens: int) -> Use:
+    """Kronecker factors of the Fisher information, scaled so that tr G · tr H is the mean squared gradient of the matrix.
+
+    H is the weighted mean of x xᵀ. One step of the power iteration for the nearest Kronecker product from identities, tokens
+    taken as independent (sketch A of YAQA, arXiv 2505.22988).
+    """
+    trace_G = float(sums.G.diagonal().sum() if sums.G.ndim == 2 else sums.G.sum())
+    trace_H = float(sums.H_II.diagonal().sum())  # equal to trace_G: both are Σ |x|² |g|²
+    if not trace_G > 0 or not trace_H > 0:
+        return Use(sums.H_II.float().cpu(), sums.G.float().cpu())  # Statistics.check names the tensor
+    scale = (tokens / trace_H) ** 0.5
+    return Use((sums.H_II * scale / tokens).float().cpu(), (sums.G * scale / tokens).float().cpu())
 
 
 def _logits(model: nn.Module, ids_BT: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from quantlab.checkpoint.write import write_safetensors
 from quantlab.errors import StatisticsError, first_line
 from quantlab.quant.distortion import Use
 
-STATISTICS_VERSION = 1
+STATISTICS_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,14 +27,22 @@ class Statistics:
     lookups: dict[str, Use]
     """Embeddings (O is the vocabulary), tied or not: a row is used as often as its token occurs, so g is the token's frequency,
     and H the diagonal of mean squared gradients at the output, float32 [I]."""
-    tokens: int
-    """Calibration tokens measured."""
+    fishers: dict[str, Use]
+    """The same products with Kronecker factors of the Fisher information: tokens weighted by what they matter on the other
+    side, and g with its off-diagonal, float32 [O, O] (embeddings and very tall matrices keep the diagonal)."""
+    ids_NT: Tensor
+    """The calibration sequences themselves, int32 [N, T]: tuning after rounding learns on them."""
     model_fingerprint: str
     """Fingerprint of the state dict that was measured."""
     row_agreement: dict[str, float] = field(default_factory=dict)
     """By tensor: correlation over rows of log g between two halves of the sample; near 1 means the sample is large enough."""
     source: dict[str, Any] = field(default_factory=dict)
     """Where the tokens came from: kind, seed, sequence length, and their SHA-256."""
+
+    @property
+    def tokens(self) -> int:
+        """Calibration tokens measured."""
+        return self.ids_NT.numel()
 
     @property
     def matrices(self) -> int:
@@ -52,8 +60,8 @@ class Statistics:
         for name, (rows, columns) in shapes.items():
             if name not in self.products and name not in self.lookups:
                 raise StatisticsError(f"tensor {name} has no calibration statistics: the model never used it")
-            for use in self.uses(name):
-                if use.H_II.shape[-1:] != (columns,) or use.g_O.shape != (rows,):
+            for use in (*self.uses(name), *self.fisher_uses(name)):
+                if use.H_II.shape[-1:] != (columns,) or use.g_O.shape[-1:] != (rows,):
                     got = f"{list(use.H_II.shape)} and {list(use.g_O.shape)}"
                     raise StatisticsError(f"tensor {name} is [{rows}, {columns}] but its statistics are {got}")
                 self._check_values(name, "Hessian", use.H_II)
@@ -62,6 +70,10 @@ class Statistics:
     def uses(self, name: str) -> tuple[Use, ...]:
         """Every way in which the model uses a matrix; a tied embedding is multiplied and looked up."""
         return tuple(uses[name] for uses in (self.products, self.lookups) if name in uses)
+
+    def fisher_uses(self, name: str) -> tuple[Use, ...]:
+        """As `uses`, with the Kronecker factors in place of the plain product."""
+        return tuple(uses[name] for uses in (self.fishers, self.lookups) if name in uses)
 
     def _check_values(self, name: str, label: str, value: Tensor) -> None:
         if not torch.isfinite(value).all():
@@ -79,17 +91,16 @@ class Statistics:
 
 
 def write_statistics(path: Path, stats: Statistics) -> None:
-    """Save as safetensors: tensors `product.H.<name>`, `product.g.<name>`, `lookup.H.<name>`, `lookup.g.<name>`, the rest as
-    JSON in the header."""
+    """Save as safetensors: tensors `product.H.<name>`, `product.g.<name>`, `lookup.H.<name>`, `lookup.g.<name>`,
+    `fisher.H.<name>`, `fisher.g.<name>`, and the sequences `ids`, the rest as JSON in the header."""
     about = {
         "version": STATISTICS_VERSION,
-        "tokens": stats.tokens,
         "model_fingerprint": stats.model_fingerprint,
         "source": stats.source,
         "row_agreement": stats.row_agreement,
     }
-    tensors: dict[str, Tensor] = {}
-    for kind, uses in (("product", stats.products), ("lookup", stats.lookups)):
+    tensors: dict[str, Tensor] = {"ids": stats.ids_NT}
+    for kind, uses in (("product", stats.products), ("lookup", stats.lookups), ("fisher", stats.fishers)):
         for name, use in uses.items():
             tensors |= {f"{kind}.H.{name}": use.H_II, f"{kind}.g.{name}": use.g_O}
     write_safetensors(path, tensors, {"quantlab_statistics": json.dumps(about, sort_keys=True)})
@@ -115,7 +126,8 @@ def _from_parts(about: dict[str, Any], tensors: dict[str, Tensor]) -> Statistics
     return Statistics(
         products=_read_uses(tensors, "product"),
         lookups=_read_uses(tensors, "lookup"),
-        tokens=about["tokens"],
+        fishers=_read_uses(tensors, "fisher"),
+        ids_NT=tensors["ids"],
         model_fingerprint=about["model_fingerprint"],
         source=about["source"],
         row_agreement=about["row_agreement"],

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from quantlab.errors import StatisticsError
+
+S = TypeVar("S")
 
 
 @dataclass
@@ -22,8 +24,23 @@ class Sums:
     g_O: Tensor
 
 
+@dataclass
+class FisherSums:
+    """Sums over tokens for one product, each token weighted by how much it matters on the other side, float64."""
+
+    H_II: Tensor
+    """x xᵀ of the inputs, weighted by the squared length of the token's output gradient, [I, I]."""
+    G: Tensor
+    """g gᵀ of the output gradients, weighted by the squared length of the token's input, [O, O] or its diagonal [O]."""
+
+
+FULL_ROWS = 4096
+"""Matrices with more rows keep only the diagonal of G; so do embeddings, whose rows are tokens that hardly meet."""
+
+
 class Watcher:
-    """Sums for the matrices of `model` whose parameter names are in `names`: `products`, and `lookups` of embeddings.
+    """Sums for the matrices of `model` whose parameter names are in `names`: `products`, `fishers` of the same products, and
+    `lookups` of embeddings.
 
     Linear layers, also subclasses that cast their weight, are seen by module hooks; a tied head by the call of `F.linear` with
     an embedding's own weight. A matrix that is multiplied several times sums all its uses.
@@ -37,12 +54,14 @@ class Watcher:
                 self.by_id.setdefault(id(parameter), []).append(name)
         self.products: dict[int, Sums] = {}
         self.lookups: dict[int, Sums] = {}
+        self.fishers: dict[int, FisherSums] = {}
+        self._embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         self.batch_tokens = 0
         """Tokens in the batch that runs; the caller keeps it true."""
         self._last_gram: tuple[Tensor, Tensor] | None = None
 
-    def named(self, sums: dict[int, Sums]) -> dict[str, Sums]:
-        """`products` or `lookups` by parameter name; one that goes by several names is under each."""
+    def named(self, sums: dict[int, S]) -> dict[str, S]:
+        """`products`, `fishers` or `lookups` by parameter name; one that goes by several names is under each."""
         return {name: sums[key] for key, names in self.by_id.items() if key in sums for name in names}
 
     @contextmanager
@@ -80,11 +99,20 @@ class Watcher:
         zero = Sums(weight.new_zeros(columns, columns, dtype=torch.float64), weight.new_zeros(rows, dtype=torch.float64))
         sums = self.products.setdefault(id(weight), zero)
         sums.H_II += self._gram(x)
+        fisher, x_TI = self._fisher_of(weight), x.detach().flatten(0, -2).float()
 
         def on_gradient(gradient: Tensor) -> None:
-            sums.g_O += gradient.flatten(0, -2).float().square().sum(0)
+            g_TO = gradient.flatten(0, -2).float()
+            sums.g_O += g_TO.square().sum(0)
+            _add_fisher(fisher, x_TI, g_TO)
 
         out.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+
+    def _fisher_of(self, weight: Tensor) -> FisherSums:
+        rows, columns = weight.shape
+        is_full = rows <= FULL_ROWS and id(weight) not in self._embeddings
+        G = weight.new_zeros((rows, rows) if is_full else (rows,), dtype=torch.float64)
+        return self.fishers.setdefault(id(weight), FisherSums(weight.new_zeros(columns, columns, dtype=torch.float64), G))
 
     def _on_lookup(self, weight: Tensor, ids: Tensor, out: Tensor) -> None:
         if id(weight) not in self.by_id:
@@ -106,6 +134,13 @@ class Watcher:
             x_TI = x.detach().flatten(0, -2).float()
             self._last_gram = (x, x_TI.T @ x_TI)
         return self._last_gram[1]
+
+
+def _add_fisher(sums: FisherSums, x_TI: Tensor, g_TO: Tensor) -> None:
+    """Products float32 within a batch, float64 across batches."""
+    sums.H_II += (x_TI * g_TO.square().sum(1, keepdim=True)).T @ x_TI
+    weighted_TO = g_TO * x_TI.square().sum(1, keepdim=True)
+    sums.G += weighted_TO.T @ g_TO if sums.G.ndim == 2 else (weighted_TO * g_TO).sum(0)
 
 
 _CASTS = (Tensor.to, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.type_as, Tensor.contiguous, Tensor.detach)
