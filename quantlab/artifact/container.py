@@ -47,7 +47,7 @@ def write_container(manifest: dict[str, Any], sections: list[Section]) -> bytes:
     body = table + packed + b"".join(s.stored for s in sections)
     size = HEADER.size + len(body) + DIGEST_BYTES
     _check_manifest_size(len(packed), len(text))
-    _check_expansion(sum(s.raw_bytes for s in sections), size)
+    check_expansion(sum(s.raw_bytes for s in sections), size)
     data = HEADER.pack(MAGIC, VERSION, len(sections), len(packed), len(text), size) + body
     return data + hashlib.sha256(data).digest()[:DIGEST_BYTES]
 
@@ -68,7 +68,7 @@ def read_container(data: bytes) -> tuple[dict[str, Any], list[Section]]:
     expected = table_end + packed_bytes + stored_total + DIGEST_BYTES
     if expected != len(data):
         raise FormatError(f"header and section table describe {expected} bytes, the file has {len(data)}")
-    _check_expansion(raw_total, len(data))
+    check_expansion(raw_total, len(data))
     if hashlib.sha256(data[:-DIGEST_BYTES]).digest()[:DIGEST_BYTES] != data[-DIGEST_BYTES:]:
         raise FormatError("file digest does not match: the file was altered or damaged")
     manifest = _read_manifest(data[table_end : table_end + packed_bytes], text_bytes)
@@ -113,7 +113,8 @@ def _check_manifest_size(packed_bytes: int, text_bytes: int) -> None:
         raise FormatError(f"manifest of {text_bytes} bytes from {packed_bytes} stored ones, at most {allowed} are allowed")
 
 
-def _check_expansion(raw_total: int, file_bytes: int) -> None:
+def check_expansion(raw_total: int, file_bytes: int) -> None:
+    """Raise FormatError where sections decode to more bytes, or a stream to more codes, than a file of that size justifies."""
     allowed = EXPANSION_FLOOR + EXPANSION * file_bytes
     if raw_total > allowed:
         raise FormatError(f"sections decode to {raw_total} bytes, a file of {file_bytes} bytes may hold {allowed}")

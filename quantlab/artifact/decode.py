@@ -7,22 +7,27 @@ machine gets the same bits.
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.artifact.container import Section, read_container
-from quantlab.artifact.manifest import CodedTensor, GridTensor, Manifest, RawTensor, ShapedTensor, code_limit
-from quantlab.artifact.steps import shaped_steps
+from quantlab.artifact.container import Section, check_expansion, read_container
+from quantlab.artifact.manifest import CodedTensor, GridTensor, Manifest, RawTensor, TrellisTensor, code_limit
+from quantlab.artifact.planes import plane_of, weights_of
+from quantlab.coding import rans
+from quantlab.coding.classes import Plane
 from quantlab.coding.planes import bytes_to_codes, from_byte_planes
+from quantlab.coding.tables import sets_from_bytes
 from quantlab.errors import FormatError
 
 Array = NDArray[Any]
 
-SCALES, SHAPES, RAW = 0, 1, 2  # section numbers; codes of the k-th coded tensor lie in section 3 + k
-CODES = 3
+SCALES, SHAPES, RAW, CLASSES, TABLES, STREAM = range(6)  # codes of the k-th row grid lie in section 6 + k
+CODES = 6
+MAX_TABLE_BYTES = 1 << 20
 
 
 def read_artifact(path: Path) -> tuple[Manifest, list[Section]]:
@@ -41,21 +46,25 @@ def parse_artifact(data: bytes) -> tuple[Manifest, list[Section]]:
     """Manifest and undecoded sections of a whole file in memory; section lengths agree with the tensors."""
     raw_manifest, sections = read_container(data)
     manifest = Manifest.from_dict(raw_manifest)
-    expected = section_lengths(manifest)
+    expected = section_lengths(manifest, sections)
     got = [s.raw_bytes for s in sections]
     if got != expected:
         at = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected)))
         raise FormatError(f"the tensors need {len(expected)} sections, the file has {len(got)}; they differ at section {at}")
+    check_expansion(sum(math.prod(t.shape) for t in manifest.tensors if isinstance(t, TrellisTensor)), len(data))
     return manifest, sections
 
 
-def section_lengths(manifest: Manifest) -> list[int]:
-    """Decoded bytes of each section that the manifest's tensors call for."""
-    coded = [t for t in manifest.tensors if not isinstance(t, RawTensor)]
-    scale_bytes = 2 * sum(t.shape[0] for t in coded if isinstance(t, GridTensor))
-    shape_bytes = sum(t.shape[0] + t.shape[1] for t in coded if isinstance(t, ShapedTensor))
+def section_lengths(manifest: Manifest, sections: list[Section]) -> list[int]:
+    """Decoded bytes of each section that the manifest's tensors call for; tables and stream have a length of their own."""
+    grids = [t for t in manifest.tensors if isinstance(t, GridTensor)]
+    trellises = [t for t in manifest.tensors if isinstance(t, TrellisTensor)]
+    side_bytes = sum(t.shape[0] + t.shape[1] for t in trellises)
     raw_bytes = sum(math.prod(t.shape) * itemsize(t.dtype) for t in manifest.tensors if isinstance(t, RawTensor))
-    return [scale_bytes, shape_bytes, raw_bytes, *(math.prod(t.shape) for t in coded)]
+    own = [min(s.raw_bytes, MAX_TABLE_BYTES) if n == TABLES else len(s.stored) for n, s in enumerate(sections[:CODES])]
+    tables, stream = (own[TABLES], own[STREAM]) if trellises and len(own) == CODES else (0, 0)
+    fixed = [2 * sum(t.shape[0] for t in grids), side_bytes, raw_bytes, side_bytes, tables, stream]
+    return [*fixed, *(math.prod(t.shape) for t in grids)]
 
 
 def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Array]:
@@ -67,42 +76,74 @@ def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Ar
     scales: Array = from_byte_planes(sections[SCALES].decode(), np.dtype(np.float16))
     if not np.isfinite(scales).all() or (scales < 0).any():
         raise FormatError("a row scale is negative or not finite")
-    shapes: Array = np.frombuffer(sections[SHAPES].decode(), np.int8)
+    trellis_weights = iter(_decode_trellises(manifest, sections))
     raw, coded = sections[RAW].decode(), iter(sections[CODES:])
     arrays: dict[str, Array] = {}
     for tensor in manifest.tensors:
         if isinstance(tensor, GridTensor):
             mine, scales = np.split(scales, [tensor.shape[0]])
-            arrays[tensor.name] = _dequantize(tensor, next(coded), _row_steps(tensor, mine))
-        elif isinstance(tensor, ShapedTensor):
-            a_O, b_I, shapes = np.split(shapes, np.cumsum(tensor.shape))
-            arrays[tensor.name] = _dequantize(tensor, next(coded), shaped_steps(tensor.level, a_O, b_I))
+            arrays[tensor.name] = _checked(tensor, _dequantize(tensor, next(coded), mine))
+        elif isinstance(tensor, TrellisTensor):
+            arrays[tensor.name] = _checked(tensor, next(trellis_weights))
         else:
             size = math.prod(tensor.shape) * itemsize(tensor.dtype)
             arrays[tensor.name], raw = _from_raw(tensor, raw[:size]), raw[size:]
     return arrays
 
 
-def decode_codes(tensor: CodedTensor, section: Section) -> NDArray[np.int8]:
-    """Codes int8 [rows, columns] of one coded tensor. FormatError if one lies beyond the tensor's width."""
+def decode_planes(manifest: Manifest, sections: list[Section]) -> list[tuple[TrellisTensor, Array, Plane, Array, Array]]:
+    """For each trellis tensor: entry, codes int16 [O, I], plane, and shapes a int8 [O] and b int8 [I].
+
+    Raises:
+        FormatError: damaged sections, or codes beyond their width.
+    """
+    tensors = [t for t in manifest.tensors if isinstance(t, TrellisTensor)]
+    if not tensors:
+        return []
+    sides = [_sides(tensors, sections[number].decode()) for number in (SHAPES, CLASSES)]
+    planes = [plane_of(t, *shape, *cls) for t, shape, cls in zip(tensors, *sides, strict=True)]
+    sets = sets_from_bytes(sections[TABLES].decode())
+    codes = rans.decode(sections[STREAM].decode(), planes, sets, manifest.lanes)
+    for tensor, codes_OI in zip(tensors, codes, strict=True):
+        _check_width(tensor, codes_OI)
+    return [(t, q, plane, *shape) for t, q, plane, shape in zip(tensors, codes, planes, sides[0], strict=True)]
+
+
+def _decode_trellises(manifest: Manifest, sections: list[Section]) -> Iterator[Array]:
+    for tensor, codes_OI, plane, a_O, b_I in decode_planes(manifest, sections):
+        yield weights_of(tensor, codes_OI, plane, a_O, b_I)
+
+
+def _sides(tensors: list[TrellisTensor], raw: bytes) -> list[tuple[Array, Array]]:
+    """One int8 [O] and one int8 [I] for each tensor: first all rows, then all columns."""
+    lengths = [t.shape[0] for t in tensors] + [t.shape[1] for t in tensors]
+    parts = np.split(np.frombuffer(raw, np.int8), np.cumsum(lengths)[:-1])
+    return list(zip(parts[: len(tensors)], parts[len(tensors) :], strict=True))
+
+
+def decode_codes(tensor: GridTensor, section: Section) -> NDArray[np.int8]:
+    """Codes int8 [rows, columns] of one tensor on a row grid. FormatError if one lies beyond the tensor's width."""
     rows, columns = tensor.shape
     q_OI = bytes_to_codes(section.decode(), rows, columns)
-    limit = code_limit(tensor.bits)
-    if q_OI.size and (int(q_OI.min()) < -limit or int(q_OI.max()) > limit):
-        raise FormatError(f"tensor {tensor.name!r}: a code lies beyond ±{limit}, the range of {tensor.bits} bits")
+    _check_width(tensor, q_OI)
     return q_OI
 
 
-def _row_steps(tensor: GridTensor, scale_O: Array) -> Array:
-    with np.errstate(over="ignore"):
-        steps_O: Array = np.ldexp(scale_O.astype(np.float32), np.int32(tensor.exponent))
-    return steps_O[:, None]
+def _check_width(tensor: CodedTensor, q_OI: Array) -> None:
+    limit = code_limit(tensor.bits)
+    if q_OI.size and (int(q_OI.min()) < -limit or int(q_OI.max()) > limit):
+        raise FormatError(f"tensor {tensor.name!r}: a code lies beyond ±{limit}, the range of {tensor.bits} bits")
 
 
-def _dequantize(tensor: CodedTensor, section: Section, steps: Array) -> Array:
-    """Codes times steps, float32 [O, I]; steps are [O, 1] or [O, I]."""
+def _dequantize(tensor: GridTensor, section: Section, scale_O: Array) -> Array:
+    """Codes times scales, float32 [O, I]."""
     with np.errstate(over="ignore", invalid="ignore"):
-        weights: Array = decode_codes(tensor, section).astype(np.float32) * steps
+        steps_O: Array = np.ldexp(scale_O.astype(np.float32), np.int32(tensor.exponent))
+        weights: Array = decode_codes(tensor, section).astype(np.float32) * steps_O[:, None]
+    return weights
+
+
+def _checked(tensor: CodedTensor, weights: Array) -> Array:
     if not np.isfinite(weights).all():
         raise FormatError(f"tensor {tensor.name!r}: a weight is beyond float32")
     return weights
@@ -116,7 +157,7 @@ def _from_raw(tensor: RawTensor, raw: bytes) -> Array:
     if tensor.dtype == "bool":
         mask: Array = array != 0
         return mask.reshape(tensor.shape)
-    values: Array = array.astype(np.float32) if tensor.dtype == "float16" else array
+    values: Array = array.astype(np.float32 if tensor.dtype == "float16" else array.dtype)  # a copy: bytes are read-only
     return values.reshape(tensor.shape)
 
 

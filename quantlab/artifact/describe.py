@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.artifact.container import DIGEST_BYTES, HEADER, SECTION, VERSION, Section
-from quantlab.artifact.decode import CODES, RAW, SCALES, SHAPES, read_artifact
-from quantlab.artifact.manifest import Manifest, RawTensor
+from quantlab.artifact.decode import CLASSES, CODES, RAW, SCALES, SHAPES, STREAM, TABLES, read_artifact
+from quantlab.artifact.manifest import GridTensor, Manifest, TrellisTensor
 from quantlab.coding.codecs import CODECS
 
 
@@ -32,8 +32,9 @@ def bytes_by_kind(file_bytes: int, sections: Sequence[Section]) -> dict[str, int
     stored = [len(s.stored) for s in sections]
     framing = HEADER.size + SECTION.size * len(sections) + DIGEST_BYTES
     return {
-        "codes": sum(stored[CODES:]),
+        "codes": stored[STREAM] + sum(stored[CODES:]),
         "scales": stored[SCALES] + stored[SHAPES],
+        "context": stored[CLASSES] + stored[TABLES],
         "kept": stored[RAW],
         "manifest": file_bytes - framing - sum(stored),
         "framing": framing,
@@ -45,9 +46,11 @@ def _tensors(manifest: Manifest, sections: Sequence[Section]) -> list[dict[str, 
     rows: list[dict[str, Any]] = []
     for tensor in manifest.tensors:
         row: dict[str, Any] = {"name": tensor.name, "shape": list(tensor.shape), "kind": tensor.kind}
-        if not isinstance(tensor, RawTensor):
+        if isinstance(tensor, GridTensor):
             section = next(coded)
             row |= {"stored": f"{tensor.bits} bit, {CODECS[section.codec].name}", "bytes": len(section.stored)}
+        elif isinstance(tensor, TrellisTensor):
+            row |= {"stored": f"{tensor.bits} bit, {tensor.states} states, rANS"}
         else:
             row |= {"stored": tensor.dtype}
         rows.append(row)

@@ -10,20 +10,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantlab.artifact.container import Section, write_container
-from quantlab.artifact.manifest import CodedTensor, GridTensor, Manifest, RawTensor, ShapedTensor
-from quantlab.coding.codecs import encode_smallest
+from quantlab.artifact.container import Section, check_expansion, write_container
+from quantlab.artifact.manifest import GridTensor, Manifest, RawTensor, TrellisTensor
+from quantlab.artifact.planes import plane_of
+from quantlab.coding.codecs import SELF_CONTAINED, STORED, encode_smallest
 from quantlab.coding.planes import to_byte_planes
+from quantlab.coding.rans import lanes_for
+from quantlab.coding.tables import TABLE_CLASSES, TableSet, fit_tables, sets_to_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class CodedPayload:
-    """One quantized matrix, ready to be written: its entry, what its steps need beside it, and its coded section."""
+class GridPayload:
+    """One matrix on a row grid, ready to be written."""
 
-    entry: CodedTensor
-    side: NDArray[Any]
-    """float16 scales [O] of a row grid; int8 shapes [O + I], rows first, of a shaped one."""
+    entry: GridTensor
+    scale_O: NDArray[np.float16]
     codes: Section
+
+
+@dataclass(frozen=True, slots=True)
+class TrellisPayload:
+    """One matrix on a shaped grid, ready to be written."""
+
+    entry: TrellisTensor
+    a_O: NDArray[np.int8]
+    b_I: NDArray[np.int8]
+    rows_O: NDArray[np.int8]
+    """Share of each row in the class beyond what its step says (artifact.planes)."""
+    columns_I: NDArray[np.int8]
+    codes_OI: NDArray[np.int16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +51,68 @@ class RawPayload:
     """What every reader of the file must get: 16-bit floats as float32."""
 
 
-def encode_artifact(payloads: Sequence[CodedPayload | RawPayload], **about: Any) -> bytes:
-    """The bytes of the file; `about` are the other fields of Manifest (model, tokenizer, origin, producer)."""
-    manifest = Manifest(tensors=tuple(p.entry for p in payloads), **about)
-    coded = [p for p in payloads if isinstance(p, CodedPayload)]
-    scales = _joined([p.side for p in coded if isinstance(p.entry, GridTensor)], np.float16)
-    shapes = _joined([p.side for p in coded if isinstance(p.entry, ShapedTensor)], np.int8)
+Payload = GridPayload | TrellisPayload | RawPayload
+
+
+def encode_artifact(payloads: Sequence[Payload], **about: Any) -> bytes:
+    """The bytes of the file; `about` are the other fields of Manifest (model, tokenizer, origin, producer).
+
+    The stream of trellis codes takes tables fitted to them, one set for each number of table set in the entries.
+    """
+    grids = [p for p in payloads if isinstance(p, GridPayload)]
+    trellises = [p for p in payloads if isinstance(p, TrellisPayload)]
+    codecs = None if grids else SELF_CONTAINED  # without row grids, the standard library and numpy are enough to read the file
+    scales = np.concatenate([np.empty(0, np.float16), *(p.scale_O for p in grids)])
+    shapes = _joined([*(p.a_O for p in trellises), *(p.b_I for p in trellises)])
+    classes = _joined([*(p.rows_O for p in trellises), *(p.columns_I for p in trellises)])
     raw = b"".join(p.raw for p in payloads if isinstance(p, RawPayload))
-    small = [to_byte_planes(scales), shapes.tobytes(), raw]
-    return write_container(manifest.to_dict(), [*map(smallest_section, small), *(p.codes for p in coded)])
+    lanes, tables, stream = _coded(trellises)
+    small = [smallest_section(part, codecs) for part in (to_byte_planes(scales), shapes, raw, classes, tables)]
+    manifest = Manifest(tensors=tuple(p.entry for p in payloads), lanes=lanes, **about)
+    data = write_container(manifest.to_dict(), [*small, Section(STORED, len(stream), stream), *(p.codes for p in grids)])
+    check_expansion(sum(p.codes_OI.size for p in trellises), len(data))
+    return data
 
 
-def _joined(parts: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
-    return np.concatenate([np.empty(0, dtype), *parts])
+def _joined(parts: list[NDArray[np.int8]]) -> bytes:
+    return np.concatenate([np.empty(0, np.int8), *parts]).tobytes()
 
 
-def smallest_section(raw: bytes) -> Section:
-    """`raw` under the codec that makes it smallest."""
-    codec, stored = encode_smallest(raw)
+def _coded(payloads: list[TrellisPayload]) -> tuple[int, bytes, bytes]:
+    """Lanes, stored tables and stream of all trellis codes."""
+    if not payloads:
+        return 0, b"", b""
+    from quantlab.coding.rans_numba import code_bits, encode  # numba takes a second to load: only where something is coded
+
+    planes = [plane_of(p.entry, p.a_O, p.b_I, p.rows_O, p.columns_I) for p in payloads]
+    sets = fit_sets(payloads)
+    bits = sum(code_bits(p.codes_OI, plane, sets[plane.tables]) for p, plane in zip(payloads, planes, strict=True))
+    lanes = lanes_for(bits / 8, max(plane.shape[1] for plane in planes))
+    return lanes, sets_to_bytes(sets), encode([p.codes_OI for p in payloads], planes, sets, lanes)
+
+
+def coded_bytes(payloads: Sequence[TrellisPayload]) -> list[int]:
+    """What each payload's codes take in the stream, to the nearest byte; lanes and tables are shared by all."""
+    from quantlab.coding.rans_numba import code_bits
+
+    sets = fit_sets(payloads)
+    planes = [plane_of(p.entry, p.a_O, p.b_I, p.rows_O, p.columns_I) for p in payloads]
+    return [round(code_bits(p.codes_OI, plane, sets[plane.tables]) / 8) for p, plane in zip(payloads, planes, strict=True)]
+
+
+def fit_sets(payloads: Sequence[TrellisPayload]) -> list[TableSet]:
+    """Frequency tables fitted to the codes of all payloads, by number of table set."""
+    from quantlab.coding.rans_numba import histogram
+
+    counts = np.zeros((1 + max(p.entry.tables for p in payloads), TABLE_CLASSES, 256), np.int64)
+    for p in payloads:
+        counts[p.entry.tables] += histogram(p.codes_OI, plane_of(p.entry, p.a_O, p.b_I, p.rows_O, p.columns_I))
+    return [fit_tables(one) for one in counts]
+
+
+def smallest_section(raw: bytes, codecs: Sequence[int] | None = None) -> Section:
+    """`raw` under the codec, of those allowed, that makes it smallest."""
+    codec, stored = encode_smallest(raw, codecs)
     return Section(codec, len(raw), stored)
 
 

@@ -5,11 +5,16 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from quantlab.coding.tables import MAX_SETS
+from quantlab.coding.trellis import STATES
 from quantlab.errors import FormatError
 
 MAX_ELEMENTS = 1 << 32  # of one tensor
 RAW_DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 WIDTHS = range(2, 9)
+WIDE = 16
+"""Width of codes that do not fit 8 bits: a trellis grid's rows that matter most have many steps."""
+MAX_LANES = 2048
 
 
 def code_limit(bits: int) -> int:
@@ -32,14 +37,17 @@ class GridTensor:
     kind: Literal["row_grid"] = "row_grid"
 
     def __post_init__(self) -> None:
-        _check_coded(self.name, self.shape, self.bits)
+        _check_coded(self.name, self.shape, self.bits, (*WIDTHS,))
         if type(self.exponent) is not int or not -126 <= self.exponent <= 127:
             raise FormatError(f"tensor {self.name!r}: exponent must be -126 to 127, got {self.exponent!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ShapedTensor:
-    """A matrix as integer codes on a shaped grid: w[i, j] = code[i, j] · 2**(level/64 + (a[i] + b[j])/4)."""
+class TrellisTensor:
+    """A matrix as integer codes on a shaped grid: w[i, j] = (code[i, j] - half[i, j]) · 2**(level/64 + (a[i] + b[j])/4).
+
+    half is ½ for weights on the trellis's path and 0 for the others (coding.trellis).
+    """
 
     name: str
     """Key in the state dict."""
@@ -49,12 +57,22 @@ class ShapedTensor:
     """Codes lie within ±(2**(bits-1) - 1)."""
     level: int
     """Size of all steps, in 64ths of an octave."""
-    kind: Literal["shaped_grid"] = "shaped_grid"
+    states: int
+    """Of the trellis; 1 for plain integers."""
+    classes: int
+    """Added to the classes of all weights, in quarter octaves: log2 of how large they are in steps."""
+    tables: int
+    """Number of its table set."""
+    kind: Literal["trellis_grid"] = "trellis_grid"
 
     def __post_init__(self) -> None:
-        _check_coded(self.name, self.shape, self.bits)
-        if type(self.level) is not int or not -7680 <= self.level <= 7680:
-            raise FormatError(f"tensor {self.name!r}: level must be -7680 to 7680, got {self.level!r}")
+        _check_coded(self.name, self.shape, self.bits, (*WIDTHS, WIDE))
+        for key, low, high in (("level", -7680, 7680), ("classes", -500, 500), ("tables", 0, MAX_SETS - 1)):
+            value = getattr(self, key)
+            if type(value) is not int or not low <= value <= high:
+                raise FormatError(f"tensor {self.name!r}: {key} must be {low} to {high}, got {value!r}")
+        if type(self.states) is not int or self.states not in STATES:
+            raise FormatError(f"tensor {self.name!r}: states must be one of {', '.join(map(str, STATES))}, got {self.states!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,11 +107,13 @@ class Manifest:
     """Fingerprints and options that made the file."""
     producer: str = ""
     """Program and version."""
+    lanes: int = 0
+    """Interleaved lanes of the code stream; 0 where no tensor is in it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; fields that hold their default are left out of the file."""
         whole = asdict(self)
-        return {key: value for key, value in whole.items() if value}
+        return {key: value for key, value in whole.items() if value or key == "tensors"}
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Manifest":
@@ -104,6 +124,8 @@ class Manifest:
                 raise FormatError(f"manifest {key} must be an object")
         if not isinstance(raw["tensors"], list) or not isinstance(raw.get("producer", ""), str):
             raise FormatError("manifest tensors must be a list, producer a string")
+        if type(raw.get("lanes", 0)) is not int or not 0 <= raw.get("lanes", 0) <= MAX_LANES:
+            raise FormatError(f"manifest lanes must be 0 to {MAX_LANES}, got {raw['lanes']!r}")
         tensors = tuple(_read_tensor(index, entry) for index, entry in enumerate(raw["tensors"]))
         counts = Counter(t.name for t in tensors)
         if len(counts) != len(tensors):
@@ -112,11 +134,11 @@ class Manifest:
         return cls(**{**raw, "tensors": tensors})
 
 
-CodedTensor = GridTensor | ShapedTensor
+CodedTensor = GridTensor | TrellisTensor
 Tensor = CodedTensor | RawTensor
-_KINDS: dict[str, type[GridTensor] | type[ShapedTensor] | type[RawTensor]] = {
+_KINDS: dict[str, type[GridTensor] | type[TrellisTensor] | type[RawTensor]] = {
     "row_grid": GridTensor,
-    "shaped_grid": ShapedTensor,
+    "trellis_grid": TrellisTensor,
     "raw": RawTensor,
 }
 
@@ -155,12 +177,12 @@ def _check_keys(where: str, raw: dict[str, Any], known: set[str], required: set[
         raise FormatError(f"{where}: key {missing[0]!r} is missing")
 
 
-def _check_coded(name: str, shape: tuple[Any, ...], bits: Any) -> None:
+def _check_coded(name: str, shape: tuple[Any, ...], bits: Any, widths: tuple[int, ...]) -> None:
     _check_shape(name, shape)
     if len(shape) != 2:
         raise FormatError(f"tensor {name!r}: a grid needs 2 dimensions, got shape {list(shape)}")
-    if type(bits) is not int or bits not in WIDTHS:
-        raise FormatError(f"tensor {name!r}: bits must be 2 to 8, got {bits!r}")
+    if type(bits) is not int or bits not in widths:
+        raise FormatError(f"tensor {name!r}: bits must be one of {', '.join(map(str, widths))}, got {bits!r}")
 
 
 def _check_shape(name: str, shape: tuple[Any, ...]) -> None:

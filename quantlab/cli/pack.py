@@ -25,17 +25,37 @@ def pack(
         str,
         typer.Option(
             "--method",
-            help="gptq (error feedback), rtn (round to nearest), or shaped (error feedback, steps that follow sensitivity).",
+            help="trellis (shaped steps, two-sided feedback, entropy coder), gptq (the classic), or rtn (round to nearest).",
         ),
-    ] = "gptq",
-    widths: Annotated[str, typer.Option("--widths", help="Code widths in bits that a tensor may take.")] = "5,6,8",
+    ] = "trellis",
+    states: Annotated[int, typer.Option("--states", help="Of the trellis: 1 (none), 4, 8, 16 or 32; more are slower.")] = 8,
+    tune: Annotated[
+        bool, typer.Option("--tune/--no-tune", help="After rounding, tune norms, gains and scales by KL to the float model.")
+    ] = True,
+    time_limit: Annotated[
+        float | None,
+        typer.Option("--time-limit", metavar="SECONDS", help="For rounding and tuning: take the best plan that fits."),
+    ] = None,
+    widths: Annotated[
+        str | None,
+        typer.Option("--widths", help="Code widths in bits that a tensor may take. Default: 5,6,8, trellis also 16."),
+    ] = None,
     code: Annotated[
         list[Path] | None, typer.Option("--code", metavar="FILE", help="A code file that counts towards the budget.")
+    ] = None,
+    emit_decoder: Annotated[
+        Path | None,
+        typer.Option(
+            "--emit-decoder",
+            metavar="D.py",
+            help="Also write a self-contained decoder of trellis artifacts, under 4,000 bytes; --code D.py counts it.",
+        ),
     ] = None,
     seed: options.Seed = 0,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="R.json", help="Default: M.report.json beside M.qlab.")
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run with the same options stopped.")] = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -50,18 +70,28 @@ def pack(
     from quantlab.pipeline import pack as job
     from quantlab.pipeline.models import load_checkpoint, load_tokenizer
     from quantlab.report.table import render
+    from quantlab.search.rounder import RoundingOptions
 
     report = report or output.with_name(f"{output.stem}.report.json")
     if report.resolve() == output.resolve():
         raise ConfigError(f"--report and --output are both {output}")
     if stats is not None and calib != "self":
         raise ConfigError(f"--stats brings its own calibration, --calib {calib} cannot be used with it")
+    if emit_decoder is not None and method != "trellis":
+        raise ConfigError(f"--emit-decoder is for artifacts of --method trellis, got {method}")
+    if emit_decoder is not None and emit_decoder.resolve() in (output.resolve(), report.resolve()):
+        raise ConfigError(f"--emit-decoder and another output are both {emit_decoder}")
     refuse_existing([output, report], force=force)
+    if emit_decoder is not None:
+        _write_decoder(emit_decoder, force)  # before code files are counted: it may be one of them
     calibration = CalibrationConfig(source=calib, tokens=calib_tokens, seq_len=calib_seq_len, seed=seed)
     config = job.PackConfig(
         budget_bytes=parse_bytes(budget),
         method=method,  # type: ignore[arg-type]  # checked by PackConfig
-        widths=options.parse_widths(widths),
+        widths=options.parse_widths(widths) if widths is not None else None,
+        rounding=RoundingOptions(states=states),
+        tune_steps=job.TUNE_STEPS if tune else 0,
+        time_limit_s=time_limit,
         code=code_bytes(code or []),
         calibration=calibration,
     )
@@ -70,10 +100,29 @@ def pack(
     known = load_tokenizer(tokenizer, loaded) if tokenizer else None
     with ProgressDisplay() as progress:
         result = job.pack(
-            loaded, config, output, checkpoint=checkpoint, report=report, tokenizer=known, statistics=stats, progress=progress
+            loaded,
+            config,
+            output,
+            checkpoint=checkpoint,
+            report=report,
+            tokenizer=known,
+            statistics=stats,
+            resume=resume,
+            progress=progress,
         )
     if as_json:
         print_json(result.to_dict())
     else:
         console().print(render(result))
-        note(f"wrote {output} and {report}")
+        note(f"wrote {output} and {report}" + (f", decoder {emit_decoder}" if emit_decoder else ""))
+
+
+def _write_decoder(path: Path, force: bool) -> None:
+    """Write the self-contained decoder, unless the file holds it already, as it does where a killed run goes on."""
+    from quantlab.artifact.emit import emit_decoder
+    from quantlab.files import refuse_existing, write_whole
+
+    data = emit_decoder()
+    if not path.is_file() or path.read_bytes() != data:
+        refuse_existing([path], force=force)
+        write_whole(path, data)

@@ -1,10 +1,11 @@
 """The main job: a checkpoint and a number of bytes in, one file that is never over the number out."""
 
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,25 @@ from quantlab import __version__
 from quantlab.artifact.container import SECTION, Section
 from quantlab.artifact.decode import CODES, digest, parse_artifact
 from quantlab.artifact.describe import bytes_by_kind
-from quantlab.artifact.encode import CodedPayload, encode_artifact, keep
-from quantlab.artifact.manifest import WIDTHS, GridTensor, Manifest, RawTensor
+from quantlab.artifact.manifest import WIDE, WIDTHS, GridTensor, Manifest, RawTensor
 from quantlab.artifact.verify import digest_in_fresh_process
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
-from quantlab.checkpoint.classify import split_state
 from quantlab.coding.codecs import CODECS
 from quantlab.errors import BudgetError, ConfigError, FormatError
 from quantlab.files import write_whole
 from quantlab.pipeline.calibrate import measure_statistics, reuse_statistics
 from quantlab.pipeline.models import Loaded
-from quantlab.pipeline.progress import Progress, silent, stage
+from quantlab.pipeline.progress import Progress, silent
+from quantlab.pipeline.solve import METHODS, Method, Solution, SolveOptions, Solver
+from quantlab.pipeline.workspace import Workspace, folder_of
+from quantlab.quant.tune import Tuned
 from quantlab.report.packing import PackReport, TensorReport
 from quantlab.search.frontier import Point
-from quantlab.search.measure import METHODS, Method, TensorMeter
-from quantlab.search.plan import Planner
+from quantlab.search.rounder import RoundingOptions
 from quantlab.text.tokenizer import Tokenizer
+
+TUNE_STEPS = 24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,10 +40,17 @@ class PackConfig:
 
     budget_bytes: int
     """Artifact and counted code together may not exceed it."""
-    method: Method = "gptq"
-    """gptq (error feedback on row grids), rtn (round to nearest), or shaped (error feedback, steps that follow sensitivity)."""
-    widths: tuple[int, ...] = (5, 6, 8)
-    """Code widths in bits that a tensor may take."""
+    method: Method = "trellis"
+    """trellis (shaped steps, feedback on both sides, entropy-coded trellis), gptq (error feedback on row grids), or rtn (round
+    to nearest)."""
+    widths: tuple[int, ...] | None = None
+    """Code widths in bits that a tensor may take; None: 5, 6, 8, and 16 for the trellis."""
+    rounding: RoundingOptions = field(default_factory=RoundingOptions)
+    """Of the trellis method."""
+    tune_steps: int = TUNE_STEPS
+    """Batches on which the kept tensors are tuned after rounding with the trellis method; 0: not at all."""
+    time_limit_s: float | None = None
+    """Seconds for rounding and tuning with the trellis method: fewer states and steps where these would take longer."""
     code: dict[str, int] = field(default_factory=dict)
     """Counted code files and their bytes."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
@@ -49,10 +59,19 @@ class PackConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        if not self.widths or any(w not in WIDTHS for w in self.widths):
-            raise ConfigError(f"widths must be whole numbers from 2 to 8, got {','.join(map(str, self.widths)) or 'none'}")
+        allowed = (*WIDTHS, WIDE) if self.method == "trellis" else (*WIDTHS,)
+        if not self.allowed_widths or any(w not in allowed for w in self.allowed_widths):
+            got = ",".join(map(str, self.allowed_widths)) or "none"
+            raise ConfigError(f"widths of {self.method} must be among {','.join(map(str, allowed))}, got {got}")
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            raise ConfigError(f"time limit must be above 0 seconds, got {self.time_limit_s:g}")
         if self.code_bytes >= self.budget_bytes:
             raise BudgetError(f"the code files take {self.code_bytes} bytes, the budget is {self.budget_bytes}")
+
+    @property
+    def allowed_widths(self) -> tuple[int, ...]:
+        """Code widths in bits that a tensor may take."""
+        return self.widths if self.widths is not None else ((5, 6, 8, WIDE) if self.method == "trellis" else (5, 6, 8))
 
     @property
     def code_bytes(self) -> int:
@@ -74,18 +93,6 @@ class Stopwatch:
         self.timings_s[name] = round(self.timings_s.get(name, 0.0) + time.perf_counter() - start, 3)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What the search decided, and what a reader of the file must get."""
-
-    data: bytes
-    """The whole file."""
-    points: dict[str, Point]
-    """Grid, bytes and distortion of each quantized tensor."""
-    tensors_sha256: str
-    """Digest of the tensors whose distortion was measured, made without the file."""
-
-
 def pack(
     loaded: Loaded,
     config: PackConfig,
@@ -95,9 +102,12 @@ def pack(
     report: Path | None = None,
     tokenizer: Tokenizer | None = None,
     statistics: Path | None = None,
+    resume: bool = False,
     progress: Progress = silent,
 ) -> PackReport:
     """Quantize, search, write `output`, read it back in a fresh process, and report (to the file `report` if given).
+
+    A killed run leaves its finished work in a folder beside `output`; with `resume` the next one goes on from there.
 
     Raises:
         BudgetError: the budget is below the smallest reachable size, which it names.
@@ -106,44 +116,58 @@ def pack(
     """
     watch = Stopwatch()
     with watch.time("calibrate"):
-        if statistics is None:
-            stats = measure_statistics(loaded, config.calibration, tokenizer, progress)
-        else:
-            stats = reuse_statistics(statistics, loaded)
+        given = None if statistics is None else reuse_statistics(statistics, loaded)
+        workspace = Workspace(folder_of(output), _work_key(loaded, config, given), resume=resume)
+        stats = given or workspace.statistics(lambda: measure_statistics(loaded, config.calibration, tokenizer, progress))
     with watch.time("search"):
-        plan = _search(loaded, stats, config, tokenizer, progress)
+        try:
+            solution = _solve(loaded, stats, config, tokenizer, workspace, progress)
+        except BudgetError:
+            workspace.remove()  # nothing to resume
+            raise
+    wanted = digest({n: t.numpy() for n, t in solution.tensors.items()})
     trial = output.with_name(f".{output.name}.{os.getpid()}.trial")
     try:
         with watch.time("verify"):
-            write_whole(trial, plan.data)
-            _verify(trial, plan)
-        result = _report(loaded, config, stats, plan, checkpoint, output, watch.timings_s)
+            write_whole(trial, solution.data)
+            _verify(trial, wanted)
+        result = _report(loaded, config, stats, solution, wanted, checkpoint, output, watch.timings_s)
         if report is not None:
             write_whole(report, result.to_json())
         trial.replace(output)
     finally:
         trial.unlink(missing_ok=True)
+    workspace.remove()
     return result
 
 
-def _search(loaded: Loaded, stats: Statistics, config: PackConfig, tokenizer: Tokenizer | None, progress: Progress) -> Plan:
-    matrices, kept = split_state(loaded.state)
-    parameters = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
-    # buffers (position tables, masks) are not trained: half precision could break them
-    raws = [keep(name, tensor, exact=name not in parameters) for name, tensor in kept.items()]
-    about = _about(loaded, stats, config, tokenizer)
+def _work_key(loaded: Loaded, config: PackConfig, stats: Statistics | None) -> dict[str, Any]:
+    """Everything that decides the bytes of the file."""
+    origin = asdict(config.calibration) if stats is None else stats.fingerprint
+    options = {**asdict(config), "calibration": origin}
+    return {"checkpoint": loaded.fingerprint, "options": json.loads(json.dumps(options)), "version": __version__}
 
-    def assemble(grids: list[CodedPayload]) -> bytes:
-        return encode_artifact([*grids, *raws], **about)
 
-    meters = [TensorMeter(n, w, stats.uses(n), config.method, config.widths) for n, w in matrices.items()]
-    planner = Planner(meters, assemble, stage(progress, "search grids"))
+def _solve(
+    loaded: Loaded,
+    stats: Statistics,
+    config: PackConfig,
+    tokenizer: Tokenizer | None,
+    workspace: Workspace,
+    progress: Progress,
+) -> Solution:
+    options = SolveOptions(
+        method=config.method,
+        widths=config.allowed_widths,
+        rounding=config.rounding,
+        tune_steps=config.tune_steps,
+        time_limit_s=config.time_limit_s,
+    )
+    solver = Solver(loaded, stats, options, _about(loaded, stats, config, tokenizer), progress, workspace)
     try:
-        data, points = planner.solve(config.budget_bytes - config.code_bytes)
+        return solver.solve(config.budget_bytes - config.code_bytes)
     except BudgetError as error:
         raise _all_in(error, config) from error
-    tensors = {m.name: m.reconstruct(p) for m, p in zip(meters, points, strict=True)} | {r.entry.name: r.value for r in raws}
-    return Plan(data, dict(zip(matrices, points, strict=True)), digest({n: t.numpy() for n, t in tensors.items()}))
 
 
 def _about(loaded: Loaded, stats: Statistics, config: PackConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -152,7 +176,7 @@ def _about(loaded: Loaded, stats: Statistics, config: PackConfig, tokenizer: Tok
         "checkpoint": loaded.fingerprint,
         "statistics": stats.fingerprint,
         "method": config.method,
-        "widths": list(config.widths),
+        "widths": list(config.allowed_widths),
         "seed": config.calibration.seed,
     }
     known = {"sha256": tokenizer.sha256[:32], "vocab_size": tokenizer.vocab_size} if tokenizer else {}
@@ -170,23 +194,24 @@ def _all_in(error: BudgetError, config: PackConfig) -> BudgetError:
     )
 
 
-def _verify(trial: Path, plan: Plan) -> None:
+def _verify(trial: Path, wanted: str) -> None:
     """Raise FormatError unless a fresh process decodes the file to the tensors that were measured."""
     found = digest_in_fresh_process(trial)
-    if found != plan.tensors_sha256:
-        raise FormatError(f"a fresh process decodes the file to other tensors ({found[:12]}, not {plan.tensors_sha256[:12]})")
+    if found != wanted:
+        raise FormatError(f"a fresh process decodes the file to other tensors ({found[:12]}, not {wanted[:12]})")
 
 
 def _report(
     loaded: Loaded,
     config: PackConfig,
     stats: Statistics,
-    plan: Plan,
+    solution: Solution,
+    tensors_sha256: str,
     checkpoint: Path,
     output: Path,
     timings_s: dict[str, float],
 ) -> PackReport:
-    data, points = plan.data, plan.points
+    data, points = solution.data, solution.points
     manifest, sections = parse_artifact(data)
     n_params = sum(t.numel() for t in loaded.state.values())
     total = len(data) + config.code_bytes
@@ -194,8 +219,10 @@ def _report(
         checkpoint=str(checkpoint),
         artifact=str(output),
         method=config.method,
+        effort=asdict(solution.effort) if solution.effort else {},
+        tuned=_tuned(solution.tuned),
         seed=config.calibration.seed,
-        widths=config.widths,
+        widths=config.allowed_widths,
         budget_bytes=config.budget_bytes,
         artifact_bytes=len(data),
         code_bytes=config.code_bytes,
@@ -207,7 +234,7 @@ def _report(
         bytes_by_kind=bytes_by_kind(len(data), sections),
         code_files=config.code,
         calibration={**stats.source, "tokens": stats.tokens, "fingerprint": stats.fingerprint},
-        tensors_sha256=plan.tensors_sha256,
+        tensors_sha256=tensors_sha256,
         timings_s={**timings_s, "total": round(sum(timings_s.values()), 3)},
         tensors=tuple(_tensor_reports(manifest, sections, points)),
         kept=tuple({"name": t.name, "shape": list(t.shape), "dtype": t.dtype} for t in manifest.tensors if t.kind == "raw"),
@@ -215,18 +242,30 @@ def _report(
     )
 
 
+def _tuned(tuned: Tuned | None) -> dict[str, Any]:
+    if tuned is None:
+        return {}
+    return {"kl_before": tuned.kl_before, "kl_after": tuned.kl_after, "kept": tuned.is_better}
+
+
 def _tensor_reports(manifest: Manifest, sections: Sequence[Section], points: dict[str, Point]) -> Iterator[TensorReport]:
-    coded = [t for t in manifest.tensors if not isinstance(t, RawTensor)]
-    for tensor, section in zip(coded, sections[CODES:], strict=True):
-        side = 2 * tensor.shape[0] if isinstance(tensor, GridTensor) else sum(tensor.shape)
-        size = len(section.stored) + SECTION.size + side
+    """Bytes of a tensor: its codes, its steps and classes before their codec, and its line in the section table."""
+    grids = iter(sections[CODES:])
+    for tensor in manifest.tensors:
+        if isinstance(tensor, RawTensor):
+            continue
         point = points[tensor.name]
+        if isinstance(tensor, GridTensor):
+            section = next(grids)
+            codec, size = CODECS[section.codec].name, len(section.stored) + SECTION.size + 2 * tensor.shape[0]
+        else:
+            codec, size = "rans", point.bytes + 2 * sum(tensor.shape)
         yield TensorReport(
             name=tensor.name,
             shape=tensor.shape,
             width_bits=tensor.bits,
             grid_size=point.size,
-            codec=CODECS[section.codec].name,
+            codec=codec,
             bytes=size,
             bpw=8 * size / (tensor.shape[0] * tensor.shape[1]),
             distortion=point.distortion,

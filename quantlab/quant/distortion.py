@@ -16,12 +16,20 @@ class Use:
     H_II: Tensor
     """Mean over tokens of x xᵀ of the inputs, float [I, I]; or its diagonal alone, [I]."""
     g_O: Tensor
-    """Mean over tokens of the squared loss gradient at each output, labels drawn from the model, float [O]."""
+    """Mean over tokens of the squared loss gradient at each output, labels drawn from the model, float [O]; or with the
+    products of different outputs, [O, O]."""
+
+    @property
+    def diagonal_O(self) -> Tensor:
+        """Sensitivity of each row by itself, float64 [O]."""
+        return (self.g_O.diagonal() if self.g_O.ndim == 2 else self.g_O).double()
 
     def distortion(self, error_OI: Tensor) -> float:
         """Nats per token that the error W - Ŵ [O, I] costs in this use; computed in float64."""
         error_OI, H_II = error_OI.double(), self.H_II.double()
         weighted_OI = error_OI * H_II if H_II.ndim == 1 else error_OI @ H_II
+        if self.g_O.ndim == 2:
+            return 0.5 * float((self.g_O.double() @ weighted_OI).flatten() @ error_OI.flatten())
         return 0.5 * float((weighted_OI * error_OI).sum(1) @ self.g_O.double())
 
 
@@ -35,7 +43,7 @@ def column_hessian(uses: tuple[Use, ...]) -> Tensor:
 
     With one use this is its H. With two the rows have different mixtures and share the mean one.
     """
-    weights = [float(use.g_O.double().mean()) for use in uses]
+    weights = [float(use.diagonal_O.mean()) for use in uses]
     total = sum(weights)
     full = [use.H_II.double() if use.H_II.ndim == 2 else torch.diag(use.H_II.double()) for use in uses]
     return sum((H * (w / total) for H, w in zip(full, weights, strict=True)), torch.zeros_like(full[0]))

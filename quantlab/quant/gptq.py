@@ -11,7 +11,7 @@ from torch import Tensor
 from quantlab.artifact.manifest import code_limit
 from quantlab.errors import StatisticsError
 from quantlab.kernels.gptq_block import gptq_block_ref
-from quantlab.quant.grid import Grid
+from quantlab.quant.grid import RowGrid
 
 DAMPING = 0.01
 BLOCK = 128
@@ -50,7 +50,7 @@ def feedback(name: str, H_II: Tensor, *, damping: float = DAMPING) -> Feedback:
     return Feedback(_cholesky(name, inverse).mT.float().contiguous(), order, dead)
 
 
-def gptq(w_OI: Tensor, grid: Grid, fb: Feedback) -> Tensor:
+def gptq(w_OI: Tensor, grid: RowGrid, fb: Feedback) -> Tensor:
     """Codes int8 [O, I] of float32 weights [O, I] on `grid`, with error feedback along `fb.order`."""
     w_IO = w_OI.masked_fill(fb.dead, 0.0)[:, fb.order].T.contiguous()
     codes_IO = torch.empty_like(w_IO, dtype=torch.int8)

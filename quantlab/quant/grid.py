@@ -2,33 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantlab.artifact.manifest import CodedTensor, GridTensor, code_limit
-
-
-class Grid(Protocol):
-    """Steps for every weight of a matrix, and how the file stores them."""
-
-    @property
-    def bits(self) -> int:
-        """Codes lie within ±(2**(bits-1) - 1)."""
-
-    @property
-    def steps_OI(self) -> Tensor:
-        """Float32 [O, I], or [O, 1] for one step a row: exactly what a reader of the file gets."""
-
-    @property
-    def side(self) -> NDArray[Any]:
-        """What the file stores of the steps beside the entry."""
-
-    def entry(self, name: str, shape: tuple[int, ...], bits: int) -> CodedTensor:
-        """The tensor's line in the manifest; `bits` may be narrower than the grid's where all codes fit."""
+from quantlab.artifact.manifest import GridTensor, code_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +23,6 @@ class RowGrid:
     def steps_OI(self) -> Tensor:
         """Float32 [O, 1], exactly what a reader of the file gets."""
         return torch.from_numpy(np.ldexp(self.scale_O.astype(np.float32), np.int32(self.exponent)))[:, None]
-
-    @property
-    def side(self) -> NDArray[np.float16]:
-        """What the file stores of the steps beside the entry."""
-        return self.scale_O
 
     def entry(self, name: str, shape: tuple[int, ...], bits: int) -> GridTensor:
         """The tensor's line in the manifest."""

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from quantlab.artifact.manifest import code_limit
-from quantlab.quant.grid import Grid
+from quantlab.quant.grid import RowGrid
 
 
-def round_to_nearest(w_OI: Tensor, grid: Grid) -> Tensor:
+def round_to_nearest(w_OI: Tensor, grid: RowGrid) -> Tensor:
     """Code int8 [O, I] of the nearest grid point of each weight (float32 [O, I]), within the width."""
     steps_OI = grid.steps_OI
     inverse_OI = torch.where(steps_OI > 0, 1 / steps_OI, 0.0)

@@ -31,6 +31,10 @@ class PackReport:
     checkpoint: str
     artifact: str
     method: str
+    effort: dict[str, int]
+    """Of the trellis method: states, and batches of tuning (tune_steps)."""
+    tuned: dict[str, Any]
+    """KL on held-out calibration sequences, nats per token, before and after tuning, and whether the tuned values were kept."""
     seed: int
     widths: tuple[int, ...]
     budget_bytes: int

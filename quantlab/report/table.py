@@ -35,4 +35,13 @@ def _summary(report: PackReport) -> list[str]:
         f"over {report.n_params:,} parameters",
         f"predicted cost {report.distortion:.5f} nats per token ({report.method}); "
         "decoded again by a fresh process: equal",  # or packing would have failed
+        *_tuned_line(report),
     ]
+
+
+def _tuned_line(report: PackReport) -> list[str]:
+    if not report.tuned:
+        return []
+    before, after, kept = (report.tuned[key] for key in ("kl_before", "kl_after", "kept"))
+    verdict = "kept" if kept else "not kept"
+    return [f"tuning: KL on held-out calibration text {before:.5f} to {after:.5f} nats per token, {verdict}"]

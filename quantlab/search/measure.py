@@ -8,19 +8,18 @@ import torch
 from torch import Tensor
 
 from quantlab.artifact.container import Section
-from quantlab.artifact.encode import CodedPayload, smallest_section
+from quantlab.artifact.encode import GridPayload, smallest_section
 from quantlab.artifact.manifest import code_limit
 from quantlab.coding.codecs import BROTLI, CODECS
 from quantlab.coding.planes import codes_to_bytes
 from quantlab.quant.distortion import Use, column_hessian, distortion
 from quantlab.quant.gptq import feedback, gptq
-from quantlab.quant.grid import Grid
+from quantlab.quant.grid import RowGrid
 from quantlab.quant.rtn import round_to_nearest
-from quantlab.search.families import Setting, row_family, shaped_family
+from quantlab.search.families import Setting, row_family
 from quantlab.search.frontier import Point
 
-Method = Literal["gptq", "rtn", "shaped"]
-METHODS: tuple[Method, ...] = ("rtn", "gptq", "shaped")
+Method = Literal["rtn", "gptq"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class Measured:
     """A point and the stream that it was measured on."""
 
     point: Point
-    grid: Grid
+    grid: RowGrid
     stream: bytes
     """Codes under brotli-11: the file takes the smallest codec, so it is never larger."""
 
@@ -40,10 +39,7 @@ class TensorMeter:
         self.name, self.w_OI, self.uses, self.widths = name, w_OI, uses, sorted(widths)
         self.measured: dict[Setting, Measured] = {}
         self._feedback = None if method == "rtn" else feedback(name, column_hessian(uses))
-        if method == "shaped" and self._feedback is not None:
-            self.family = shaped_family(w_OI, uses, self._feedback, widths)
-        else:
-            self.family = row_family(w_OI, widths)
+        self.family = row_family(w_OI, widths)
 
     def measure(self, bits: int, size: float) -> Measured:
         """Quantize on the grid of one setting."""
@@ -66,7 +62,7 @@ class TensorMeter:
         """The weights float32 [O, I] whose distortion was measured: what every reader of the file must get."""
         return self._codes(point) * self.measured[point.bits, point.size].grid.steps_OI
 
-    def payload(self, point: Point) -> CodedPayload:
+    def payload(self, point: Point) -> GridPayload:
         """The measured tensor ready for the file: the smallest codec, and the narrowest allowed width that holds its codes."""
         measured = self.measured[point.bits, point.size]
         q_OI = self._codes(point)
@@ -74,9 +70,9 @@ class TensorMeter:
         bits = next(b for b in self.widths if largest <= code_limit(b))
         best = smallest_section(codes_to_bytes(q_OI.numpy()))
         codes = best if len(best.stored) < len(measured.stream) else Section(BROTLI, q_OI.numel(), measured.stream)
-        return CodedPayload(measured.grid.entry(self.name, tuple(self.w_OI.shape), bits), measured.grid.side, codes)
+        return GridPayload(measured.grid.entry(self.name, tuple(self.w_OI.shape), bits), measured.grid.scale_O, codes)
 
-    def _round(self, grid: Grid) -> Tensor:
+    def _round(self, grid: RowGrid) -> Tensor:
         if self._feedback is None:
             return round_to_nearest(self.w_OI, grid)
         return gptq(self.w_OI, grid, self._feedback)

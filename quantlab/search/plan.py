@@ -1,23 +1,20 @@
 """From a byte budget to one grid for every tensor."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from math import sqrt
 
-import torch
-
-from quantlab.artifact.encode import CodedPayload
+from quantlab.artifact.encode import GridPayload
 from quantlab.errors import BudgetError
 from quantlab.search.families import Setting
 from quantlab.search.frontier import Frontier, Point, frontier
 from quantlab.search.measure import TensorMeter
+from quantlab.search.workers import worker_pool
 
 ROUNDS = 3  # each halves the spacing of grid sizes around the choice: an octave, then 1/2, 1/4, 1/8
 FIT_TRIES = 8
 
-Assemble = Callable[[list[CodedPayload]], bytes]
+Assemble = Callable[[list[GridPayload]], bytes]
 Progress = Callable[[int, int], None]
 
 
@@ -30,7 +27,7 @@ class Planner:
     def __init__(self, meters: Sequence[TensorMeter], assemble: Assemble, progress: Progress | None = None) -> None:
         self.meters, self.assemble = meters, assemble
         self._progress = progress or (lambda done, total: None)
-        self._payloads: dict[tuple[str, Point], CodedPayload] = {}
+        self._payloads: dict[tuple[str, Point], GridPayload] = {}
 
     def solve(self, budget_bytes: int) -> tuple[bytes, list[Point]]:
         """The file of least predicted distortion with at most `budget_bytes`, and the point of each tensor.
@@ -39,7 +36,7 @@ class Planner:
             BudgetError: even the coarsest grid of the narrowest width is larger; says how large.
         """
         total = sum(1 + len(m.family.coarse) + 2 * ROUNDS for m in self.meters)
-        with _worker_pool() as pool:
+        with worker_pool() as pool:
             done = self._measure(pool, [(m, m.family.smallest) for m in self.meters], 0, total)
             overhead = self._check_feasible(budget_bytes)
             done = self._measure(pool, [(m, setting) for m in self.meters for setting in m.family.coarse], done, total)
@@ -86,7 +83,7 @@ class Planner:
             raise BudgetError(f"no plan of at most {budget_bytes} bytes was found in {FIT_TRIES} tries", hint="change --budget")
         return best[1], best[2]
 
-    def _payload(self, meter: TensorMeter, point: Point) -> CodedPayload:
+    def _payload(self, meter: TensorMeter, point: Point) -> GridPayload:
         key = (meter.name, point)
         if key not in self._payloads:
             self._payloads[key] = meter.payload(point)
@@ -100,15 +97,3 @@ def _refinements(meters: Iterable[TensorMeter], chosen: Iterable[Point]) -> Iter
         at = sizes.index(point.size)
         for neighbour in (*sizes[max(at - 1, 0) : at], *sizes[at + 1 : at + 2]):
             yield meter, (point.bits, sqrt(point.size * neighbour))
-
-
-@contextmanager
-def _worker_pool() -> Iterator[ThreadPoolExecutor]:
-    """One worker per processor, each keeping torch on its own thread; the caller's number of threads comes back afterwards."""
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, initializer=lambda: torch.set_num_threads(1))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the tensors in work, not for all
-        torch.set_num_threads(threads)

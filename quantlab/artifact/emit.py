@@ -1,0 +1,172 @@
+"""The decoder as counted code: standalone.py with short names and no spare characters, compressed inside one `exec`.
+
+So the challenge's records wrap their own code: minified, LZMA or deflate, base85. The minifier is for the plain style of
+standalone.py and refuses what it does not handle.
+"""
+
+import ast
+import base64
+import io
+import itertools
+import keyword
+import lzma
+import string
+import tokenize
+import zlib
+from importlib import resources
+
+PUBLIC = "load"
+"""The name that the emitted file gives."""
+
+
+def emit_decoder() -> bytes:
+    """A Python file in ASCII whose import gives `load` of standalone.py; the same bytes every time on one version of Python."""
+    module = resources.files("quantlab.artifact") / "standalone.py"
+    source = minify(module.read_text("utf-8")).encode()
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "pb": 0}]
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+    wrapped = [
+        _wrapped("lzma", lzma.compress(source, lzma.FORMAT_RAW, filters=filters), "3,None,[{'id':33}]"),
+        _wrapped("zlib", deflate.compress(source) + deflate.flush(), "-15"),
+    ]
+    return min(wrapped, key=len)
+
+
+def _wrapped(module: str, packed: bytes, options: str) -> bytes:
+    text = base64.b85encode(packed).decode()
+    return f'import base64,{module}\nexec({module}.decompress(base64.b85decode("{text}"),{options}))\n'.encode()
+
+
+def minify(source: str) -> str:
+    """The same program without docstrings, comments, annotations and what only those use; the names that it binds are short.
+
+    PUBLIC, its arguments, attributes and keywords of calls stay.
+
+    Raises:
+        ValueError: the source has something that this does not handle: a class, an f-string, a keyword for its own function.
+    """
+    tree = _Stripped().visit(ast.parse(source))
+    _drop_unused_(tree)
+    _rename_(tree)
+    ast.fix_missing_locations(tree)
+    short = _squeezed(ast.unparse(tree))
+    assert ast.dump(ast.parse(short)) == ast.dump(tree), "squeezing changed the program"
+    return short
+
+
+class _Stripped(ast.NodeTransformer):
+    """Takes off docstrings and annotations."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        return ast.arg(node.arg)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.Assign | None:
+        return ast.Assign([node.target], node.value) if node.value else None
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        self.generic_visit(node)
+        node.returns = None
+        return node
+
+
+def _drop_unused_(tree: ast.Module) -> None:
+    """Take off the module's imports, constants and functions that nothing names, until all that are left are named."""
+    used = {PUBLIC} | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    kept = [statement for statement in tree.body if used.intersection(_bound_by(statement))]
+    if len(kept) < len(tree.body):
+        tree.body = kept
+        _drop_unused_(tree)
+
+
+def _bound_by(statement: ast.stmt) -> list[str]:
+    """What a statement of the module binds there."""
+    match statement:
+        case ast.Import(names) | ast.ImportFrom(names=names):
+            return [alias.asname or alias.name for alias in names]
+        case ast.FunctionDef(name) | ast.Assign([ast.Name(name)]):
+            return [name]
+    raise ValueError(f"line {statement.lineno}: {type(statement).__name__} of the module is not handled")
+
+
+def _rename_(tree: ast.Module) -> None:
+    """Give names of the module, and in each function its own, new ones that the source has nowhere.
+
+    PUBLIC, its arguments, and modules imported under their own name keep theirs.
+    """
+    _refuse_unhandled(tree)
+    functions = {statement.name: statement for statement in tree.body if isinstance(statement, ast.FunctionDef)}
+    kept = {PUBLIC, *(argument.arg for argument in functions[PUBLIC].args.args)}
+    taken = kept | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    outer = [name for statement in tree.body if not _is_plain_import(statement) for name in _bound_by(statement)]
+    new = _short_names(outer, kept, taken)
+    for statement in tree.body:
+        is_function = isinstance(statement, ast.FunctionDef)
+        inner = [name for node in ast.walk(statement) for name in _bound_in(node)] if is_function else []
+        _replace_(statement, new | _short_names(inner, kept, taken | set(new.values())))
+
+
+def _refuse_unhandled(tree: ast.Module) -> None:
+    functions = {statement.name for statement in tree.body if isinstance(statement, ast.FunctionDef)}
+    unhandled = (ast.ClassDef, ast.AsyncFunctionDef, ast.Lambda, ast.Global, ast.Match, ast.Try, ast.JoinedStr)
+    for node in ast.walk(tree):
+        if isinstance(node, unhandled) or (isinstance(node, ast.FunctionDef) and node not in tree.body):
+            raise ValueError(f"line {node.lineno}: {type(node).__name__} is not handled here")
+        if isinstance(node, ast.Call) and node.keywords and isinstance(node.func, ast.Name) and node.func.id in functions:
+            raise ValueError(f"line {node.lineno}: a keyword for {node.func.id} would keep its old name")
+
+
+def _is_plain_import(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Import | ast.ImportFrom) and not any(alias.asname for alias in statement.names)
+
+
+def _bound_in(node: ast.AST) -> list[str]:
+    """What a node binds in the function around it."""
+    match node:
+        case ast.Name(name, ast.Store()) | ast.arg(name):
+            return [name]
+    return []
+
+
+def _short_names(names: list[str], kept: set[str], taken: set[str]) -> dict[str, str]:
+    """A new name for each, in the order in which they come."""
+    letters = string.ascii_letters
+    short = (*letters, *map("".join, itertools.product(letters, letters)))
+    free = [name for name in short if name not in taken and not keyword.iskeyword(name)]
+    return dict(zip([name for name in dict.fromkeys(names) if name not in kept], free, strict=False))
+
+
+def _replace_(tree: ast.AST, new: dict[str, str]) -> None:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name():
+                node.id = new.get(node.id, node.id)
+            case ast.arg():
+                node.arg = new.get(node.arg, node.arg)
+            case ast.FunctionDef():
+                node.name = new.get(node.name, node.name)
+            case ast.alias(asname=str(name)):
+                node.asname = new.get(name, name)
+
+
+def _squeezed(source: str) -> str:
+    """The same tokens, a space only between two words, one space for a level of indentation."""
+    parts, depth = [""], 0
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.INDENT, tokenize.DEDENT):
+            depth += 1 if token.type == tokenize.INDENT else -1
+        elif token.type == tokenize.NEWLINE:
+            parts.append("\n")
+        elif token.string.strip():
+            if parts[-1] == "\n":
+                parts.append(" " * depth)
+            elif _is_word(parts[-1][-1:]) and _is_word(token.string[0]):
+                parts.append(" ")
+            parts.append(token.string)
+    return "".join(parts)
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"

@@ -1,0 +1,211 @@
+"""A whole reader of trellis artifacts in one file: a .qlab file to a state dict, with numpy and torch alone.
+
+`emit.py` makes a short file of this module that is counted as code. So it imports nothing of quantlab, and checks only what
+tells a whole file from any other: magic, version, number of sections, digest. decode.py and the modules it imports check
+everything else and say why each step is as it is; both readers give the same tensors bit for bit. This one knows the kinds
+trellis_grid and raw, and the codecs stored, deflate, lzma and rans-0. It needs a little-endian machine.
+
+O: rows, I: columns.
+"""
+
+import hashlib
+import itertools
+import json
+import lzma
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Entry = dict[str, Any]
+
+_START = b"\x89QLAB\r\n\x1a\1\0\6\0"  # magic, version 1, 6 sections
+_DTYPES = "float16 bfloat16 float32 float64 int8 uint8 int16 int32 int64 bool"
+_PARITY_CHECKS = {4: (5, 2), 8: (11, 4), 16: (19, 4), 32: (37, 8)}
+_CHUNK = 1 << 16  # symbols whose low bits are read at a time: bounds the memory of temporaries
+
+
+def load(path: "str | PathLike[str]") -> dict[str, torch.Tensor]:
+    """The tensors of the artifact at `path`: those that `quantlab unpack` gives, in the file's order.
+
+    Raises:
+        ValueError: another kind of file, another version, row grids, or a file that was altered.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    if data[:12] != _START or hashlib.sha256(data[:-16]).digest()[:16] != data[-16:]:
+        raise ValueError(str(path) + ": damaged, or not a trellis artifact of version 1")
+    table_end = 28 + 6 * 13
+    at = table_end + int.from_bytes(data[12:16], "little")
+    manifest = json.loads(zlib.decompress(data[table_end:at], -15))
+    sections = []
+    for codec, stored_bytes, raw_bytes, _ in struct.iter_unpack("<BIII", data[28:table_end]):
+        sections.append(_unpacked(codec, data[at : at + stored_bytes], raw_bytes))
+        at += stored_bytes
+    weights, raw = _weights(manifest, sections), sections[2]
+    tensors = {}
+    for entry in manifest["tensors"]:
+        if entry["kind"] == "raw":
+            tensors[entry["name"]], raw = _kept(entry, raw)
+        else:
+            tensors[entry["name"]] = torch.from_numpy(next(weights))
+    return tensors
+
+
+def _unpacked(codec: int, stored: bytes, raw_bytes: int) -> bytes:
+    """What a section holds (coding/codecs.py)."""
+    if codec == 1:
+        return zlib.decompress(stored, -15)
+    if codec == 4:
+        return lzma.decompress(stored, lzma.FORMAT_RAW, None, [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 26}])
+    if codec == 5 and raw_bytes:
+        return _rans_bytes(stored, raw_bytes)
+    return stored
+
+
+def _rans_bytes(stored: bytes, raw_bytes: int) -> bytes:
+    """Coded side information (coding/byte_coder.py)."""
+    first, n, packing = stored[:3]
+    exponent, width = divmod(packing, 16)
+    at = 3 + ((n + 1) * width + 7) // 8
+    packed = int.from_bytes(stored[3:at], "big") >> -(n + 1) * width % 8
+    logs = [(packed >> (n - i) * width & (1 << width) - 1) << exponent for i in range(n + 1)]
+    states, words = _lanes(stored, at, min(1 << max((raw_bytes // 2048).bit_length() - 1, 0), 16))
+    symbol_OI, _ = _symbols(np.zeros((1, raw_bytes), np.uint8), np.array(_slots(-127, logs)), states, words)
+    is_escape = symbol_OI[0] == -128
+    values = (symbol_OI[0] + np.int16(first + 127)).astype(np.uint8)
+    values[is_escape] = np.frombuffer(stored, np.uint8, offset=len(stored) - is_escape.sum())
+    return bytes(values)
+
+
+def _kept(entry: Entry, raw: bytes) -> tuple[torch.Tensor, bytes]:
+    """A raw tensor from its byte planes, and the bytes after it."""
+    dtype = {name: getattr(torch, name) for name in _DTYPES.split()}[entry["dtype"]]
+    tensor = torch.empty(math.prod(entry["shape"]), dtype=dtype)
+    planes = np.frombuffer(raw[: tensor.nbytes], np.uint8).reshape(dtype.itemsize, -1)
+    tensor.view(torch.uint8).numpy()[:] = planes.T.reshape(-1)
+    value = tensor.float() if dtype in (torch.float16, torch.bfloat16) else tensor
+    return value.reshape(entry["shape"]), raw[tensor.nbytes :]
+
+
+def _weights(manifest: Entry, sections: list[bytes]) -> Iterator[Array]:
+    """Weights float32 [O, I] of one trellis tensor after the other (artifact/planes.py, coding/rans.py)."""
+    _, shapes, _, shares, tables, stream = sections
+    entries = [entry for entry in manifest["tensors"] if entry["kind"] != "raw"]
+    sets = _slots_of_sets(tables)
+    escape_count, raw_bytes = struct.unpack_from("<II", stream)
+    raw_at = 8 + 2 * escape_count
+    escapes, raw = np.frombuffer(stream, "<i2", escape_count, 8), np.frombuffer(stream, np.uint8, offset=raw_at)
+    states, words = _lanes(stream, raw_at + raw_bytes, manifest["lanes"])
+    bit = 0
+    for entry, a_O, b_I, rows_O, columns_I in zip(entries, *_sides(entries, shapes), *_sides(entries, shares), strict=True):
+        class_OI = np.add.outer(rows_O - a_O + entry["classes"], columns_I - b_I).clip(0, 83).astype(np.uint8)
+        shift_OI = (class_OI.clip(24) - 24) // 4
+        narrow_OI, words = _symbols(class_OI - 4 * shift_OI, sets[entry["tables"]], states, words)
+        symbol_OI = narrow_OI.astype(np.int16)
+        is_escape_OI = narrow_OI == -128
+        count = is_escape_OI.sum()
+        symbol_OI[is_escape_OI], escapes = escapes[:count], escapes[count:]
+        bit = _join_low_bits_(symbol_OI.reshape(-1), shift_OI.reshape(-1), raw, bit)
+        value_OI = _values(symbol_OI, class_OI < 9, entry["states"])
+        levels = range(entry["level"] - 16 * 256, entry["level"] + 16 * 256, 16)
+        steps = [round(2 ** (level % 64 / 64 + 23)) * 2.0 ** (level // 64 - 23) for level in levels]
+        yield value_OI * np.array(steps, np.float32)[np.add.outer(a_O, b_I) + 256]
+
+
+def _sides(entries: list[Entry], section: bytes) -> list[list[Array]]:
+    """One int16 array a tensor for the rows, and one for the columns: the section has first all rows, then all columns."""
+    ends = np.cumsum([entry["shape"][side] for side in (0, 1) for entry in entries])
+    parts = np.split(np.frombuffer(section, np.int8).astype(np.int16), ends[:-1])
+    return [parts[: len(entries)], parts[len(entries) :]]
+
+
+def _slots_of_sets(raw: bytes) -> list[Array]:
+    """Slots of each stored table set (coding/tables.py)."""
+    at = 1 + 3 * 28 * raw[0]
+    heads = np.cumsum(np.frombuffer(raw[1:at], np.uint8).reshape(3, -1), 1, np.uint8)
+    latest, slots = [96] * 256, []
+    for low, n, escape in heads.T.tolist():
+        column = low ^ 128  # low is a signed byte, symbol 0 in column 128
+        for i in range(column, column + n):
+            latest[i] = latest[i] + raw[at] & 255
+            at += 1
+        slots += _slots(column - 128, [escape, *latest[column : column + n]])
+    return np.array_split(np.array(slots), raw[0])
+
+
+def _slots(low: int, logs: list[int]) -> list[int]:
+    """The 4096 slots of one table: frequency, symbol byte, place within the symbol's slots.
+
+    Powers that are rounded to whole numbers here are never near a half: every machine rounds them alike.
+    """
+    weights = [round(2 ** (40 - log % 8 / 8)) >> log // 8 for log in logs]
+    total = sum(weights)
+    frequencies = [max(1, (8192 * weight + total) // (2 * total)) for weight in weights]
+    while excess := sum(frequencies) - 4096:
+        frequencies[frequencies.index(max(frequencies))] -= min(excess, 1)
+    symbols = [-128, *range(low, low + len(logs) - 1)]
+    pairs = zip(frequencies, symbols, strict=True)
+    return [frequency << 24 | (symbol & 255) << 16 | place for frequency, symbol in pairs for place in range(frequency)]
+
+
+def _lanes(stored: bytes, at: int, lanes: int) -> tuple[Array, Array]:
+    """States of the lanes, and the words after them."""
+    words_at = at + 4 * lanes
+    states = np.frombuffer(stored, "<u4", lanes, at).astype(np.int64)
+    return states, np.frombuffer(stored, "<u2", (len(stored) - words_at) // 2, words_at).astype(np.int64)
+
+
+def _symbols(table_OI: Array, slots: Array, states: Array, words: Array) -> tuple[Array, Array]:
+    """Symbols int8 [O, I] of a matrix, -128 for escapes, and the words that are left; changes the states (coding/lanes.py)."""
+    symbol_OI = np.empty(table_OI.shape, np.int8)
+    lanes, used = len(states), 0
+    for symbol_I, table_I in zip(symbol_OI, table_OI, strict=True):
+        first_I = table_I.astype(np.int64) << 12
+        for start in range(0, len(first_I), lanes):
+            state = states[: len(first_I) - start]
+            slot = slots.take((state & 4095) + first_I[start : start + lanes])
+            symbol_I[start : start + lanes] = slot >> 16
+            state >>= 12
+            state *= slot >> 24
+            state += slot & 65535
+            hungry = (state < 65536).nonzero()[0]
+            state[hungry] = state[hungry] << 16 | words[used : used + len(hungry)]
+            used += len(hungry)
+    return symbol_OI, words[used:]
+
+
+def _join_low_bits_(symbols: Array, shifts: Array, raw: Array, bit: int) -> int:
+    """Put raw low bits back under the symbols of wide classes; returns the bit of `raw` after them (coding/symbols.py)."""
+    for start in range(0, len(symbols), _CHUNK):
+        wide = start + shifts[start : start + _CHUNK].nonzero()[0]
+        shift = shifts[wide].astype(np.int64)
+        end = bit + np.cumsum(shift)
+        at = end - shift >> 3
+        window = raw[at].astype(np.int64) << 16 | raw[at + 1].astype(np.int64) << 8 | raw[at + 2]
+        symbols[wide] = symbols[wide] << shift | window >> 24 + 8 * at - end & (1 << shift) - 1
+        bit += shift.sum()
+    return bit
+
+
+def _values(symbol_OI: Array, is_scalar_OI: Array, states: int) -> Array:
+    """Weights in steps, float32 [O, I] (coding/symbols.py, coding/trellis.py)."""
+    if states == 1:
+        return symbol_OI.astype(np.float32)
+    h0, h1 = _PARITY_CHECKS[states]
+    # by doubled state + parity; from 64 on for weights off the path, which keep the state
+    move = [(i >> 1 ^ (i >> 1 & 1) * h0 ^ (i & 1) * h1) & 62 if i < 64 else i & 62 for i in range(128)]
+    moves = np.array(move, np.uint8)
+    index_OI = symbol_OI.astype(np.uint8) & 1 | is_scalar_OI * np.uint8(64)
+    for above, here in itertools.pairwise(index_OI):
+        here[:-1] |= moves.take(above[1:])
+    half_OI = (index_OI >> 1 & ~is_scalar_OI).astype(np.int16)
+    code_OI = 2 * ((symbol_OI ^ -half_OI) + half_OI) + half_OI
+    return code_OI.astype(np.float32) - np.float32(0.5) * ~is_scalar_OI

@@ -1,0 +1,196 @@
+"""From a byte budget to one slope: all tensors at the same loss for a byte, found with the bytes of real files.
+
+A grid's step is c over the square root of what an error costs, so one number c fixes every tensor's level (quant.shape).
+Each pass rounds everything at a c, fits the coder's tables and classes to the codes, and moves c by what the file's length
+says; then tables and classes stay, and c moves in ever smaller steps, which change only few tensors' levels, until the file fits.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.artifact.encode import TrellisPayload, fit_sets
+from quantlab.coding.tables import TableSet
+from quantlab.errors import BudgetError
+from quantlab.search.rounder import Classes, Rounder, narrowest, next_classes
+from quantlab.search.workers import worker_pool
+
+PASSES = 5
+CLOSE = 0.01  # of the budget: passes end when the file is this close ...
+LEAST_PASSES = 3  # ... and tables and classes have settled
+SETTLE_TRIES = 12
+FILL_TRIES = 8
+SLACK = 0.0002  # of the budget
+_OCTAVES = 24  # between the finest and the coarsest c that is tried
+
+Assemble = Callable[[Sequence[TrellisPayload]], bytes]
+Progress = Callable[[int, int], None]
+Memo = Callable[[bytes, Callable[[], NDArray[np.int16]]], NDArray[np.int16]]
+"""(key, compute) -> codes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the quantizer takes from the coder: one set of classes a tensor, and the tables' bits."""
+
+    classes: tuple[Classes, ...]
+    bits: NDArray[np.float32] | None
+
+    @classmethod
+    def of(cls, payloads: Sequence[TrellisPayload]) -> "Context":
+        """Fitted to the codes of a pass."""
+        sets: list[TableSet] = fit_sets(payloads)
+        return cls(tuple(map(next_classes, payloads)), sets[0].lengths.astype(np.float32))
+
+
+class SlopePlanner:
+    """Finds the payloads whose file is as long as the budget allows.
+
+    `assemble` turns payloads, one for each of `rounders`, into the whole file; its length is what the budget is held against.
+    `memo` may know codes from an earlier run.
+    """
+
+    def __init__(
+        self,
+        rounders: Sequence[Rounder],
+        widths: Sequence[int],
+        assemble: Assemble,
+        progress: Progress | None = None,
+        memo: Memo | None = None,
+    ) -> None:
+        self.rounders, self.widths, self.assemble = rounders, sorted(widths), assemble
+        self._memo = memo or (lambda key, compute: compute())
+        self._progress = progress or (lambda done, total: None)
+        self._steps = 0
+        self._rounded: dict[tuple[int, int], TrellisPayload] = {}  # of the settled context, by tensor and level
+
+    def check_feasible(self, budget_bytes: int) -> None:
+        """Raise BudgetError, with the smallest reachable size, unless a file of nothing but zeros fits."""
+        size = len(self.assemble([narrowest(r.zeros(), self.widths) for r in self.rounders]))
+        if size > budget_bytes:
+            raise BudgetError(f"the smallest reachable artifact is {size} bytes", smallest_bytes=size)
+
+    def approach(self, budget_bytes: int) -> tuple[float, list[TrellisPayload]]:
+        """Passes over all tensors: a c whose file is about as long as the budget, and the codes of the last pass."""
+        c, context = self._first_guess(budget_bytes)
+        with worker_pool() as pool:
+            for number in range(PASSES):
+                payloads = self._round(pool, c, context)
+                size = len(self.assemble(payloads))
+                context = Context.of(payloads)
+                if number + 1 >= LEAST_PASSES and abs(size - budget_bytes) < CLOSE * budget_bytes:
+                    break
+                c *= 2 ** self._octaves(size - budget_bytes, payloads)
+        self.context = context
+        return c, payloads
+
+    def settle(self, budget_bytes: int, c: float) -> tuple[bytes, list[TrellisPayload]]:
+        """The longest file within the budget that is found near c, with the context of the last pass.
+
+        Raises:
+            BudgetError: none was found.
+        """
+        low, high = c * 2 ** (-_OCTAVES / 2), c * 2 ** (_OCTAVES / 2)  # too long, short enough
+        best: tuple[int, bytes, list[int]] | None = None
+        with worker_pool() as pool:
+            for _ in range(SETTLE_TRIES):
+                levels = [r.level(c) for r in self.rounders]
+                payloads = self._at(pool, levels)
+                data = self.assemble(payloads)
+                slack = budget_bytes - len(data)
+                low, high = (low, min(high, c)) if slack >= 0 else (max(low, c), high)
+                if slack >= 0 and (best is None or slack < best[0]):
+                    best = (slack, data, levels)
+                if 0 <= slack <= SLACK * budget_bytes:
+                    break
+                c *= 2 ** self._octaves(-slack + SLACK / 2 * budget_bytes, payloads)
+                c = c if low < c < high else math.sqrt(low * high)
+            if best is None:
+                raise BudgetError(f"no plan of at most {budget_bytes} bytes was found", hint="change --budget")
+            return self._fill(pool, *best)
+
+    def _fill(self, pool: ThreadPoolExecutor, slack: int, data: bytes, levels: list[int]) -> tuple[bytes, list[TrellisPayload]]:
+        """Make single tensors a level finer while their bytes fit into the slack."""
+        size = len(data) + slack
+        tried: set[int] = set()
+        for _ in range(FILL_TRIES):
+            room = [n for n, r in enumerate(self.rounders) if n not in tried and _level_bytes(r) <= slack]
+            if not room or slack <= SLACK / 4 * size:
+                break
+            finest = max(room, key=lambda n: _level_bytes(self.rounders[n]))
+            tried.add(finest)
+            trial = [level - (n == finest) for n, level in enumerate(levels)]
+            longer = self.assemble(self._at(pool, trial))
+            if len(data) < len(longer) <= size:
+                data, levels, slack = longer, trial, size - len(longer)
+        return data, self._at(pool, levels)
+
+    def _first_guess(self, budget_bytes: int) -> tuple[float, Context]:
+        """c by the entropy of Gaussian weights on the grid, and classes of the weights themselves at that c."""
+        with worker_pool() as pool:
+            histograms = list(pool.map(_class_histogram, self.rounders))
+        low, high = -_OCTAVES / 2.0, _OCTAVES / 2.0
+        centre = -8.0  # octaves; c is in square roots of nats
+        for _ in range(40):
+            middle = (low + high) / 2
+            bits = sum(
+                _gaussian_bits(h, r.shape.base + centre + middle) for h, r in zip(histograms, self.rounders, strict=True)
+            )
+            low, high = (low, middle) if bits / 8 < budget_bytes else (middle, high)
+        c = 2.0 ** (centre + low)
+        return c, Context(tuple(r.first_classes(r.level(c)) for r in self.rounders), None)
+
+    def _octaves(self, excess_bytes: float, payloads: Iterable[TrellisPayload]) -> float:
+        """By how much c must grow to make the file shorter: one octave costs every weight that is not zero a bit."""
+        active = sum(np.count_nonzero(p.codes_OI) for p in payloads)
+        return max(-1.0, min(1.0, 8 * excess_bytes / max(active, 1)))
+
+    def _round(self, pool: ThreadPoolExecutor, c: float, context: Context) -> list[TrellisPayload]:
+        jobs = [(n, r.level(c), context) for n, r in enumerate(self.rounders)]
+        return self._run(pool, jobs)
+
+    def _at(self, pool: ThreadPoolExecutor, levels: Sequence[int]) -> list[TrellisPayload]:
+        missing = [(n, level) for n, level in enumerate(levels) if (n, level) not in self._rounded]
+        for key, payload in zip(missing, self._run(pool, [(*key, self.context) for key in missing]), strict=True):
+            self._rounded[key] = payload
+        return [self._rounded[n, level] for n, level in enumerate(levels)]
+
+    def _run(self, pool: ThreadPoolExecutor, jobs: Sequence[tuple[int, int, Context]]) -> list[TrellisPayload]:
+        """Round tensors at levels, long ones first so that all workers stay busy; results in the order of `jobs`."""
+
+        def one(job: tuple[int, int, Context]) -> TrellisPayload:
+            n, level, context = job
+            rounder, classes, bits = self.rounders[n], context.classes[n], context.bits
+            key = b"%d %d " % (n, level) + classes.to_bytes() + (b"" if bits is None else bits.tobytes())
+            payload = rounder.payload(level, classes, self._memo(key, lambda: rounder.codes(level, classes, bits)))
+            self._steps += 1
+            self._progress(self._steps, max(self._steps, (PASSES + 2) * len(self.rounders)))
+            return narrowest(payload, self.widths)
+
+        order = sorted(range(len(jobs)), key=lambda at: -self.rounders[jobs[at][0]].w_OI.size)
+        results = dict(zip(order, pool.map(one, [jobs[at] for at in order]), strict=True))
+        return [results[at] for at in range(len(jobs))]
+
+
+def _level_bytes(rounder: Rounder) -> float:
+    """Bytes that a level finer costs: 1/64 bit a weight."""
+    return rounder.w_OI.size / 64 / 8
+
+
+def _class_histogram(rounder: Rounder) -> NDArray[np.int64]:
+    """Weights by class + 400 at c = 2**-base, whose level is 0."""
+    classes = rounder.first_classes(0)
+    rows = classes.base + classes.rows_O.astype(np.int64) - rounder.shape.a_O.numpy().astype(np.int64)
+    columns = classes.columns_I.astype(np.int64) - rounder.shape.b_I.numpy().astype(np.int64)
+    counts: NDArray[np.int64] = np.bincount((rows[:, None] + columns[None]).clip(-400, 400).ravel() + 400, minlength=801)
+    return counts
+
+
+def _gaussian_bits(histogram: NDArray[np.int64], octaves: float) -> float:
+    """About the entropy of the codes when steps are 2**octaves: ½ log2(1 + 2πe σ²/(2·step)²) bits a weight."""
+    sigma = 2.0 ** ((np.arange(801) - 400 - 8) / 4 - octaves - 1)
+    return float(histogram @ (0.5 * np.log2(1 + 2 * math.pi * math.e * sigma**2)))
