@@ -1,10 +1,10 @@
-"""Round-to-nearest, GPTQ and shaped steps at equal bytes: files on disk, scored after being read back.
+"""Round-to-nearest, GPTQ and the trellis method at equal bytes: files on disk, scored after being read back.
 
     make demo                                                     # a model to pack
     .venv/bin/python benchmarks/methods.py demo                   # prints the README's table, saves JSON
 
-All methods get the same statistics, the same search and the same codecs; rtn and gptq differ in the rounding alone, gptq and
-shaped in the steps alone.
+All methods get the same statistics. rtn and gptq differ in the rounding alone; rate_distortion.py takes apart what lies between
+gptq and trellis.
 KL is from the float model to the packed one, in nats per token, over every scored token of the validation shard.
 """
 
@@ -23,7 +23,7 @@ from quantlab.pipeline.calibrate import measure_statistics
 from quantlab.pipeline.evaluate import compare_targets, evaluate_target, evaluation_tokens
 from quantlab.pipeline.models import load_artifact, load_checkpoint, load_tokenizer
 from quantlab.pipeline.pack import PackConfig, pack
-from quantlab.search.measure import METHODS
+from quantlab.pipeline.solve import METHODS
 
 SEQ_LEN = 256
 
@@ -52,7 +52,7 @@ def measure(folder: Path, budgets: list[int]) -> tuple[list[dict[str, Any]], dic
         stats = Path(temporary) / "stats.safetensors"
         write_statistics(stats, measure_statistics(loaded, CalibrationConfig(tokens=65536, seq_len=SEQ_LEN), tokenizer))
         for budget in budgets:
-            for method in METHODS:
+            for method in reversed(METHODS):
                 path = Path(temporary) / f"{method}-{budget}.qlab"
                 config = PackConfig(budget_bytes=budget, method=method)
                 report = pack(loaded, config, path, checkpoint=checkpoint, statistics=stats)

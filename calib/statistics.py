@@ -25,7 +25,8 @@ class Statistics:
     """Matrices that multiply (a linear layer, a head tied to an embedding): H is the mean over tokens of x xᵀ of the input,
     float32 [I, I], and g the mean squared gradient of the loss at the output, float32 [O]."""
     lookups: dict[str, Use]
-    """Embeddings (O is the vocabulary), tied or not: a row is used as often as its token occurs, so g is the token's frequency,
+    """Embeddings (O is the vocabulary), tied or not: a row is used as often as its token occurs, so g is the token's frequency
+    (each counted once more than seen),
     and H the diagonal of mean squared gradients at the output, float32 [I]."""
     fishers: dict[str, Use]
     """The same products with Kronecker factors of the Fisher information: tokens weighted by what they matter on the other
@@ -47,18 +48,19 @@ class Statistics:
     @property
     def matrices(self) -> int:
         """How many matrices were measured."""
-        return len(self.products.keys() | self.lookups.keys())
+        return len(self.fishers.keys() | self.lookups.keys())
 
     @property
     def fingerprint(self) -> str:
         """32 hex digits that name the model, the tokens and the way they were measured."""
-        about = json.dumps([STATISTICS_VERSION, self.model_fingerprint, self.tokens, self.source], sort_keys=True)
+        key = [STATISTICS_VERSION, self.model_fingerprint, self.tokens, self.is_plain, self.source]
+        about = json.dumps(key, sort_keys=True)
         return hashlib.sha256(about.encode()).hexdigest()[:32]
 
     def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Raise StatisticsError, naming the tensor, unless every shape [O, I] has finite, non-zero statistics."""
         for name, (rows, columns) in shapes.items():
-            if name not in self.products and name not in self.lookups:
+            if name not in self.fishers and name not in self.lookups:
                 raise StatisticsError(f"tensor {name} has no calibration statistics: the model never used it")
             for use in (*self.uses(name), *self.fisher_uses(name)):
                 if use.H_II.shape[-1:] != (columns,) or use.g_O.shape[-1:] != (rows,):
@@ -70,6 +72,11 @@ class Statistics:
     def uses(self, name: str) -> tuple[Use, ...]:
         """Every way in which the model uses a matrix; a tied embedding is multiplied and looked up."""
         return tuple(uses[name] for uses in (self.products, self.lookups) if name in uses)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the classic methods find what they need: plain products of every matrix that multiplies."""
+        return self.products.keys() == self.fishers.keys()
 
     def fisher_uses(self, name: str) -> tuple[Use, ...]:
         """As `uses`, with the Kronecker factors in place of the plain product."""

@@ -20,7 +20,7 @@ class Sums:
     """Sums over tokens for one use of a matrix [O, I], float64: see `calib.statistics.Statistics` for their meaning."""
 
     H_II: Tensor
-    """[I, I] of a product, its diagonal [I] of a lookup."""
+    """[I, I] of a product ([0, 0] where it is not wanted), its diagonal [I] of a lookup."""
     g_O: Tensor
 
 
@@ -46,8 +46,9 @@ class Watcher:
     an embedding's own weight. A matrix that is multiplied several times sums all its uses.
     """
 
-    def __init__(self, model: nn.Module, names: set[str]) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, names: set[str], *, plain: bool = True) -> None:
+        """`plain`: sum H of `products`; without it they have g alone, which is much faster for wide layers."""
+        self.model, self.plain = model, plain
         self.by_id: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if name in names:
@@ -96,9 +97,10 @@ class Watcher:
         if id(weight) not in self.by_id:
             return
         rows, columns = weight.shape
-        zero = Sums(weight.new_zeros(columns, columns, dtype=torch.float64), weight.new_zeros(rows, dtype=torch.float64))
-        sums = self.products.setdefault(id(weight), zero)
-        sums.H_II += self._gram(x)
+        zero_II = weight.new_zeros((columns, columns) if self.plain else (0, 0), dtype=torch.float64)
+        sums = self.products.setdefault(id(weight), Sums(zero_II, weight.new_zeros(rows, dtype=torch.float64)))
+        if self.plain:
+            sums.H_II += self._gram(x)
         fisher, x_TI = self._fisher_of(weight), x.detach().flatten(0, -2).float()
 
         def on_gradient(gradient: Tensor) -> None:

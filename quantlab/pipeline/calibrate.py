@@ -13,9 +13,14 @@ from quantlab.text.tokenizer import Tokenizer
 
 
 def measure_statistics(
-    loaded: Loaded, config: CalibrationConfig, tokenizer: Tokenizer | None, progress: Progress = silent
+    loaded: Loaded,
+    config: CalibrationConfig,
+    tokenizer: Tokenizer | None,
+    progress: Progress = silent,
+    *,
+    plain: bool = True,
 ) -> Statistics:
-    """Draw the calibration tokens and measure every matrix that will be quantized.
+    """Draw the calibration tokens and measure every matrix that will be quantized; `plain` is for the classic methods too.
 
     Raises:
         CheckpointError: the checkpoint has no matrix to quantize, or one that the model has under another name.
@@ -31,6 +36,7 @@ def measure_statistics(
         model_fingerprint=loaded.fingerprint,
         source=about,
         seed=config.seed,
+        plain=plain,
         progress=stage(progress, "measure statistics"),
     )
 

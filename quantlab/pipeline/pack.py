@@ -18,7 +18,7 @@ from quantlab.artifact.verify import digest_in_fresh_process
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
 from quantlab.coding.codecs import CODECS
-from quantlab.errors import BudgetError, ConfigError, FormatError
+from quantlab.errors import BudgetError, ConfigError, FormatError, QuantlabError, StatisticsError
 from quantlab.files import write_whole
 from quantlab.pipeline.calibrate import measure_statistics, reuse_statistics
 from quantlab.pipeline.models import Loaded
@@ -32,6 +32,7 @@ from quantlab.search.rounder import RoundingOptions
 from quantlab.text.tokenizer import Tokenizer
 
 TUNE_STEPS = 24
+NARROWEST = 4  # bits: a trellis needs codes of every remainder by 4, and one more of each towards zero
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +61,8 @@ class PackConfig:
         if self.method not in METHODS:
             raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         allowed = (*WIDTHS, WIDE) if self.method == "trellis" else (*WIDTHS,)
+        if self.method == "trellis" and max(self.allowed_widths, default=8) < NARROWEST:
+            raise ConfigError(f"the widest width of trellis must be {NARROWEST} bits or more, got {max(self.allowed_widths)}")
         if not self.allowed_widths or any(w not in allowed for w in self.allowed_widths):
             got = ",".join(map(str, self.allowed_widths)) or "none"
             raise ConfigError(f"widths of {self.method} must be among {','.join(map(str, allowed))}, got {got}")
@@ -118,18 +121,24 @@ def pack(
     with watch.time("calibrate"):
         given = None if statistics is None else reuse_statistics(statistics, loaded)
         workspace = Workspace(folder_of(output), _work_key(loaded, config, given), resume=resume)
-        stats = given or workspace.statistics(lambda: measure_statistics(loaded, config.calibration, tokenizer, progress))
+        plain = config.method != "trellis"
+        if given is not None and plain and not given.is_plain:
+            raise StatisticsError(f"statistics {statistics} were measured for the trellis alone", hint="run quantlab calibrate")
+        stats = given or workspace.statistics(
+            lambda: measure_statistics(loaded, config.calibration, tokenizer, progress, plain=plain)
+        )
     with watch.time("search"):
         try:
             solution = _solve(loaded, stats, config, tokenizer, workspace, progress)
-        except BudgetError:
-            workspace.remove()  # nothing to resume
+        except QuantlabError:
+            workspace.remove()  # it would fail again: nothing to resume
             raise
     wanted = digest({n: t.numpy() for n, t in solution.tensors.items()})
     trial = output.with_name(f".{output.name}.{os.getpid()}.trial")
     try:
         with watch.time("verify"):
             write_whole(trial, solution.data)
+            workspace.remove()  # packing again would give the same file
             _verify(trial, wanted)
         result = _report(loaded, config, stats, solution, wanted, checkpoint, output, watch.timings_s)
         if report is not None:
@@ -137,7 +146,6 @@ def pack(
         trial.replace(output)
     finally:
         trial.unlink(missing_ok=True)
-    workspace.remove()
     return result
 
 
@@ -185,7 +193,9 @@ def _about(loaded: Loaded, stats: Statistics, config: PackConfig, tokenizer: Tok
 
 def _all_in(error: BudgetError, config: PackConfig) -> BudgetError:
     """The planner's refusal with the counted code added to it."""
-    smallest = (error.smallest_bytes or 0) + config.code_bytes
+    if error.smallest_bytes is None:
+        return error
+    smallest = error.smallest_bytes + config.code_bytes
     code = f" (artifact {error.smallest_bytes}, code {config.code_bytes})" if config.code else ""
     return BudgetError(
         f"budget {config.budget_bytes} bytes is below the smallest reachable size, {smallest} bytes{code}",

@@ -36,15 +36,12 @@ class Workspace:
             ConfigError: the folder was left by a packing of another checkpoint, budget or options.
         """
         self.folder = folder
-        text = json.dumps(key, sort_keys=True)
+        self._about = json.dumps(key, sort_keys=True)
         about = folder / "pack.json"
-        if resume and about.is_file():
-            if about.read_text() != text:
-                raise ConfigError(f"{folder} was left by another checkpoint, budget or options", hint="run without --resume")
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_whole(about, text.encode())
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)
+        elif about.is_file() and about.read_text() != self._about:
+            raise ConfigError(f"{folder} was left by another checkpoint, budget or options", hint="run without --resume")
 
     def codes(self, key: bytes, compute: Callable[[], Codes]) -> Codes:
         """What `compute` gives, or gave in an earlier run under the same key."""
@@ -56,14 +53,14 @@ class Workspace:
         fits = codes.size == 0 or (codes.min() >= -128 and codes.max() <= 127)
         buffer = io.BytesIO()
         np.save(buffer, codes.astype(np.int8) if fits else codes)
-        write_whole(path, buffer.getvalue())
+        self._write(path, buffer.getvalue())
         return codes
 
     def note(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A small JSON object under a name: what `compute` gives, or gave in an earlier run."""
         path = self.folder / f"{name}.json"
         if not path.is_file():
-            write_whole(path, json.dumps(compute()).encode())
+            self._write(path, json.dumps(compute()).encode())
         noted: dict[str, Any] = json.loads(path.read_text())
         return noted
 
@@ -73,6 +70,7 @@ class Workspace:
         if not path.is_file():
             result = compute()
             about = {"kl_before": repr(result.kl_before), "kl_after": repr(result.kl_after)}
+            self._begin()
             write_safetensors(path, result.tensors, about)
             return result
         about = read_metadata(path)
@@ -82,8 +80,20 @@ class Workspace:
         """The statistics: what `compute` gives, or gave in an earlier run."""
         path = self.folder / "statistics.safetensors"
         if not path.is_file():
-            write_statistics(path, compute())
+            statistics = compute()
+            self._begin()
+            write_statistics(path, statistics)
         return read_statistics(path)
+
+    def _begin(self) -> None:
+        """The folder appears with the first thing worth keeping."""
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.folder / "pack.json", self._about.encode())
+
+    def _write(self, path: Path, data: bytes) -> None:
+        self._begin()
+        write_whole(path, data)
 
     def remove(self) -> None:
         """The packing is done: nothing is left to resume."""

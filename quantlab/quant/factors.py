@@ -46,6 +46,8 @@ def factors(name: str, uses: tuple[Use, ...], *, row_feedback: bool = True) -> F
     Raises:
         StatisticsError: a side is zero, not finite, or not positive definite after damping.
     """
+    if not all(bool(torch.isfinite(use.g_O).all()) and float(use.diagonal_O.mean()) > 0 for use in uses):
+        raise StatisticsError(f"tensor {name}: its output gradient is zero or not finite")
     columns_II, d_I = _factor(name, "Hessian", _damped(column_hessian(uses), COLUMN_DAMPING))
     if row_feedback and len(uses) == 1 and uses[0].g_O.ndim == 2:
         G_OO = uses[0].g_O.double()

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BATCH_TOKENS = 4096
-RATE = 2e-3
+RATE = 3e-3
 """Of Adam, in root mean squares of each tensor."""
 WARMUP = 5
 HELD_OUT = 8

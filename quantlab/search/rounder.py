@@ -1,5 +1,6 @@
 """One matrix on its way into a trellis-coded file: factors and shape once, then codes at any level."""
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from quantlab.artifact.encode import TrellisPayload
 from quantlab.artifact.manifest import TrellisTensor, code_limit
 from quantlab.artifact.planes import plane_of, values_of, weights_of
+from quantlab.artifact.steps import LEVELS
 from quantlab.coding.classes import Plane
 from quantlab.coding.trellis import STATES
 from quantlab.errors import ConfigError
@@ -23,6 +25,10 @@ SLOPE = 0.25
 """Squared steps that a bit may cost on a trellis. Equal slope is 0.36 at high rates; a larger one pulls weights to zero."""
 SCALAR_SLOPE = 0.08
 """The same for plain rounding, whose steps are twice as large at equal bits."""
+
+
+FINEST, COARSEST = 14, 16
+"""Octaves from the mean weight to steps beyond which nothing changes: codes are at their limits, or all zero."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +68,10 @@ class Rounder:
         self.shape = Shape(w_OI, self.parts, rows=options.row_shape, columns=options.column_shape)
 
     def level(self, c: float) -> int:
-        """The level of grids with c as their step times the square root of an error's cost."""
-        return round(self.shape.level(c))
+        """The level of grids with c as their step times the square root of an error's cost, within sense."""
+        size = math.log2(float(np.abs(self.w_OI).mean()) + 1e-30)
+        finest, coarsest = (round(LEVELS * (size + octaves)) for octaves in (-FINEST, COARSEST))
+        return min(max(round(self.shape.level(c)), finest), coarsest)
 
     def first_classes(self, level: int) -> Classes:
         """Classes of the weights themselves, before any rounding."""

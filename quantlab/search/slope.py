@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 from quantlab.artifact.encode import TrellisPayload, fit_sets
 from quantlab.coding.tables import TableSet
 from quantlab.errors import BudgetError
+from quantlab.search.bracket import Bracket
 from quantlab.search.rounder import Classes, Rounder, narrowest, next_classes
 from quantlab.search.workers import worker_pool
 
-PASSES = 5
-CLOSE = 0.01  # of the budget: passes end when the file is this close ...
-LEAST_PASSES = 3  # ... and tables and classes have settled
-SETTLE_TRIES = 12
+LEAST_PASSES = 3  # until tables and classes have settled
+PASSES = 5  # then the file must be ...
+MOST_PASSES = 12
+CLOSE = 0.01  # ... this close to the budget, as a share of it,
+FAR = 0.1  # or, after all PASSES, this close; only budgets near the smallest reachable size take more
+SETTLE_TRIES = 16
 FILL_TRIES = 8
 SLACK = 0.0002  # of the budget
 _OCTAVES = 24  # between the finest and the coarsest c that is tried
@@ -45,6 +48,16 @@ class Context:
         """Fitted to the codes of a pass."""
         sets: list[TableSet] = fit_sets(payloads)
         return cls(tuple(map(next_classes, payloads)), sets[0].lengths.astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file that fits."""
+
+    slack: int
+    data: bytes
+    levels: tuple[int, ...] | None
+    """Of each tensor; None where all codes are zero."""
 
 
 class SlopePlanner:
@@ -77,57 +90,60 @@ class SlopePlanner:
     def approach(self, budget_bytes: int) -> tuple[float, list[TrellisPayload]]:
         """Passes over all tensors: a c whose file is about as long as the budget, and the codes of the last pass."""
         c, context = self._first_guess(budget_bytes)
+        bracket = Bracket(budget_bytes)
         with worker_pool() as pool:
-            for number in range(PASSES):
+            for number in range(MOST_PASSES):
                 payloads = self._round(pool, c, context)
                 size = len(self.assemble(payloads))
                 context = Context.of(payloads)
-                if number + 1 >= LEAST_PASSES and abs(size - budget_bytes) < CLOSE * budget_bytes:
+                off = abs(size - budget_bytes) / budget_bytes
+                if number + 1 >= LEAST_PASSES and (off < CLOSE or (number + 1 >= PASSES and off < FAR)):
                     break
-                c *= 2 ** self._octaves(size - budget_bytes, payloads)
+                bracket.add(c, size)
+                c = bracket.next(c, size, _octave_bytes(payloads))
         self.context = context
         return c, payloads
 
     def settle(self, budget_bytes: int, c: float) -> tuple[bytes, list[TrellisPayload]]:
-        """The longest file within the budget that is found near c, with the context of the last pass.
-
-        Raises:
-            BudgetError: none was found.
-        """
-        low, high = c * 2 ** (-_OCTAVES / 2), c * 2 ** (_OCTAVES / 2)  # too long, short enough
-        best: tuple[int, bytes, list[int]] | None = None
+        """The longest file within the budget that is found near c, with the context of the last pass."""
+        best = self._nothing(budget_bytes)
+        bracket = Bracket((1 - SLACK / 2) * budget_bytes)
         with worker_pool() as pool:
             for _ in range(SETTLE_TRIES):
-                levels = [r.level(c) for r in self.rounders]
+                levels = tuple(r.level(c) for r in self.rounders)
                 payloads = self._at(pool, levels)
                 data = self.assemble(payloads)
                 slack = budget_bytes - len(data)
-                low, high = (low, min(high, c)) if slack >= 0 else (max(low, c), high)
-                if slack >= 0 and (best is None or slack < best[0]):
-                    best = (slack, data, levels)
+                if 0 <= slack < best.slack:
+                    best = Candidate(slack, data, levels)
                 if 0 <= slack <= SLACK * budget_bytes:
                     break
-                c *= 2 ** self._octaves(-slack + SLACK / 2 * budget_bytes, payloads)
-                c = c if low < c < high else math.sqrt(low * high)
-            if best is None:
-                raise BudgetError(f"no plan of at most {budget_bytes} bytes was found", hint="change --budget")
-            return self._fill(pool, *best)
+                bracket.add(c, len(data))
+                c = bracket.next(c, len(data), _octave_bytes(payloads))
+            return self._fill(pool, best)
 
-    def _fill(self, pool: ThreadPoolExecutor, slack: int, data: bytes, levels: list[int]) -> tuple[bytes, list[TrellisPayload]]:
+    def _nothing(self, budget_bytes: int) -> "Candidate":
+        """The file of nothing but zeros, which fits (check_feasible)."""
+        data = self.assemble([narrowest(r.zeros(), self.widths) for r in self.rounders])
+        return Candidate(budget_bytes - len(data), data, None)
+
+    def _fill(self, pool: ThreadPoolExecutor, best: "Candidate") -> tuple[bytes, list[TrellisPayload]]:
         """Make single tensors a level finer while their bytes fit into the slack."""
-        size = len(data) + slack
+        if best.levels is None:
+            return best.data, [narrowest(r.zeros(), self.widths) for r in self.rounders]
+        size, levels = len(best.data) + best.slack, best.levels
         tried: set[int] = set()
         for _ in range(FILL_TRIES):
-            room = [n for n, r in enumerate(self.rounders) if n not in tried and _level_bytes(r) <= slack]
-            if not room or slack <= SLACK / 4 * size:
+            room = [n for n, r in enumerate(self.rounders) if n not in tried and _level_bytes(r) <= best.slack]
+            if not room or best.slack <= SLACK / 4 * size:
                 break
             finest = max(room, key=lambda n: _level_bytes(self.rounders[n]))
             tried.add(finest)
-            trial = [level - (n == finest) for n, level in enumerate(levels)]
-            longer = self.assemble(self._at(pool, trial))
-            if len(data) < len(longer) <= size:
-                data, levels, slack = longer, trial, size - len(longer)
-        return data, self._at(pool, levels)
+            trial = tuple(level - (n == finest) for n, level in enumerate(levels))
+            data = self.assemble(self._at(pool, trial))
+            if len(best.data) < len(data) <= size:
+                best, levels = Candidate(size - len(data), data, trial), trial
+        return best.data, self._at(pool, levels)
 
     def _first_guess(self, budget_bytes: int) -> tuple[float, Context]:
         """c by the entropy of Gaussian weights on the grid, and classes of the weights themselves at that c."""
@@ -143,11 +159,6 @@ class SlopePlanner:
             low, high = (low, middle) if bits / 8 < budget_bytes else (middle, high)
         c = 2.0 ** (centre + low)
         return c, Context(tuple(r.first_classes(r.level(c)) for r in self.rounders), None)
-
-    def _octaves(self, excess_bytes: float, payloads: Iterable[TrellisPayload]) -> float:
-        """By how much c must grow to make the file shorter: one octave costs every weight that is not zero a bit."""
-        active = sum(np.count_nonzero(p.codes_OI) for p in payloads)
-        return max(-1.0, min(1.0, 8 * excess_bytes / max(active, 1)))
 
     def _round(self, pool: ThreadPoolExecutor, c: float, context: Context) -> list[TrellisPayload]:
         jobs = [(n, r.level(c), context) for n, r in enumerate(self.rounders)]
@@ -174,6 +185,11 @@ class SlopePlanner:
         order = sorted(range(len(jobs)), key=lambda at: -self.rounders[jobs[at][0]].w_OI.size)
         results = dict(zip(order, pool.map(one, [jobs[at] for at in order]), strict=True))
         return [results[at] for at in range(len(jobs))]
+
+
+def _octave_bytes(payloads: Iterable[TrellisPayload]) -> float:
+    """What an octave of c is worth: a bit for every weight that is not zero."""
+    return sum(np.count_nonzero(p.codes_OI) for p in payloads) / 8
 
 
 def _level_bytes(rounder: Rounder) -> float:

@@ -2,6 +2,10 @@
 
 import contextlib
 import copy
+import functools
+import hashlib
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from quantlab.artifact.container import Section, read_container, write_container
+from quantlab.artifact.container import DIGEST_BYTES, HEADER, SECTION, Section, read_container, write_container
 from quantlab.artifact.decode import decode_artifact, digest, parse_artifact, read_artifact
 from quantlab.artifact.describe import describe
-from quantlab.artifact.encode import CodedPayload, encode_artifact, keep, smallest_section
-from quantlab.artifact.manifest import GridTensor, Manifest, ShapedTensor
+from quantlab.artifact.encode import GridPayload, TrellisPayload, encode_artifact, keep, smallest_section
+from quantlab.artifact.manifest import GridTensor, Manifest, TrellisTensor
+from quantlab.artifact.steps import shaped_steps
 from quantlab.artifact.verify import digest_in_fresh_process
 from quantlab.coding.planes import codes_to_bytes
+from quantlab.coding.trellis import next_states
 from quantlab.errors import FormatError, QuantlabError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -25,13 +31,32 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 def grid_payload(name, q, scale, *, bits=6, exponent=-5):
     entry = GridTensor(name=name, shape=q.shape, bits=bits, exponent=exponent)
-    return CodedPayload(entry, scale.astype(np.float16), Section(0, q.size, codes_to_bytes(q)))
+    return GridPayload(entry, scale.astype(np.float16), Section(0, q.size, codes_to_bytes(q)))
 
 
-def shaped_payload(name, q, *, level):
-    a, b = (np.arange(n) % 9 * 3 - 11 for n in q.shape)
-    entry = ShapedTensor(name=name, shape=q.shape, bits=8, level=level)
-    return CodedPayload(entry, np.concatenate([a, b]).astype(np.int8), Section(0, q.size, codes_to_bytes(q)))
+def on_path_of(classes, rows, columns):
+    """Whether each weight of a trellis is on its path: docs/format.md, from the whole shares of rows and columns."""
+    return np.clip(classes + rows.astype(int)[:, None] + columns.astype(int), 0, 83) >= 9
+
+
+def follow(wanted, states, on_path):
+    """Codes near `wanted` on a path: even off it; on it parity by the state, that comes from the weight above to the right."""
+    codes, moves = wanted.astype(int), next_states(states)
+    state = np.zeros(np.add(wanted.shape, 1), int)  # [i, j + 1]: before weight (i, j)
+    for i, j in np.ndindex(wanted.shape):
+        before = state[i, j + 1]
+        codes[i, j] -= (codes[i, j] - (before & on_path[i, j])) % 2
+        state[i + 1, j] = moves[before, codes[i, j] // 2 % 2] if on_path[i, j] else before
+    return codes
+
+
+def trellis_payload(name, q, *, states, level=-333, classes=9, bits=8, tables=0):
+    """Codes near q on a shaped grid; classes differ by row and column, most of the difference told by the step."""
+    a, b = ((np.arange(n) % 9 * 3 - 11).astype(np.int8) for n in q.shape)
+    rows, columns = ((np.arange(n) % 5 - 2).astype(np.int8) for n in q.shape)
+    codes = follow(q, states, on_path_of(classes, rows, columns)) if states > 1 else q
+    entry = TrellisTensor(name=name, shape=q.shape, bits=bits, level=level, states=states, classes=classes, tables=tables)
+    return TrellisPayload(entry, a, b, rows + a, columns + b, codes.astype(np.int16))
 
 
 def payloads():
@@ -49,7 +74,8 @@ def payloads():
         keep("steps", torch.tensor([2**40, -1])),
         keep("mask", torch.tensor([True, False])),
         keep("empty", torch.zeros(0, 3)),
-        shaped_payload("blocks.0.attn.c_q.weight", q, level=-333),
+        trellis_payload("blocks.0.attn.c_q.weight", q, states=8),
+        trellis_payload("blocks.0.attn.proj.weight", 30 * q[:5].astype(int), states=1, bits=16, classes=40),
     ]
 
 
@@ -61,6 +87,7 @@ ABOUT = {
 }
 
 
+@functools.cache
 def sample() -> bytes:
     return encode_artifact(payloads(), **ABOUT)
 
@@ -70,9 +97,6 @@ def test_tensors_come_back_bit_for_bit():
     q, steps = (np.arange(48).reshape(8, 6) * 7 % 63 - 31).astype(np.float32), np.linspace(0.25, 1.75, 8).astype(np.float16)
     expected = q * (steps.astype(np.float32) * np.float32(2.0**-5))[:, None]
     assert (arrays_["blocks.0.mlp.fc.weight"] == expected).all()
-    a, b = (np.arange(n) % 9 * 3 - 11 for n in (8, 6))
-    wanted = q * np.exp2(-333 / 64 + (a[:, None] + b) / 4)  # float64; a significand is rounded once, a product once
-    np.testing.assert_allclose(arrays_["blocks.0.attn.c_q.weight"], wanted, rtol=2**-23)
     assert arrays_["gain"].dtype == np.float32 and (arrays_["gain"] == np.linspace(-2, 2, 9).astype(np.float16)).all()
     assert (arrays_["wide"] == np.array([1e-30, 1e30], np.float32)).all()
     assert arrays_["scalar"].shape == () and arrays_["scalar"] == 0.5
@@ -99,7 +123,7 @@ def test_golden_file_is_written_and_read_the_same(request):
         path.write_bytes(sample())
     assert sample() == path.read_bytes(), "the format changed: bump VERSION and docs/format.md"
     tensors = decode_artifact(*read_artifact(path))
-    assert digest(tensors) == "319e0c0ee447cb7ff14965107f8c954e2b3d24b590004905d77800d3de0f16f5"
+    assert digest(tensors) == "46056377030699263bc58262673c3cd16ebe0169eddb1036ded52ec66b208bb8"
 
 
 def test_every_changed_byte_and_every_cut_of_the_golden_file_is_noticed():
@@ -142,12 +166,12 @@ def _set(manifest, index, **values):
         (lambda m, s: _set(m, 0, shape=[2**31, 2**31]), "elements or more"),
         (lambda m, s: _set(m, 0, shape=[48]), "2 dimensions"),
         (lambda m, s: _set(m, 0, shape=[48, 2]), "differ at section"),
-        (lambda m, s: _set(m, 0, bits=9), "bits must be 2 to 8"),
-        (lambda m, s: _set(m, 0, bits=True), "bits must be 2 to 8"),
+        (lambda m, s: _set(m, 0, bits=9), "bits must be one of 2, 3, 4, 5, 6, 7, 8, got 9"),
+        (lambda m, s: _set(m, 0, bits=True), "bits must be one of"),
+        (lambda m, s: _set(m, 0, bits=16), "bits must be one of"),
         (lambda m, s: _set(m, 0, bits=3), "beyond ±3"),
         (lambda m, s: _set(m, 0, exponent=1000), "exponent must be"),
         (lambda m, s: _set(m, 0, exponent=127), "beyond float32"),
-        (lambda m, s: _set(m, 10, level=10**6), "level must be"),
         (lambda m, s: _set(m, 10, exponent=1), "unknown key 'exponent'"),
         (lambda m, s: _set(m, 2, dtype="object"), "dtype 'object'"),
         (lambda m, s: _set(m, 2, dtype="float64"), "differ at section 2"),
@@ -156,14 +180,162 @@ def _set(manifest, index, **values):
         (lambda m, s: s.pop(), "sections"),
         (lambda m, s: s.append(s[0]), "sections"),
         (lambda m, s: s.__setitem__(0, smallest_section(b"\xff" * s[0].raw_bytes)), "scale is negative or not finite"),
-        (lambda m, s: s.__setitem__(3, Section(0, 48, bytes([128]) * 48)), "beyond ±31"),
-        (lambda m, s: s.__setitem__(3, Section(2, 48, b"junk")), "brotli"),
-        (lambda m, s: s.__setitem__(3, Section(99, 48, b"junk")), "codec number 99"),
+        (lambda m, s: s.__setitem__(6, Section(0, 48, bytes([128]) * 48)), "beyond ±31"),
+        (lambda m, s: s.__setitem__(6, Section(2, 48, b"junk")), "brotli"),
+        (lambda m, s: s.__setitem__(6, Section(99, 48, b"junk")), "codec number 99"),
     ],
 )
 def test_hostile_content_is_refused_by_name(change, message):
     with pytest.raises(FormatError, match=message):
         decode_artifact(*parse_artifact(hostile(change)))
+
+
+def _larger_steps(manifest, sections):
+    """Steps of 2**180; shares of classes grow by as much as shapes do, so that the stream still fits."""
+    _set(manifest, 10, level=7680)
+    shapes, classes = (np.frombuffer(sections[n].decode(), np.int8).astype(int) for n in (1, 3))
+    for number, values in ((1, np.full(25, 120)), (3, classes + 120 - shapes)):
+        sections[number] = Section(0, 25, values.astype(np.int8).tobytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, s: _set(m, 10, level=7681), "level must be -7680 to 7680, got 7681"),
+        (lambda m, s: _larger_steps(m, s), "a weight is beyond float32"),
+        (lambda m, s: _set(m, 10, level=1.0), "level must be"),
+        (lambda m, s: _set(m, 10, states=2), "states must be one of 1, 4, 8, 16, 32, got 2"),
+        (lambda m, s: _set(m, 10, states=True), "states must be one of"),
+        (lambda m, s: _set(m, 10, classes=501), "classes must be -500 to 500"),
+        (lambda m, s: _set(m, 10, tables=-1), "tables must be 0 to 254"),
+        (lambda m, s: _set(m, 10, tables=1), "plane 0: table set 1 of 1"),
+        (lambda m, s: _set(m, 10, bits=4), "beyond ±7, the range of 4 bits"),
+        (lambda m, s: _set(m, 10, bits=9), "bits must be one of 2, 3, 4, 5, 6, 7, 8, 16"),
+        (lambda m, s: _set(m, 10, shape=[48]), "2 dimensions"),
+        (lambda m, s: _set(m, 10, shape=[6, 9]), "differ at section 1"),
+        (lambda m, s: _set(m, 10, kind="row_grid"), "unknown key"),
+        (lambda m, s: m.update(lanes=0), "0 lanes: 1 to 2048"),
+        (lambda m, s: m.pop("lanes"), "0 lanes: 1 to 2048"),
+        (lambda m, s: m.update(lanes=2049), "lanes must be 0 to 2048"),
+        (lambda m, s: m.update(lanes=-1), "lanes must be 0 to 2048"),
+        (lambda m, s: m.update(lanes=True), "lanes must be 0 to 2048"),
+        (lambda m, s: m.update(lanes=2048), "cannot hold"),
+        (lambda m, s: s.__setitem__(1, Section(0, 25, bytes(25)[:24])), "24 bytes"),
+        (lambda m, s: s.__setitem__(4, Section(0, 0, b"")), "frequency tables end"),
+        (lambda m, s: s.__setitem__(4, Section(0, 2**20 + 1, b"")), "differ at section 4"),
+        (lambda m, s: s.__setitem__(5, Section(0, 0, b"")), "cannot hold"),
+        (lambda m, s: s.__setitem__(5, Section(0, 8, b"\xff" * 8)), "cannot hold 4294967295 escapes"),
+        (lambda m, s: s.__setitem__(5, Section(1, s[5].raw_bytes, b"junk")), "differ at section 5"),
+        (lambda m, s: s.__setitem__(5, Section(0, len(s[5].stored) + 2, s[5].stored + bytes(2))), "code stream is damaged"),
+        (lambda m, s: s.__setitem__(5, Section(0, len(s[5].stored) - 2, s[5].stored[:-2])), "code stream"),
+    ],
+)
+def test_hostile_trellises_are_refused_by_name(change, message):
+    with pytest.raises(FormatError, match=message):
+        decode_artifact(*parse_artifact(hostile(change)))
+
+
+@pytest.mark.parametrize("shape", [[2**16, 2**15], [2**31, 1], [1, 2**31], [2**20, 2**11]])
+def test_huge_trellises_in_a_small_file_are_refused_at_once(shape):
+    """Neither the codes nor the sides of a shape are allocated where the file does not justify them."""
+
+    def change(manifest, sections):
+        _set(manifest, 10, shape=shape)
+        side_bytes = sum(shape) + 11  # of the other trellis tensor
+        if side_bytes < 2**24:
+            for number in (1, 3):
+                sections[number] = smallest_section(bytes(side_bytes), (1,))
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match=r"may hold|differ at section"):
+            parse_artifact(hostile(change))
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_planes_that_disagree_with_their_stream_are_refused_or_decode_to_other_tensors():
+    """Shapes and classes decide which table reads a symbol: changed, the stream hardly ever comes out even."""
+    right, refused = decode_artifact(*parse_artifact(sample())), 0
+    for number in (1, 3):
+        _, sections = read_container(sample())
+        raw = sections[number].decode()
+        for at in range(len(raw)):
+            other = raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :]
+            data = hostile(lambda m, s, n=number, r=other: s.__setitem__(n, Section(0, len(r), r)))
+            try:
+                tensors = decode_artifact(*parse_artifact(data))
+            except FormatError:
+                refused += 1
+            else:
+                assert digest(tensors) != digest(right)
+    assert refused > 10
+
+
+def trellis_only():
+    """A larger file of trellises alone, by formula, with escapes, raw bits and narrow classes."""
+    wave = np.rint(20 * np.sin(np.arange(40)[:, None] * 0.7 + np.arange(30) ** 1.5)).astype(int)
+    wave[3, 5] = 900
+    many = [trellis_payload(f"w{n}", wave[:, : 30 - n], states=n, bits=16, classes=c) for n, c in ((4, 12), (8, 8), (32, 45))]
+    return encode_artifact([*many, keep("gain", torch.linspace(-2, 2, 9))])
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_flipped_bytes_of_a_trellis_artifact_give_format_errors_or_valid_tensors(sealed):
+    """With checksums that fit, a flip is refused, or gives tensors of the right shapes; nothing else, and no hang."""
+    data = trellis_only()
+    manifest, _ = read_container(data)
+    shapes = {e["name"]: tuple(e["shape"]) for e in manifest["tensors"]}
+    rng = np.random.default_rng(0)
+    for at in range(len(data)) if not sealed else rng.integers(0, len(data), 250):
+        broken = bytearray(data)
+        broken[at] ^= int(rng.integers(1, 256))
+        if not sealed:
+            with pytest.raises(FormatError):
+                parse_artifact(bytes(broken))
+            continue
+        with contextlib.suppress(FormatError):
+            tensors = decode_artifact(*parse_artifact(resealed(bytes(broken))))
+            if set(tensors) == set(shapes):
+                assert all(np.isfinite(tensors[n]).all() for n in shapes)
+
+
+def resealed(data: bytes) -> bytes:
+    """The file with every checksum made to fit, as far as its table can be read."""
+    body, at = bytearray(data[:-DIGEST_BYTES]), HEADER.size
+    _, _, count, packed, _, _ = HEADER.unpack_from(body)
+    start = HEADER.size + count * SECTION.size + packed
+    for _ in range(count):
+        if at + SECTION.size > len(body):
+            break
+        codec, stored, raw, _ = SECTION.unpack_from(body, at)
+        SECTION.pack_into(body, at, codec, stored, raw, zlib.crc32(body[start : start + stored]))
+        at, start = at + SECTION.size, start + stored
+    return bytes(body) + hashlib.sha256(body).digest()[:DIGEST_BYTES]
+
+
+@given(
+    shape=st.tuples(st.integers(0, 12), st.integers(0, 12)),
+    states=st.sampled_from([1, 4, 8, 16, 32]),
+    level=st.integers(-900, 900),
+    classes=st.integers(-20, 90),
+    scale=st.sampled_from([0, 1, 30, 3000]),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=60)
+def test_trellis_tensors_come_back_bit_for_bit(shape, states, level, classes, scale, seed):
+    """weight = (t - ½ on the path) · step, the step a float32 next to 2**(level/64 + (a + b)/4): one product, rounded once."""
+    q = np.rint(scale * np.random.default_rng(seed).standard_normal(shape)).astype(int)
+    payload = trellis_payload("w", q, states=states, level=level, classes=classes, bits=16)
+    weights = decode_artifact(*parse_artifact(encode_artifact([payload])))["w"]
+    a, b = payload.a_O.astype(int), payload.b_I.astype(int)
+    on_path = on_path_of(classes, payload.rows_O - payload.a_O, payload.columns_I - payload.b_I) & (states > 1)
+    values = payload.codes_OI - 0.5 * on_path
+    exact = np.exp2(level / 64 + (a[:, None] + b) / 4)  # float64
+    steps = shaped_steps(level, payload.a_O, payload.b_I)
+    assert weights.dtype == np.float32 and np.array_equal(weights, values.astype(np.float32) * steps)
+    np.testing.assert_allclose(steps, exact, rtol=2**-24 * 1.001)
 
 
 @given(data=st.data())

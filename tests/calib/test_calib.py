@@ -66,8 +66,52 @@ def test_statistics_equal_plain_autograd(monkeypatch):
         # float32 forward and backward against the same; only the order of sums differs
         (use,) = stats.uses(name)
         torch.testing.assert_close(use.H_II.double(), (H[name] / 35).detach(), rtol=1e-4, atol=1e-9)
-        torch.testing.assert_close(use.g_O.double(), (g[name] / 35).detach(), rtol=1e-4, atol=1e-9)
+        # a table's rows count once more than seen
+        wanted = (g[name] + 1) / (35 + len(g[name])) if name == "emb.weight" else g[name] / 35
+        torch.testing.assert_close(use.g_O.double(), wanted.detach(), rtol=1e-4, atol=1e-9)
     assert stats.tokens == 35
+
+
+def test_fisher_factors_equal_plain_autograd():
+    """Each token's H counts by its |g|² and its G by its |x|², of all uses; labels drawn the same way."""
+    model = TwoTables()
+    stats = measure(model, SHAPES, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.multinomial(model(IDS).detach().softmax(-1).flatten(0, 1), 1, generator=generator).flatten()
+    uses = {"mid.weight": [], "head.weight": []}
+    for token, label in zip(IDS.flatten(), labels, strict=True):
+        x0 = model.emb.weight[token].detach().requires_grad_()
+        z1 = model.mid(x0)
+        z2 = model.mid(torch.tanh(z1))
+        z3 = model.head(torch.tanh(z2))
+        d1, d2, d3 = torch.autograd.grad(F.cross_entropy(z3[None], label[None]), [z1, z2, z3])
+        uses["mid.weight"] += [(x0, d1), (torch.tanh(z1), d2)]
+        uses["head.weight"] += [(torch.tanh(z2), d3)]
+    for name, pairs in uses.items():
+        x, g = (torch.stack(side).detach().double() for side in zip(*pairs, strict=True))
+        lengths = x.square().sum(1) * g.square().sum(1)
+        H = (x * g.square().sum(1, keepdim=True)).T @ x
+        G = (g * x.square().sum(1, keepdim=True)).T @ g
+        scale = (lengths.sum() * 35) ** -0.5
+        (use,) = stats.fisher_uses(name)
+        torch.testing.assert_close(use.H_II.double(), H * scale, rtol=1e-4, atol=1e-8)  # float32 products
+        torch.testing.assert_close(use.g_O.double(), G * scale, rtol=1e-4, atol=1e-8)
+        mean_square = lengths.sum() / 35  # of the matrix' gradient, a sum over its uses taken as independent
+        assert float(use.H_II.trace() * use.g_O.trace()) == pytest.approx(float(mean_square), rel=1e-4)
+    assert set(stats.fishers) == set(uses)
+
+
+def test_a_tied_embedding_and_very_tall_matrices_keep_only_the_diagonal_of_g(monkeypatch, toy_state):
+    model = gpt_from_state_dict(toy_state)
+    shapes = {"tok_emb.weight": (400, 64), "blocks.0.mlp.fc.weight": (128, 64), "blocks.0.mlp.proj.weight": (64, 128)}
+    full = measure(model, shapes, IDS)
+    monkeypatch.setattr("quantlab.calib.watch.FULL_ROWS", 100)
+    stats = measure(model, shapes, IDS)
+    head, table = stats.fisher_uses("tok_emb.weight")
+    assert head.g_O.shape == (400,) and table is stats.lookups["tok_emb.weight"]
+    tall, square = (stats.fisher_uses(n)[0].g_O for n in ("blocks.0.mlp.fc.weight", "blocks.0.mlp.proj.weight"))
+    assert tall.shape == (128,) and square.shape == (64, 64)
+    assert torch.allclose(tall, full.fishers["blocks.0.mlp.fc.weight"].g_O.diagonal(), rtol=1e-4)
 
 
 def test_batches_do_not_change_the_sums(monkeypatch, toy_state):
@@ -78,7 +122,7 @@ def test_batches_do_not_change_the_sums(monkeypatch, toy_state):
     monkeypatch.setattr("quantlab.calib.collect.BATCH_TOKENS", 64)
     parts = measure(model, shapes, ids)
     for name in shapes:
-        for a, b in zip(whole.uses(name), parts.uses(name), strict=True):
+        for a, b in zip(whole.uses(name) + whole.fisher_uses(name), parts.uses(name) + parts.fisher_uses(name), strict=True):
             torch.testing.assert_close(a.H_II, b.H_II, rtol=1e-4, atol=1e-6)  # float32 sums in another order
 
 
@@ -89,7 +133,7 @@ def test_a_tied_embedding_is_measured_in_both_roles(toy_state):
     stats = measure(model, {"tok_emb.weight": (400, 64)}, IDS)
     head, table = stats.uses("tok_emb.weight")
     assert head.H_II.trace() == pytest.approx(64, rel=1e-3)  # rms_norm's epsilon
-    assert torch.allclose(table.g_O, torch.bincount(IDS.flatten(), minlength=400) / IDS.numel())
+    assert torch.allclose(table.g_O, (torch.bincount(IDS.flatten(), minlength=400) + 1) / (IDS.numel() + 400))
     assert table.H_II.shape == (64,) and (table.H_II > 0).all()
 
 
@@ -143,8 +187,10 @@ def test_statistics_file_round_trips_and_is_the_same_every_time(tmp_path):
     back = read_statistics(tmp_path / "a")
     assert back.fingerprint == a.fingerprint and back.tokens == 35
     for name in SHAPES:
-        (x,), (y,) = back.uses(name), a.uses(name)
-        assert torch.equal(x.H_II, y.H_II) and torch.equal(x.g_O, y.g_O)
+        for kind in ("uses", "fisher_uses"):
+            (x,), (y,) = getattr(back, kind)(name), getattr(a, kind)(name)
+            assert torch.equal(x.H_II, y.H_II) and torch.equal(x.g_O, y.g_O)
+    assert torch.equal(back.ids_NT, IDS.int()) and back.ids_NT.dtype == torch.int32
     assert measure(TwoTables(), SHAPES, seed=1).fingerprint != a.fingerprint
 
 

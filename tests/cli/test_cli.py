@@ -74,7 +74,7 @@ def test_inspect_lists_every_tensor_and_byte(artifact, capsys):
     assert run(["inspect", str(artifact), "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
     assert sum(about["bytes_by_kind"].values()) == artifact.stat().st_size
-    assert len(about["tensors"]) == 22 and about["model"]["num_heads"] == 4 and about["origin"]["method"] == "gptq"
+    assert len(about["tensors"]) == 22 and about["model"]["num_heads"] == 4 and about["origin"]["method"] == "trellis"
     assert run(["inspect", str(artifact)]) == 0
     assert "blocks.1.mlp.proj.weight" in capsys.readouterr().out
 
@@ -182,8 +182,9 @@ def test_bad_input_is_one_clear_line(toy_checkpoint, toy_state, artifact, tmp_pa
     torch.save({**toy_state, "blocks.1.mlp.fc.weight": torch.zeros(9, 9)}, tmp_path / "shape.pt")
     fails(capsys, packing(tmp_path / "shape.pt"), 1, "no model matches", "blocks.1.mlp.fc.weight", "[9, 9]")
     fails(capsys, packing(toy_checkpoint, "--widths", "5,x"), 2, "widths must be whole numbers", "'5,x'")
-    fails(capsys, packing(toy_checkpoint, "--widths", "12"), 2, "widths must be whole numbers from 2 to 8, got 12")
-    fails(capsys, packing(toy_checkpoint, "--method", "magic"), 2, "method must be one of rtn, gptq, shaped, got 'magic'")
+    fails(capsys, packing(toy_checkpoint, "--widths", "12"), 2, "widths of trellis must be among 2,3,4,5,6,7,8,16, got 12")
+    fails(capsys, packing(toy_checkpoint, "--states", "7"), 2, "states must be one of 1, 4, 8, 16, 32, got 7")
+    fails(capsys, packing(toy_checkpoint, "--method", "magic"), 2, "method must be one of trellis, gptq, rtn, got 'magic'")
     fails(capsys, packing(toy_checkpoint, "--calib", "web"), 2, "calibration source must be self")
     fails(capsys, packing(toy_checkpoint, "--stats", tmp_path / "absent"), 1, "cannot read statistics")
     fails(capsys, packing(toy_checkpoint, "--report", out), 2, "--report and --output are both", "m.qlab")

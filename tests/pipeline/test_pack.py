@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from quantlab.artifact.decode import decode_artifact, parse_artifact, read_artifact
+from quantlab.calib.sample import sample_sequences
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.errors import BudgetError, ConfigError, FormatError
 from quantlab.pipeline import pack as job
@@ -17,10 +18,12 @@ from quantlab.pipeline.calibrate import measure_statistics
 from quantlab.pipeline.models import load_artifact, load_checkpoint
 from quantlab.pipeline.pack import PackConfig, pack
 from quantlab.quant.distortion import distortion
+from quantlab.search.rounder import RoundingOptions
 
 BUDGET = 60_000
 CALIBRATION = CalibrationConfig(tokens=2048, seq_len=64)
-CONFIG = PackConfig(budget_bytes=BUDGET, calibration=CALIBRATION)
+CONFIG = PackConfig(budget_bytes=BUDGET, method="gptq", calibration=CALIBRATION)
+TRELLIS = replace(CONFIG, method="trellis", tune_steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +94,80 @@ def test_gptq_beats_rtn_at_equal_bytes(packed, toy_checkpoint, tmp_path):
     assert abs(rtn.total_bytes - report.total_bytes) < 0.003 * BUDGET
 
 
-def test_shaped_steps_beat_row_grids_at_equal_bytes(packed, toy_checkpoint, tmp_path):
-    loaded, _, report = packed
-    path = tmp_path / "shaped.qlab"
-    shaped = pack(loaded, replace(CONFIG, method="shaped"), path, checkpoint=toy_checkpoint)
-    assert shaped.distortion < 0.9 * report.distortion
-    assert 0.997 * BUDGET < shaped.total_bytes == path.stat().st_size <= BUDGET
+@pytest.fixture(scope="module")
+def trellis(toy_checkpoint, tmp_path_factory):
+    """The default method at 60 kB: (path, report)."""
+    path = tmp_path_factory.mktemp("trellis") / "toy.qlab"
+    return path, pack(load_checkpoint(toy_checkpoint, None), TRELLIS, path, checkpoint=toy_checkpoint)
+
+
+def test_a_trellis_file_is_within_budget_and_close_to_it(trellis):
+    path, report = trellis
+    assert 0.998 * BUDGET < report.total_bytes == path.stat().st_size <= BUDGET
+    assert report.method == "trellis" and {t.codec for t in report.tensors} == {"rans"}
+
+
+def test_a_trellis_beats_row_grids_at_equal_bytes(packed, toy_checkpoint, tmp_path):
+    """By what the models predict on fresh text of their own. Calibration is long enough to have seen most of the 400 tokens:
+    steps of rows that it hardly saw are the largest."""
+    loaded, calibration = packed[0], CalibrationConfig(tokens=32768, seq_len=64)
+    ids = sample_sequences(loaded.model, 32, 64, seed=77)
+    kl = {}
+    for method in ("trellis", "gptq"):
+        config = replace(TRELLIS, method=method, tune_steps=0, calibration=calibration)
+        pack(loaded, config, tmp_path / method, checkpoint=toy_checkpoint)
+        with torch.no_grad():
+            p, q = (m(ids).log_softmax(-1) for m in (loaded.model, load_artifact(tmp_path / method, None).model))
+        kl[method] = float((p.exp() * (p - q)).sum(-1).mean())
+    assert 0 < kl["trellis"] < 0.8 * kl["gptq"]
+
+
+def test_unpacked_trellis_tensors_are_those_that_were_measured(packed, trellis):
+    loaded, (path, report) = packed[0], trellis
     tensors, stats = decode_artifact(*read_artifact(path)), measure_statistics(loaded, CALIBRATION, None)
-    for t in shaped.tensors:
+    assert tensors.keys() == loaded.state.keys()
+    for t in report.tensors:
         error = loaded.state[t.name] - torch.from_numpy(tensors[t.name])
-        assert distortion(error, stats.uses(t.name)) == pytest.approx(t.distortion, rel=1e-6)
-    pack(loaded, replace(CONFIG, method="shaped"), tmp_path / "again.qlab", checkpoint=toy_checkpoint)
-    assert (tmp_path / "again.qlab").read_bytes() == path.read_bytes()
+        assert distortion(error, stats.fisher_uses(t.name)) == pytest.approx(t.distortion, rel=1e-6)
+    assert sum(report.bytes_by_kind.values()) == report.artifact_bytes
+    coded = sum(t.bytes for t in report.tensors)
+    assert 0.97 * report.artifact_bytes < coded + report.bytes_by_kind["kept"] < 1.03 * report.artifact_bytes
+
+
+def test_a_trellis_file_is_the_same_every_time_on_any_number_of_processors(trellis, toy_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    pack(load_checkpoint(toy_checkpoint, None), TRELLIS, tmp_path / "again.qlab", checkpoint=toy_checkpoint)
+    assert (tmp_path / "again.qlab").read_bytes() == trellis[0].read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rounding": RoundingOptions(states=1)},
+        {"rounding": RoundingOptions(row_feedback=False)},
+        {"rounding": RoundingOptions(row_shape=False, column_shape=False)},
+    ],
+)
+def test_every_part_of_the_trellis_method_pays(change, trellis, packed, toy_checkpoint, tmp_path):
+    less = pack(packed[0], replace(TRELLIS, tune_steps=0, **change), tmp_path / "l.qlab", checkpoint=toy_checkpoint)
+    assert less.total_bytes <= BUDGET and less.distortion > 1.02 * trellis[1].distortion
+
+
+@pytest.mark.parametrize("budget", [25_000, 100_000])
+def test_trellis_files_of_other_budgets_are_within_them(budget, packed, trellis, toy_checkpoint, tmp_path):
+    config = replace(TRELLIS, budget_bytes=budget, tune_steps=0)
+    report = pack(packed[0], config, tmp_path / "b.qlab", checkpoint=toy_checkpoint)
+    assert 0.998 * budget < report.total_bytes <= budget
+    assert (report.distortion < trellis[1].distortion) == (budget > BUDGET)
+
+
+def test_a_trellis_budget_below_reach_names_a_size_that_is_reachable(packed, toy_checkpoint, tmp_path):
+    config = replace(TRELLIS, tune_steps=0)
+    with pytest.raises(BudgetError, match="below the smallest reachable size, ") as caught:
+        pack(packed[0], replace(config, budget_bytes=1000), tmp_path / "s.qlab", checkpoint=toy_checkpoint)
+    smallest = caught.value.smallest_bytes
+    report = pack(packed[0], replace(config, budget_bytes=smallest), tmp_path / "s.qlab", checkpoint=toy_checkpoint)
+    assert report.total_bytes <= smallest
 
 
 def test_refining_the_grids_lowers_the_distortion(packed, toy_checkpoint, tmp_path, monkeypatch):
@@ -148,9 +213,11 @@ def test_a_budget_beyond_reach_gives_the_finest_plan(packed, toy_checkpoint, tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widths": (9,)}, "widths must be whole numbers from 2 to 8, got 9"),
-        ({"widths": ()}, "widths must be"),
-        ({"method": "magic"}, "method must be one of rtn, gptq, shaped"),
+        ({"widths": (9,)}, "widths of trellis must be among 2,3,4,5,6,7,8,16, got 9"),
+        ({"widths": (16,), "method": "gptq"}, "widths of gptq must be among 2,3,4,5,6,7,8, got 16"),
+        ({"widths": ()}, "widths of trellis must be among .* got none"),
+        ({"method": "magic"}, "method must be one of trellis, gptq, rtn, got 'magic'"),
+        ({"method": "shaped"}, "method must be one of trellis, gptq, rtn, got 'shaped'"),
     ],
 )
 def test_unknown_options_are_refused(options, message):

@@ -6,19 +6,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantlab.artifact.manifest import code_limit
 from quantlab.artifact.steps import shaped_steps
 from quantlab.quant.distortion import Use
-from quantlab.quant.gptq import feedback, gptq
-from quantlab.quant.shape import Shape, row_sensitivity
+from quantlab.quant.factors import factors
+from quantlab.quant.shape import HEADROOM, Shape
+
+COARSE = 64 * 2  # levels, so coarse that no row has to be bounded
 
 
 def layer(rows=64, columns=48, seed=0):
-    """Weights whose rows and columns matter by very different amounts."""
+    """Weights whose rows and columns matter by very different amounts, and the factors of both sides."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(600, columns, generator=generator) * torch.logspace(-1, 1, columns)
     x = x + 0.5 * torch.randn(600, 1, generator=generator)
-    use = Use(x.T @ x / 600, torch.logspace(-4, -1, rows)[torch.randperm(rows, generator=generator)])
-    return torch.randn(rows, columns, generator=generator), (use,), feedback("w", use.H_II)
+    g = torch.randn(600, rows, generator=generator) * torch.logspace(-2, -0.5, rows)[torch.randperm(rows, generator=generator)]
+    use = Use(x.T @ x / 600, g.T @ g / 600)
+    return torch.randn(rows, columns, generator=generator), factors("w", (use,))
 
 
 @given(level=st.integers(-2000, 2000), a=st.integers(-127, 127), b=st.integers(-127, 127))
@@ -35,41 +39,59 @@ def test_steps_are_whole_octaves_exactly():
 
 
 def test_steps_follow_rows_and_columns():
-    """step · sqrt(g_i) · d_j is c for every weight, to half a shape unit for rows, for columns, and half a level."""
-    w, uses, fb = layer()
-    d_I = torch.empty(48, dtype=torch.float64)
-    d_I[fb.order] = 1 / fb.U_II.diagonal().double()
-    shape = Shape(w, uses, fb)
-    c = 8 * shape.unit  # so coarse that no row has to be bounded
-    steps = shape.grid(c, 8).steps_OI.double()
-    ratio = (steps * uses[0].g_O.double().sqrt()[:, None] * d_I / c).log2()
+    """step · d_i · d_j is c for every weight, to half a shape unit for rows, for columns, and half a level."""
+    w, parts = layer()
+    shape = Shape(w, parts)
+    c = 2 ** (COARSE / 64 - shape.base)
+    steps = torch.from_numpy(shape.grid(round(shape.level(c)), 16).steps_OI).double()
+    ratio = (steps * parts.d_O[:, None] * parts.d_I / c).log2()
     assert ratio.abs().max() <= 2 * 0.125 + 1 / 128 + 1e-6  # float32 steps
+    assert ratio.abs().max() > 0.05
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(False, True), (True, False), (False, False)])
+def test_a_side_without_a_shape_has_one_step(rows, columns):
+    """Its d is replaced by the root mean square, which keeps Σ (step · d)², the noise, at the same c."""
+    w, parts = layer()
+    shape = Shape(w, parts, rows=rows, columns=columns)
+    assert shape.a_O.any() == rows and shape.b_I.any() == columns
+    steps = torch.from_numpy(shape.grid(round(shape.level(1.0)), 16).steps_OI).double()
+    noise = (steps * parts.d_O[:, None] * parts.d_I).square().mean().sqrt()
+    assert noise.log2().abs() < 0.05
 
 
 def test_twice_c_is_twice_every_step():
-    w, uses, fb = layer()
-    shape = Shape(w, uses, fb)
-    c = 8 * shape.unit  # so coarse that no row has to be bounded
-    assert torch.equal(shape.grid(2 * c, 8).steps_OI, 2 * shape.grid(c, 8).steps_OI)
+    w, parts = layer()
+    shape = Shape(w, parts)
+    level = round(shape.level(1.0))
+    assert shape.level(2.0) == pytest.approx(shape.level(1.0) + 64)
+    assert np.array_equal(shape.grid(level + 64, 16).steps_OI, 2 * shape.grid(level, 16).steps_OI)
 
 
-@pytest.mark.parametrize("bits", [5, 8])
-def test_every_weight_fits_the_codes_without_being_cut(bits):
-    w, uses, fb = layer()
+@pytest.mark.parametrize("bits", [2, 5, 8, 16])
+@pytest.mark.parametrize("level", [-3000, -640, -64, 640])
+def test_every_weight_fits_the_codes_without_being_cut(bits, level):
+    w, parts = layer()
     w[3, 5] = 60.0  # an outlier
-    grid = Shape(w, uses, fb).grid(1e-4, bits)
-    assert ((w.abs() / grid.steps_OI).amax() <= 2 ** (bits - 1) - 1).all()
-    q = gptq(w, grid, fb)
-    assert abs(float(q[3, 5] * grid.steps_OI[3, 5]) - 60) < 2  # the others' feedback moves it, nothing clips it
+    shape = Shape(w, parts)
+    steps = shape.grid(level, bits).steps_OI
+    codes = w.abs().numpy().astype(np.float64) / steps
+    # 127 quarters of an octave are as far as a row can go; level -3000 is 47 octaves below 1
+    if level > -1000:
+        assert codes.max() <= HEADROOM * code_limit(bits) * (1 + 1e-6)
+    free = torch.from_numpy(shape.grid(level, bits).a_O) == shape.a_O
+    assert free[codes.max(1) < 0.8 * HEADROOM * code_limit(bits)].all()  # rows that fit are not made coarser
 
 
-def test_rows_that_the_sample_never_saw_stay_bounded():
-    uses = (Use(torch.eye(4), torch.tensor([1.0, 0.0, 1.0, 2.0])),)
-    assert row_sensitivity(uses).tolist() == pytest.approx([1.0, 1e-3, 1.0, 2.0])
+def test_arguments_are_left_alone_and_a_shape_is_the_same_every_time():
+    w, parts = layer()
+    before = w.clone()
+    a, b = Shape(w, parts).grid(-300, 6), Shape(w, parts).grid(-300, 6)
+    assert torch.equal(w, before)
+    assert np.array_equal(a.a_O, b.a_O) and np.array_equal(a.b_I, b.b_I) and a.level == b.level == -300
 
 
-def test_a_table_and_a_head_add_up_by_row():
-    head, table = Use(torch.eye(2) * 3, torch.tensor([1.0, 2.0])), Use(torch.tensor([5.0, 7.0]), torch.tensor([0.5, 0.0]))
-    rho = row_sensitivity((head, table))
-    # row costs are 6·g + 12·f; shared by the trace of the mixed column Hessian, (1.5·6 + 0.25·12) / 1.75
-    assert rho.tolist() == pytest.approx([(6 + 6) * 1.75 / 12, 12 * 1.75 / 12])
+def test_a_matrix_of_zeros_has_a_grid():
+    w, parts = layer()
+    grid = Shape(torch.zeros_like(w), parts).grid(0, 5)
+    assert np.isfinite(grid.steps_OI).all() and (grid.steps_OI > 0).all()
