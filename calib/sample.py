@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-BATCH = 64
+BATCH = 128
 
 
 @torch.no_grad()  # not inference_mode: a table that the model builds now and keeps must serve backward later

@@ -53,8 +53,7 @@ class Statistics:
     @property
     def fingerprint(self) -> str:
         """32 hex digits that name the model, the tokens and the way they were measured."""
-        key = [STATISTICS_VERSION, self.model_fingerprint, self.tokens, self.is_plain, self.source]
-        about = json.dumps(key, sort_keys=True)
+        about = json.dumps([STATISTICS_VERSION, self.model_fingerprint, self.tokens, self.source], sort_keys=True)
         return hashlib.sha256(about.encode()).hexdigest()[:32]
 
     def check(self, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -3,6 +3,7 @@
 import logging
 import signal
 import sys
+from types import FrameType
 
 import typer
 
@@ -48,7 +49,7 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit: one line on stderr for what went wrong, and the exit code that says which kind."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # clean up as after Ctrl-C
+    signal.signal(signal.SIGTERM, _interrupt)  # clean up as after Ctrl-C, also where a shell has SIGINT ignored
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     sys.exit(run(sys.argv[1:]))
 
@@ -73,6 +74,10 @@ def run(arguments: list[str]) -> int:
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", None, 1)
     except MemoryError:
         return _fail("out of memory", None, 1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, hint: str | None, code: int) -> int:

@@ -25,6 +25,10 @@ Method = Literal["trellis", "gptq", "rtn"]
 METHODS: tuple[Method, ...] = ("trellis", "gptq", "rtn")
 
 
+TUNED_GROWTH = 50
+"""Tuned tensors may code to a fiftieth more bytes than they had: settling leaves that much room."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SolveOptions:
     """How to get from weights to codes."""
@@ -98,8 +102,12 @@ class Solver:
         planner = SlopePlanner(rounders, widths, self.assemble, stage(self.progress, "round"), memo)
         planner.check_feasible(budget_bytes)
         c, payloads = planner.approach(budget_bytes)
-        tuned = self._tune(payloads, effort.tune_steps) if effort.tune_steps else None
-        data, payloads = planner.settle(budget_bytes, c)
+        tuned = None
+        room = sum(len(raw.raw) for raw in self.raws.values()) // TUNED_GROWTH if effort.tune_steps else 0
+        data, payloads = planner.settle(max(budget_bytes - room, 1), c)
+        if effort.tune_steps:  # codes stay: what is learned makes up for the very errors that they have
+            tuned = self._tune(payloads, effort.tune_steps)
+            data, payloads = planner.refill(budget_bytes, payloads, c)
         found = {p.entry.name: torch.from_numpy(weights(p)) for p in payloads}
         sizes = coded_bytes(payloads)
         points = {

@@ -207,7 +207,7 @@ def _larger_steps(manifest, sections):
         (lambda m, s: _set(m, 10, states=2), "states must be one of 1, 4, 8, 16, 32, got 2"),
         (lambda m, s: _set(m, 10, states=True), "states must be one of"),
         (lambda m, s: _set(m, 10, classes=501), "classes must be -500 to 500"),
-        (lambda m, s: _set(m, 10, tables=-1), "tables must be 0 to 254"),
+        (lambda m, s: _set(m, 10, tables=-1), "tables must be 0 to 127"),
         (lambda m, s: _set(m, 10, tables=1), "plane 0: table set 1 of 1"),
         (lambda m, s: _set(m, 10, bits=4), "beyond ±7, the range of 4 bits"),
         (lambda m, s: _set(m, 10, bits=9), "bits must be one of 2, 3, 4, 5, 6, 7, 8, 16"),

@@ -249,7 +249,8 @@ def _command(*arguments):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_one_line_and_no_files(stop, toy_checkpoint, tmp_path):
     packing = _command("pack", toy_checkpoint, "--budget", "60kB", "-o", tmp_path / "m.qlab", "--calib-tokens", 2_000_000)
-    process = subprocess.Popen(packing, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 (a shell's background jobs ignore it)
+    process = subprocess.Popen(packing, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     assert process.stderr is not None
     for line in process.stderr:  # until it is at work
         if line.startswith("sample calibration text"):
