@@ -2,7 +2,7 @@
 
 A grid's step is c over the square root of what an error costs, so one number c fixes every tensor's level (quant.shape).
 Each pass rounds everything at a c, fits the coder's tables and classes to the codes, and moves c by what the file's length
-says; then tables and classes stay, and c moves in ever smaller steps, which change only few tensors' levels, until the file fits.
+says; then tables and classes stay, and c moves in ever smaller steps, which change few tensors' levels, until the file fits.
 """
 
 import math
