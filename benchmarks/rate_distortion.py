@@ -335,7 +335,7 @@ def main() -> None:
     about: dict[str, Any] = {"machine": machine() | {"numba": version("numba"), "lrzip": shutil.which("lrzip") is not None}}
     with tempfile.TemporaryDirectory() as folder:
         bench = open_bench(arguments, Path(folder))
-        about |= {"checkpoint": bench.checkpoint.name, "calib": arguments.calib, "float": bench.float_score.to_dict()}
+        about |= {"checkpoint": bench.checkpoint.name, "calib": _named(arguments.calib), "float": bench.float_score.to_dict()}
         sections = {
             "rows": ladder(bench, arguments.budgets, arguments.steps, arguments.choose_tokens),
             "curves": curves(bench, arguments.curve_budgets),
@@ -361,6 +361,12 @@ def measure(name: str, rows: Iterator[Row], about: dict[str, Any], out: Path) ->
         print("  ".join(cells(about[name][-1])), file=sys.stderr, flush=True)
     done: list[Row] = about.get(name, [])
     return done
+
+
+def _named(source: str) -> str:
+    """A calibration source without its folder."""
+    kind, colon, path = source.partition(":")
+    return kind + colon + Path(path).name
 
 
 if __name__ == "__main__":
