@@ -14,6 +14,8 @@ from quantlab.errors import QuantlabError, ShapeError, StatisticsError, first_li
 from quantlab.quant.distortion import Use
 
 BATCH_TOKENS = 4096
+PRIOR = 0.1
+"""Sightings that every row of a table is given; a whole one costs 2 % of KL on a small model with 131,072 tokens."""
 
 Progress = Callable[[int, int], None]
 
@@ -77,8 +79,9 @@ def collect(
 
 
 def _lookup(sums: Sums, tokens: int) -> Use:
-    """Each row counts as seen once more than it was: a token that a short sample misses is rare, not worthless."""
-    return Use((sums.H_II / tokens).float().cpu(), ((sums.g_O + 1) / (tokens + len(sums.g_O))).float().cpu())
+    """Each row counts as seen a little more than it was: a token that a short sample misses is rare, not worthless."""
+    frequency_O = (sums.g_O + PRIOR) / (tokens + PRIOR * len(sums.g_O))
+    return Use((sums.H_II / tokens).float().cpu(), frequency_O.float().cpu())
 
 
 def _factors(sums: FisherSums, tokens: int) -> Use:

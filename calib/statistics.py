@@ -26,7 +26,7 @@ class Statistics:
     float32 [I, I], and g the mean squared gradient of the loss at the output, float32 [O]."""
     lookups: dict[str, Use]
     """Embeddings (O is the vocabulary), tied or not: a row is used as often as its token occurs, so g is the token's frequency
-    (each counted once more than seen),
+    (each counted a little more than seen),
     and H the diagonal of mean squared gradients at the output, float32 [I]."""
     fishers: dict[str, Use]
     """The same products with Kronecker factors of the Fisher information: tokens weighted by what they matter on the other

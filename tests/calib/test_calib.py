@@ -66,8 +66,8 @@ def test_statistics_equal_plain_autograd(monkeypatch):
         # float32 forward and backward against the same; only the order of sums differs
         (use,) = stats.uses(name)
         torch.testing.assert_close(use.H_II.double(), (H[name] / 35).detach(), rtol=1e-4, atol=1e-9)
-        # a table's rows count once more than seen
-        wanted = (g[name] + 1) / (35 + len(g[name])) if name == "emb.weight" else g[name] / 35
+        # a table's rows count a little more than seen
+        wanted = (g[name] + 0.1) / (35 + 0.1 * len(g[name])) if name == "emb.weight" else g[name] / 35
         torch.testing.assert_close(use.g_O.double(), wanted.detach(), rtol=1e-4, atol=1e-9)
     assert stats.tokens == 35
 
@@ -133,7 +133,7 @@ def test_a_tied_embedding_is_measured_in_both_roles(toy_state):
     stats = measure(model, {"tok_emb.weight": (400, 64)}, IDS)
     head, table = stats.uses("tok_emb.weight")
     assert head.H_II.trace() == pytest.approx(64, rel=1e-3)  # rms_norm's epsilon
-    assert torch.allclose(table.g_O, (torch.bincount(IDS.flatten(), minlength=400) + 1) / (IDS.numel() + 400))
+    assert torch.allclose(table.g_O, (torch.bincount(IDS.flatten(), minlength=400) + 0.1) / (IDS.numel() + 40))
     assert table.H_II.shape == (64,) and (table.H_II > 0).all()
 
 
