@@ -262,3 +262,12 @@ def test_unpack_writes_what_decoding_gives(packed, tmp_path):
     state, tensors = load_file(tmp_path / "s.safetensors"), decode_artifact(*read_artifact(packed[1]))
     assert state.keys() == tensors.keys()
     assert all(np.array_equal(state[n].numpy(), tensors[n]) and state[n].numpy().dtype == tensors[n].dtype for n in state)
+
+
+@pytest.mark.parametrize(("limit_s", "effort"), [(1e-3, {"states": 1, "tune_steps": 0}), (1e4, {"states": 8, "tune_steps": 2})])
+def test_a_time_limit_decides_the_effort_and_the_report_says_which(toy_checkpoint, tmp_path, limit_s, effort):
+    config = replace(TRELLIS, tune_steps=2, time_limit_s=limit_s)
+    report = pack(load_checkpoint(toy_checkpoint, None), config, tmp_path / "m.qlab", checkpoint=toy_checkpoint)
+    assert report.effort == effort and bool(report.tuned) == bool(effort["tune_steps"])
+    manifest, _ = read_artifact(tmp_path / "m.qlab")
+    assert {t.states for t in manifest.tensors if t.kind == "trellis_grid"} == {effort["states"]}
