@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from quantlab.calib.prediction import Prediction, expected_squares, is_logits
 from quantlab.errors import StatisticsError
 
 S = TypeVar("S")
@@ -35,7 +36,7 @@ class FisherSums:
 
 
 FULL_ROWS = 4096
-"""Matrices with more rows keep only the diagonal of G; so do embeddings, whose rows are tokens that hardly meet."""
+"""Matrices with more rows keep only the diagonal of G; so do embeddings and heads, whose rows are tokens that hardly meet."""
 
 
 class Watcher:
@@ -57,8 +58,10 @@ class Watcher:
         self.lookups: dict[int, Sums] = {}
         self.fishers: dict[int, FisherSums] = {}
         self._embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-        self.batch_tokens = 0
-        """Tokens in the batch that runs; the caller keeps it true."""
+        self.ids_BT = torch.zeros(0, 0, dtype=torch.int64)
+        """The batch that runs; the caller keeps it true."""
+        self.prediction: Prediction | None = None
+        """Of that batch, before its gradients flow."""
         self._last_gram: tuple[Tensor, Tensor] | None = None
 
     def named(self, sums: dict[int, S]) -> dict[str, S]:
@@ -101,18 +104,21 @@ class Watcher:
         sums = self.products.setdefault(id(weight), Sums(zero_II, weight.new_zeros(rows, dtype=torch.float64)))
         if self.plain:
             sums.H_II += self._gram(x)
-        fisher, x_TI = self._fisher_of(weight), x.detach().flatten(0, -2).float()
+        x_TI = x.detach().flatten(0, -2).float()
 
         def on_gradient(gradient: Tensor) -> None:
             g_TO = gradient.flatten(0, -2).float()
-            sums.g_O += g_TO.square().sum(0)
-            _add_fisher(fisher, x_TI, g_TO)
+            of_tokens = is_logits(g_TO, self.prediction)
+            squares_TO = expected_squares(g_TO, self.prediction) if of_tokens and self.prediction else g_TO.square()
+            sums.g_O += squares_TO.sum(0)
+            fisher = self._fisher_of(weight, of_tokens=of_tokens or id(weight) in self._embeddings)
+            _add_fisher(fisher, x_TI, g_TO, squares_TO)
 
         out.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
-    def _fisher_of(self, weight: Tensor) -> FisherSums:
+    def _fisher_of(self, weight: Tensor, *, of_tokens: bool) -> FisherSums:
         rows, columns = weight.shape
-        is_full = rows <= FULL_ROWS and id(weight) not in self._embeddings
+        is_full = rows <= FULL_ROWS and not of_tokens
         G = weight.new_zeros((rows, rows) if is_full else (rows,), dtype=torch.float64)
         return self.fishers.setdefault(id(weight), FisherSums(weight.new_zeros(columns, columns, dtype=torch.float64), G))
 
@@ -122,13 +128,21 @@ class Watcher:
         rows, columns = weight.shape
         zero = Sums(weight.new_zeros(columns, dtype=torch.float64), weight.new_zeros(rows, dtype=torch.float64))
         sums = self.lookups.setdefault(id(weight), zero)
-        # positions are looked up once for the whole batch: each lookup then serves several tokens
-        sums.g_O += torch.bincount(ids.flatten(), minlength=rows) * (self.batch_tokens / ids.numel())
 
         def on_gradient(gradient: Tensor) -> None:
             sums.H_II += gradient.flatten(0, -2).float().square().sum(0)
+            sums.g_O += self._sightings(ids, rows)
 
         out.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+
+    def _sightings(self, ids: Tensor, rows: int) -> Tensor:
+        """How often each row was looked up, [O]; for tokens the mean of that and of what the model expected next, which is
+        half the noise."""
+        # positions are looked up once for the whole batch: each lookup then serves several tokens
+        seen_O = torch.bincount(ids.flatten(), minlength=rows) * (self.ids_BT.numel() / ids.numel())
+        if self.prediction is None or self.prediction.p_TV.shape[1] != rows or not torch.equal(ids, self.ids_BT):
+            return seen_O
+        return (seen_O + self.prediction.p_TV.sum(0)) / 2
 
     def _gram(self, x: Tensor) -> Tensor:
         """Sum over tokens of x xᵀ: float32 within a batch, float64 across batches; shared by layers of the same input."""
@@ -138,11 +152,11 @@ class Watcher:
         return self._last_gram[1]
 
 
-def _add_fisher(sums: FisherSums, x_TI: Tensor, g_TO: Tensor) -> None:
-    """Products float32 within a batch, float64 across batches."""
-    sums.H_II += (x_TI * g_TO.square().sum(1, keepdim=True)).T @ x_TI
-    weighted_TO = g_TO * x_TI.square().sum(1, keepdim=True)
-    sums.G += weighted_TO.T @ g_TO if sums.G.ndim == 2 else (weighted_TO * g_TO).sum(0)
+def _add_fisher(sums: FisherSums, x_TI: Tensor, g_TO: Tensor, squares_TO: Tensor) -> None:
+    """Products float32 within a batch, float64 across batches; `squares_TO` is g² or its expectation over labels."""
+    sums.H_II += (x_TI * squares_TO.sum(1, keepdim=True)).T @ x_TI
+    x2_T1 = x_TI.square().sum(1, keepdim=True)
+    sums.G += (g_TO * x2_T1).T @ g_TO if sums.G.ndim == 2 else (squares_TO * x2_T1).sum(0)
 
 
 _CASTS = (Tensor.to, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.type_as, Tensor.contiguous, Tensor.detach)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantlab.calib.collect import collect
+from quantlab.calib.collect import PRIOR, collect
+from quantlab.calib.prediction import Prediction, expected_squares, is_logits, sample_labels
 from quantlab.calib.sample import sample_sequences
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens
 from quantlab.calib.statistics import read_statistics, write_statistics
@@ -55,25 +56,28 @@ def test_statistics_equal_plain_autograd(monkeypatch):
         x2 = torch.tanh(z2)
         z3 = model.head(x2)
         loss = F.cross_entropy(z3[None], label[None])
-        d0, d1, d2, d3 = (d.double() for d in torch.autograd.grad(loss, [x0, z1, z2, z3]))
+        d0, d1, d2 = (d.double() for d in torch.autograd.grad(loss, [x0, z1, z2]))
         H["mid.weight"] += torch.outer(x0.double(), x0.double()) + torch.outer(x1.double(), x1.double())
         g["mid.weight"] += d1**2 + d2**2
         H["head.weight"] += torch.outer(x2.double(), x2.double())
-        g["head.weight"] += d3**2
+        p3 = z3.detach().double().softmax(-1)
+        g["head.weight"] += p3 * (1 - p3)  # of (p - e_y)², over all labels
         H["emb.weight"] += d0**2
-        g["emb.weight"][token] += 1
+        g["emb.weight"][token] += 0.5  # a token counts half by what it is
+        g["emb.weight"] += 0.5 * p3  # and half by what is expected after it
     for name in SHAPES:
         # float32 forward and backward against the same; only the order of sums differs
         (use,) = stats.uses(name)
         torch.testing.assert_close(use.H_II.double(), (H[name] / 35).detach(), rtol=1e-4, atol=1e-9)
         # a table's rows count a little more than seen
-        wanted = (g[name] + 0.1) / (35 + 0.1 * len(g[name])) if name == "emb.weight" else g[name] / 35
+        wanted = (g[name] + PRIOR) / (35 + PRIOR * len(g[name])) if name == "emb.weight" else g[name] / 35
         torch.testing.assert_close(use.g_O.double(), wanted.detach(), rtol=1e-4, atol=1e-9)
     assert stats.tokens == 35
 
 
 def test_fisher_factors_equal_plain_autograd():
-    """Each token's H counts by its |g|² and its G by its |x|², of all uses; labels drawn the same way."""
+    """Each token's H counts by its |g|² and its G by its |x|², of all uses; labels drawn the same way, but the head's g² are
+    their expectation over labels, each row a little larger than seen."""
     model = TwoTables()
     stats = measure(model, SHAPES, seed=3)
     generator = torch.Generator().manual_seed(3)
@@ -89,16 +93,60 @@ def test_fisher_factors_equal_plain_autograd():
         uses["head.weight"] += [(torch.tanh(z2), d3)]
     for name, pairs in uses.items():
         x, g = (torch.stack(side).detach().double() for side in zip(*pairs, strict=True))
-        lengths = x.square().sum(1) * g.square().sum(1)
-        H = (x * g.square().sum(1, keepdim=True)).T @ x
+        squares = g.square()
+        if name == "head.weight":
+            p = model(IDS).detach().double().softmax(-1).flatten(0, 1)
+            squares = p * (1 - p)
+        lengths = x.square().sum(1) * squares.sum(1)
+        H = (x * squares.sum(1, keepdim=True)).T @ x
         G = (g * x.square().sum(1, keepdim=True)).T @ g
+        if name == "head.weight":
+            seen = (squares * x.square().sum(1, keepdim=True)).sum(0)
+            G = (seen + PRIOR * seen.sum() / 35) / (1 + PRIOR * 10 / 35)
         scale = (lengths.sum() * 35) ** -0.5
         (use,) = stats.fisher_uses(name)
         torch.testing.assert_close(use.H_II.double(), H * scale, rtol=1e-4, atol=1e-8)  # float32 products
         torch.testing.assert_close(use.g_O.double(), G * scale, rtol=1e-4, atol=1e-8)
         mean_square = lengths.sum() / 35  # of the matrix' gradient, a sum over its uses taken as independent
-        assert float(use.H_II.trace() * use.g_O.trace()) == pytest.approx(float(mean_square), rel=1e-4)
+        assert float(use.H_II.trace() * use.diagonal_O.sum()) == pytest.approx(float(mean_square), rel=1e-4)
     assert set(stats.fishers) == set(uses)
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_the_heads_squares_are_the_mean_over_many_labels(capped):
+    """Against 4,000 drawn labels; a softcap before the loss changes each logit alone."""
+    torch.manual_seed(0)
+    z_TV = (2 * torch.randn(3, 8)).requires_grad_()
+    generator, total = torch.Generator().manual_seed(1), torch.zeros(3, 8)
+    for _ in range(4000):
+        prediction, loss = sample_labels(3 * torch.tanh(z_TV / 3) if capped else z_TV, generator)
+        (g_TV,) = torch.autograd.grad(loss, z_TV)
+        assert is_logits(g_TV, prediction)
+        total += g_TV.square()
+    squares_TV = expected_squares(g_TV, prediction)
+    # the mean of 4,000 draws of something between 0 and 1: standard error at most 0.008
+    torch.testing.assert_close(total / 4000, squares_TV, atol=0.03, rtol=0)
+    if not capped:
+        p_TV = z_TV.detach().softmax(-1)
+        torch.testing.assert_close(squares_TV, p_TV * (1 - p_TV), rtol=1e-3, atol=1e-7)  # float32
+
+
+def test_gradients_of_other_outputs_are_not_taken_for_logits():
+    p_TV = torch.full((4, 6), 1 / 6)
+    prediction = Prediction(p_TV, torch.tensor([0, 1, 2, 3]))
+    g_TV = p_TV - torch.eye(6)[:4]
+    assert is_logits(g_TV, prediction) and not is_logits(-g_TV, prediction)
+    assert not is_logits(g_TV[:, :5], prediction) and not is_logits(g_TV, None)
+    g_TV[2, 5] = -1e-3
+    assert not is_logits(g_TV, prediction)
+
+
+def test_certain_and_impossible_tokens_have_finite_squares():
+    z_TV = torch.tensor([[200.0, 0.0, -200.0]], requires_grad=True)
+    prediction, loss = sample_labels(z_TV, torch.Generator().manual_seed(0))
+    (g_TV,) = torch.autograd.grad(loss, z_TV)
+    squares_TV = expected_squares(g_TV, prediction)
+    assert torch.isfinite(squares_TV).all() and float(squares_TV.max()) < 1e-6
 
 
 def test_a_tied_embedding_and_very_tall_matrices_keep_only_the_diagonal_of_g(monkeypatch, toy_state):
@@ -111,7 +159,9 @@ def test_a_tied_embedding_and_very_tall_matrices_keep_only_the_diagonal_of_g(mon
     assert head.g_O.shape == (400,) and table is stats.lookups["tok_emb.weight"]
     tall, square = (stats.fisher_uses(n)[0].g_O for n in ("blocks.0.mlp.fc.weight", "blocks.0.mlp.proj.weight"))
     assert tall.shape == (128,) and square.shape == (64, 64)
-    assert torch.allclose(tall, full.fishers["blocks.0.mlp.fc.weight"].g_O.diagonal(), rtol=1e-4)
+    G_O = full.fishers["blocks.0.mlp.fc.weight"].g_O.diagonal()
+    tokens = IDS.numel()
+    assert torch.allclose(tall, (G_O + PRIOR * G_O.sum() / tokens) / (1 + PRIOR * 128 / tokens), rtol=1e-4)
 
 
 def test_batches_do_not_change_the_sums(monkeypatch, toy_state):
@@ -128,12 +178,14 @@ def test_batches_do_not_change_the_sums(monkeypatch, toy_state):
 
 def test_a_tied_embedding_is_measured_in_both_roles(toy_state):
     """As head its H is that of the final norm's output: unit mean square per channel, so its trace is the width. As a table
-    its rows count by the frequency of their tokens."""
+    its rows count by how often their tokens are seen or expected."""
     model = gpt_from_state_dict(toy_state)
     stats = measure(model, {"tok_emb.weight": (400, 64)}, IDS)
     head, table = stats.uses("tok_emb.weight")
     assert head.H_II.trace() == pytest.approx(64, rel=1e-3)  # rms_norm's epsilon
-    assert torch.allclose(table.g_O, (torch.bincount(IDS.flatten(), minlength=400) + 0.1) / (IDS.numel() + 40))
+    expected = model(IDS).detach().softmax(-1).flatten(0, 1).sum(0)
+    wanted = ((torch.bincount(IDS.flatten(), minlength=400) + expected) / 2 + PRIOR) / (IDS.numel() + PRIOR * 400)
+    assert torch.allclose(table.g_O, wanted, rtol=1e-4)
     assert table.H_II.shape == (64,) and (table.H_II > 0).all()
 
 
