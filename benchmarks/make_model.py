@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantlab.checkpoint.write import write_safetensors
 from quantlab.trainer.from_state_dict import expected_shapes
-from quantlab.trainer.model import GPTConfig
+from quantlab.trainer.model_config import GPTConfig
 
 ROW_SPREAD = 0.25
 COLUMN_SPREAD = 0.2

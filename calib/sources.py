@@ -25,7 +25,7 @@ class CalibrationConfig:
 
     source: str = "self"
     """`self`, `random`, `text:FILE` or `tokens:GLOB`."""
-    tokens: int = 131072
+    tokens: int = 65536
     """Tokens to use; a file that holds fewer gives what it has."""
     seq_len: int = 512
     """Tokens in one sequence."""

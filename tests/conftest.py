@@ -14,7 +14,8 @@ from torch import Tensor
 
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.text.train_tokenizer import train_tokenizer
-from quantlab.trainer.model import GPT, GPTConfig
+from quantlab.trainer.model import GPT
+from quantlab.trainer.model_config import GPTConfig
 
 TOY = GPTConfig(vocab_size=400, num_layers=2, model_dim=64, num_heads=4, num_kv_heads=2, mlp_hidden=128)
 

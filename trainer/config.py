@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from quantlab.errors import ConfigError
-from quantlab.trainer.model import GPTConfig, dataclass_from_dict
+from quantlab.trainer.from_dict import dataclass_from_dict
+from quantlab.trainer.model_config import GPTConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

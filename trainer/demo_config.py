@@ -1,7 +1,7 @@
 """The training run of `quantlab demo`, chosen among small models trained on the standard library's text for equal CPU time."""
 
 from quantlab.trainer.config import TrainConfig
-from quantlab.trainer.model import GPTConfig
+from quantlab.trainer.model_config import GPTConfig
 
 
 def demo_config(seconds: float, *, seed: int = 0) -> TrainConfig:

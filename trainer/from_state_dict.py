@@ -6,13 +6,15 @@ import torch
 from torch import Tensor
 
 from quantlab.errors import CheckpointError, ConfigError
-from quantlab.trainer.model import GPT, GPTConfig
+from quantlab.trainer.model import GPT
+from quantlab.trainer.model_config import SMEAR_WINDOW, GPTConfig
 
 _HINT = "for another architecture pass --model path/to/file.py:factory, a function from state dict to nn.Module"
 
 
 def config_from_state_dict(state: Mapping[str, Tensor]) -> GPTConfig:
-    """The `GPTConfig` that fits these tensors; what leaves no trace in shapes (softcap, RoPE base) has its default.
+    """The `GPTConfig` of the baseline that fits these tensors; what leaves no trace in shapes (softcap, RoPE base) has its
+    default. A model with later options needs its config beside it.
 
     Raises:
         CheckpointError: the first tensor that is missing, unexpected or misshapen, with what was expected.
@@ -77,7 +79,23 @@ def expected_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
         "tok_emb.weight": (config.vocab_size, dim),
     }
     shapes |= {f"blocks.{i}.{name}": shape for i in range(config.num_layers) for name, shape in block.items()}
+    shapes |= _options(config)
     return shapes if config.tie_embeddings else shapes | {"lm_head.weight": (config.vocab_size, dim)}
+
+
+def _options(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    if config.skip_gates:
+        shapes["skip_gates"] = (config.num_skips, config.model_dim)
+    if config.smear_gate:
+        shapes |= {"smear.gate.weight": (1, SMEAR_WINDOW), "smear.scale": (1,)}
+    if config.bigram_buckets:
+        shapes |= {
+            "bigram.embed.weight": (config.bigram_buckets, config.bigram_dim),
+            "bigram.proj.weight": (config.model_dim, config.bigram_dim),
+            "bigram.scale": (),
+        }
+    return shapes
 
 
 def check_state_dict(state: Mapping[str, Tensor], config: GPTConfig) -> None:

@@ -9,7 +9,7 @@ MIN_MATRIX_ELEMENTS = 4096
 """Below this a matrix saves less than its scales and table entry cost."""
 
 _CONTROL = re.compile(
-    r"(^|[._])(norm\d*|ln_?\w*|bias|gains?|gate|mix(es)?|scales?|skips?|skip_weights?|lambdas?)(\.weight|\.bias)?$"
+    r"(^|[._])(norm\d*|ln_?\w*|bias|gains?|gates?|mix(es)?|scales?|skips?|skip_weights?|lambdas?)(\.weight|\.bias)?$"
 )
 """Names of per-channel controls: the challenge keeps these in full precision, and so do we."""
 

@@ -16,7 +16,7 @@ def calibrate(
     model: options.Model = None,
     tokenizer: options.TokenizerFile = None,
     calib: options.Calib = "self",
-    calib_tokens: options.CalibTokens = 131072,
+    calib_tokens: options.CalibTokens = 65536,
     calib_seq_len: options.CalibSeqLen = 512,
     seed: options.Seed = 0,
     force: options.Force = False,

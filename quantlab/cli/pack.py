@@ -16,7 +16,7 @@ def pack(
     model: options.Model = None,
     tokenizer: options.TokenizerFile = None,
     calib: options.Calib = "self",
-    calib_tokens: options.CalibTokens = 131072,
+    calib_tokens: options.CalibTokens = 65536,
     calib_seq_len: options.CalibSeqLen = 512,
     stats: Annotated[
         Path | None, typer.Option("--stats", metavar="S", help="Statistics from quantlab calibrate, instead of --calib.")

@@ -17,7 +17,7 @@ from quantlab.errors import CheckpointError, ConfigError, DataError, first_line
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.from_state_dict import config_from_state_dict, gpt_from_state_dict
 from quantlab.trainer.load_model import build_model, check_model
-from quantlab.trainer.model import GPTConfig
+from quantlab.trainer.model_config import GPTConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from quantlab.pipeline.data import DataConfig, load_data
 from quantlab.pipeline.progress import Progress, silent
 from quantlab.text.shards import write_shard
 from quantlab.trainer.config import TrainConfig
-from quantlab.trainer.model import dataclass_from_dict
+from quantlab.trainer.from_dict import dataclass_from_dict
 from quantlab.trainer.train import StepRecord, TrainResult, train
 
 TOKENIZER_NAME = "tokenizer.model"

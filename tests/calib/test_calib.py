@@ -14,7 +14,8 @@ from quantlab.calib.statistics import read_statistics, write_statistics
 from quantlab.errors import ConfigError, DataError, ShapeError, StatisticsError
 from quantlab.text.shards import write_shard
 from quantlab.trainer.from_state_dict import gpt_from_state_dict
-from quantlab.trainer.model import GPT, GPTConfig
+from quantlab.trainer.model import GPT
+from quantlab.trainer.model_config import GPTConfig
 
 
 class TwoTables(nn.Module):

@@ -7,7 +7,8 @@ import torch
 
 from quantlab.errors import CheckpointError
 from quantlab.trainer.from_state_dict import config_from_state_dict, gpt_from_state_dict
-from quantlab.trainer.model import GPT, GPTConfig
+from quantlab.trainer.model import GPT
+from quantlab.trainer.model_config import GPTConfig
 
 CONFIG = GPTConfig(vocab_size=11, num_layers=3, model_dim=12, num_heads=3, num_kv_heads=1, mlp_hidden=20)
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from quantlab.errors import ConfigError, ShapeError
 from quantlab.trainer.from_state_dict import expected_shapes, gpt_from_state_dict
-from quantlab.trainer.model import GPT, GPTConfig
+from quantlab.trainer.model import GPT
+from quantlab.trainer.model_config import GPTConfig
 
 CONFIG = GPTConfig(vocab_size=37, num_layers=5, model_dim=24, num_heads=6, num_kv_heads=2, mlp_hidden=40)
 

@@ -14,7 +14,8 @@ import quantlab.trainer.train as loop
 from quantlab.errors import DataError, TrainingError
 from quantlab.trainer.config import TrainConfig
 from quantlab.trainer.from_state_dict import expected_shapes, gpt_from_state_dict
-from quantlab.trainer.model import GPT, GPTConfig
+from quantlab.trainer.model import GPT
+from quantlab.trainer.model_config import GPTConfig
 from quantlab.trainer.train import CHECKPOINT_NAME, MODEL_NAME, batch_at, make_optimizers, train
 
 MODEL = GPTConfig(vocab_size=32, num_layers=2, model_dim=16, num_heads=2, num_kv_heads=1, mlp_hidden=32)

@@ -1,0 +1,144 @@
+"""What one GPT is made of: the challenge's baseline by default, each later technique a field that is off until it is set."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from quantlab.errors import ConfigError
+from quantlab.trainer.from_dict import dataclass_from_dict
+
+INITS = ("uniform", "orthogonal", "spectral")
+SMEAR_WINDOW = 12
+"""Channels that a smear gate reads."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GPTConfig:
+    """Shape and constants of one `GPT`; the defaults are the challenge's baseline and never change: files rely on them."""
+
+    vocab_size: int = 1024
+    """Tokens in the vocabulary, at least 2."""
+    num_layers: int = 9
+    """Blocks, at least 1; the first half stores skips that the second half adds in reverse order."""
+    model_dim: int = 512
+    """Width of the residual stream; num_heads divides it into heads of an even width."""
+    num_heads: int = 8
+    """Query heads."""
+    num_kv_heads: int = 4
+    """Key and value heads; must divide num_heads."""
+    mlp_hidden: int = 1024
+    """Width inside the MLP, at least 1."""
+    tie_embeddings: bool = True
+    """The token embedding is also the output matrix; otherwise there is a separate lm_head."""
+    logit_softcap: float = 30.0
+    """Logits are softcap · tanh(z / softcap); positive."""
+    rope_base: float = 10000.0
+    """Longest rotary wavelength / 2π, in tokens; above 1."""
+    qk_gain_init: float = 1.5
+    """First value of every query gain."""
+    tied_embed_init_std: float = 0.005
+    """Standard deviation of a tied embedding at the start (an untied one starts at 1); positive."""
+    rope_dims: int = 0
+    """Channels of each head that turn with the position, even; the others do not. 0: all."""
+    mlp_slope: float = 0.0
+    """The MLP squares a leaky relu of this negative slope; 0 is the baseline's relu²."""
+    xsa_last_n: int = 0
+    """In this many last blocks a head's output loses its component along the token's own value (XSA)."""
+    ln_scale: bool = False
+    """Block i scales what it reads by 1 / sqrt(i + 1)."""
+    skip_gates: bool = False
+    """Skips are mixed in by a learned sigmoid gate per channel instead of added."""
+    parallel_last_n: int = 0
+    """In this many last blocks attention and MLP read the same stream (GPT-J's form)."""
+    num_loops: int = 0
+    """More passes through blocks loop_start to loop_end, which are stored once."""
+    loop_start: int = 0
+    """First block of the loop."""
+    loop_end: int = 0
+    """Last block of the loop."""
+    smear_gate: bool = False
+    """Each embedding gets a learned share of the previous token's, except at the start of a document."""
+    bigram_buckets: int = 0
+    """Rows of a table of hashed pairs (previous token, token) that is added to the embedding; 0: none."""
+    bigram_dim: int = 128
+    """Width of that table."""
+    bos_id: int = 1
+    """Starts a document: what is before it is not its previous token."""
+    init: str = "uniform"
+    """First values of matrices: uniform (torch's own), orthogonal (rows or columns orthonormal), or spectral (orthogonal, with
+    the largest singular value sqrt(outputs / inputs)). Output projections start at 0."""
+
+    def __post_init__(self) -> None:
+        at_least("vocab_size", self.vocab_size, 2)
+        for name in ("num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden", "bigram_dim"):
+            at_least(name, getattr(self, name), 1)
+        if self.model_dim % (2 * self.num_heads):
+            raise ConfigError(f"model_dim must be a multiple of 2 * num_heads = {2 * self.num_heads}, got {self.model_dim}")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"num_kv_heads must divide num_heads = {self.num_heads}, got {self.num_kv_heads}")
+        for name, low in (("logit_softcap", 0.0), ("rope_base", 1.0), ("tied_embed_init_std", 0.0)):
+            if not low < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be above {low:g} and finite, got {getattr(self, name)}")
+        for name in ("qk_gain_init", "mlp_slope"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name} must be finite, got {getattr(self, name)}")
+        self._check_options()
+
+    def _check_options(self) -> None:
+        for name, high in (
+            ("xsa_last_n", self.num_layers),
+            ("parallel_last_n", self.num_layers),
+            ("bos_id", self.vocab_size - 1),
+        ):
+            if not 0 <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} must be 0 to {high}, got {getattr(self, name)}")
+        if self.rope_dims % 2 or not 0 <= self.rope_dims <= self.head_dim:
+            raise ConfigError(f"rope_dims must be even and at most the head's {self.head_dim}, got {self.rope_dims}")
+        if self.num_loops < 0 or not 0 <= self.loop_start <= self.loop_end < self.num_layers:
+            raise ConfigError(
+                f"a loop needs 0 <= loop_start <= loop_end < num_layers = {self.num_layers} and num_loops of 0 or more, got "
+                f"{self.loop_start}, {self.loop_end} and {self.num_loops}"
+            )
+        if self.bigram_buckets == 1 or self.bigram_buckets < 0:
+            raise ConfigError(f"bigram_buckets must be 0, or 2 or more, got {self.bigram_buckets}")
+        if self.smear_gate and self.model_dim < SMEAR_WINDOW:
+            raise ConfigError(f"smear_gate needs a model_dim of {SMEAR_WINDOW} or more, got {self.model_dim}")
+        if self.init not in INITS:
+            raise ConfigError(f"init must be one of {', '.join(INITS)}, got {self.init!r}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.model_dim // self.num_heads
+
+    def order(self, *, looping: bool = True) -> list[int]:
+        """The blocks in the order in which they run; the first half of them (rounded down) stores skips."""
+        blocks = list(range(self.num_layers))
+        loop = blocks[self.loop_start : self.loop_end + 1] * (self.num_loops if looping else 0)
+        return blocks[: self.loop_end + 1] + loop + blocks[self.loop_end + 1 :]
+
+    @property
+    def num_skips(self) -> int:
+        """Passes whose output is added again later, all loops running."""
+        return len(self.order()) // 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values: the baseline's fields, and of the later ones those that are not off."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {n: v for n, v in asdict(self).items() if n in BASELINE or v != defaults[n]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "GPTConfig":
+        """Inverse of `to_dict`; ConfigError for an unknown key or a value of another type."""
+        return dataclass_from_dict(cls, data)
+
+
+BASELINE = tuple(f.name for f in fields(GPTConfig))[:11]
+"""Fields that the challenge's baseline has."""
+
+
+def at_least(name: str, value: int, low: int) -> None:
+    """Raise ConfigError if `value` is below `low`."""
+    if value < low:
+        raise ConfigError(f"{name} must be at least {low}, got {value}")
