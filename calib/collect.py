@@ -13,7 +13,7 @@ from quantlab.calib.watch import FisherSums, Sums, Watcher
 from quantlab.errors import QuantlabError, ShapeError, StatisticsError, first_line
 from quantlab.quant.distortion import Use
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 PRIOR = 0.5
 """Sightings that every row of a table or head is given: a token that the sample misses is rare, not worthless (Krichevsky and
 Trofimov 1981)."""

@@ -47,6 +47,14 @@ class FormatError(QuantlabError):
     """A packed artifact is damaged, truncated, hostile or of an unknown version."""
 
 
+class ExpansionError(FormatError):
+    """A file would decode, or decodes, to more than a file of its size may; `least_bytes` is the smallest size that may."""
+
+    def __init__(self, message: str, *, least_bytes: int) -> None:
+        super().__init__(message)
+        self.least_bytes = least_bytes
+
+
 class BudgetError(QuantlabError):
     """The byte budget cannot be met; `smallest_bytes` is the smallest total that can, when it is known."""
 

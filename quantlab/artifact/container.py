@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantlab.coding.codecs import CODECS, DEFLATE, decode
-from quantlab.errors import FormatError
+from quantlab.errors import ExpansionError, FormatError
 
 MAGIC = b"\x89QLAB\r\n\x1a"
 VERSION = 1
@@ -114,7 +114,9 @@ def _check_manifest_size(packed_bytes: int, text_bytes: int) -> None:
 
 
 def check_expansion(raw_total: int, file_bytes: int) -> None:
-    """Raise FormatError where sections decode to more bytes, or a stream to more codes, than a file of that size justifies."""
+    """Raise ExpansionError where sections decode to more bytes, or a stream to more codes, than such a file justifies."""
     allowed = EXPANSION_FLOOR + EXPANSION * file_bytes
     if raw_total > allowed:
-        raise FormatError(f"sections decode to {raw_total} bytes, a file of {file_bytes} bytes may hold {allowed}")
+        least = -(-(raw_total - EXPANSION_FLOOR) // EXPANSION)
+        message = f"sections decode to {raw_total} bytes, a file of {file_bytes} bytes may hold {allowed}"
+        raise ExpansionError(message, least_bytes=least)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BATCH_TOKENS = 4096
+PASS_TOKENS = 2048  # at a time: two models and their logits take memory
 RATE = 3e-3
 """Of Adam, in root mean squares of each tensor."""
 WARMUP = 5
@@ -87,7 +88,8 @@ def _learn_(
         for group in optimizer.param_groups:
             group["lr"] = rate * group["size"]
         optimizer.zero_grad()
-        _kl(reference, model, ids_NT[rows]).mean().backward()  # type: ignore[no-untyped-call]
+        for part in _passes(ids_NT[rows]):
+            (_kl(reference, model, part).sum() / ids_NT[rows].numel()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if progress:
             progress(step + 1, steps)
@@ -108,6 +110,10 @@ def _kl(reference: nn.Module, model: nn.Module, ids_BT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _divergence(reference: nn.Module, model: nn.Module, ids_NT: Tensor) -> float:
-    """Mean KL over sequences, a few at a time."""
-    step = max(1, BATCH_TOKENS // ids_NT.shape[1])
-    return float(torch.cat([_kl(reference, model, part).double() for part in torch.split(ids_NT, step)]).mean())
+    """Mean KL over sequences."""
+    return float(torch.cat([_kl(reference, model, part).double() for part in _passes(ids_NT)]).mean())
+
+
+def _passes(ids_NT: Tensor) -> tuple[Tensor, ...]:
+    """A few sequences at a time."""
+    return torch.split(ids_NT, max(1, PASS_TOKENS // ids_NT.shape[1]))

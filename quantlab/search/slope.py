@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from quantlab.artifact.encode import TrellisPayload, fit_sets
 from quantlab.coding.tables import TableSet
-from quantlab.errors import BudgetError
+from quantlab.errors import BudgetError, ExpansionError
 from quantlab.search.bracket import Bracket
 from quantlab.search.rounder import Classes, Rounder, narrowest, next_classes
 from quantlab.search.workers import worker_pool
@@ -84,9 +84,15 @@ class SlopePlanner:
 
     def check_feasible(self, budget_bytes: int) -> None:
         """Raise BudgetError, with the smallest reachable size, unless a file of nothing but zeros fits."""
-        size = len(self.assemble([narrowest(r.zeros(), self.widths) for r in self.rounders]))
+        try:
+            size = len(self._zeros())
+        except ExpansionError as error:  # so few bytes for so many weights that no reader would believe them
+            size = error.least_bytes
         if size > budget_bytes:
             raise BudgetError(f"the smallest reachable artifact is {size} bytes", smallest_bytes=size)
+
+    def _zeros(self) -> bytes:
+        return self.assemble([narrowest(r.zeros(), self.widths) for r in self.rounders])
 
     def approach(self, budget_bytes: int) -> tuple[float, list[TrellisPayload]]:
         """Passes over all tensors: a c whose file is about as long as the budget, and the codes of the last pass."""
@@ -133,12 +139,17 @@ class SlopePlanner:
             return self._fill(pool, Candidate(slack, data, tuple(p.entry.level for p in payloads)))
 
     def _nothing(self, budget_bytes: int) -> "Candidate":
-        """The file of nothing but zeros, which fits (check_feasible)."""
-        data = self.assemble([narrowest(r.zeros(), self.widths) for r in self.rounders])
+        """The file of nothing but zeros, which fits (check_feasible); no file at all where readers would not take that one."""
+        try:
+            data = self._zeros()
+        except ExpansionError:
+            data = b""
         return Candidate(budget_bytes - len(data), data, None)
 
     def _fill(self, pool: ThreadPoolExecutor, best: "Candidate") -> tuple[bytes, list[TrellisPayload]]:
         """Make single tensors some levels finer while their bytes fit into the slack."""
+        if not best.data:
+            raise BudgetError(f"no file of at most {best.slack} bytes was found that a reader takes: so few bits a weight")
         if best.levels is None:
             return best.data, [narrowest(r.zeros(), self.widths) for r in self.rounders]
         size, levels = len(best.data) + best.slack, best.levels
@@ -154,7 +165,9 @@ class SlopePlanner:
             data = self.assemble(self._at(pool, trial))
             if len(best.data) < len(data) <= size:
                 best, levels = Candidate(size - len(data), data, trial), trial
-        return best.data, self._at(pool, levels)
+        payloads = self._at(pool, levels)
+        self._rounded = {(n, level): self._rounded[n, level] for n, level in enumerate(levels)}  # the others take memory
+        return best.data, payloads
 
     def _first_guess(self, budget_bytes: int) -> tuple[float, Context]:
         """c by the entropy of Gaussian weights on the grid, and classes of the weights themselves at that c."""

@@ -107,6 +107,17 @@ def test_a_budget_below_reach_names_the_smallest_size_and_that_one_works():
         assert len(solve(budget)[1]) <= budget
 
 
+def test_a_file_of_zeros_that_no_reader_would_take_does_not_stop_the_search(monkeypatch):
+    """A large model's zeros code to less than readers believe for so many weights; real budgets are far above that."""
+    monkeypatch.setattr("quantlab.artifact.container.EXPANSION_FLOOR", 0)
+    weights_in_all = sum(O * I for O, I in SHAPES.values())
+    least = -(-weights_in_all // 64)
+    assert len(solve(18_000)[1]) <= 18_000
+    with pytest.raises(BudgetError) as caught:
+        solve(least - 1)
+    assert least <= caught.value.smallest_bytes <= 2 * least  # sections of raw tensors count too
+
+
 @pytest.mark.parametrize("budget", [10**9])
 def test_a_budget_beyond_reach_gives_a_very_fine_plan(budget, solved):
     planner, data, payloads = solve(budget)
