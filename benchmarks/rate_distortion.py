@@ -38,17 +38,16 @@ from quantlab.budget import parse_bytes
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import write_statistics
 from quantlab.pipeline.calibrate import measure_statistics, reuse_statistics
-from quantlab.pipeline.data import DataConfig
 from quantlab.pipeline.evaluate import evaluate_target, evaluation_tokens
 from quantlab.pipeline.models import Loaded, load_checkpoint, load_tokenizer
 from quantlab.pipeline.pack import PackConfig, pack
 from quantlab.pipeline.train import TOKENIZER_NAME, VAL_NAME, train_to_folder
+from quantlab.pipeline.train_config import read_train_config
 from quantlab.search.rounder import RoundingOptions
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.compare import Z95, compare
-from quantlab.trainer.demo_config import demo_config
 from quantlab.trainer.evaluate import Score
-from quantlab.trainer.train import MODEL_NAME
+from quantlab.trainer.run import MODEL_NAME
 
 PUBLISHED, BEST, GPTQ, DEFAULT = 1, 2, 3, 9
 RECORD = {PUBLISHED: "record pipeline, published k", BEST: "record pipeline, best k by group"}
@@ -270,7 +269,7 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
 def open_bench(arguments: argparse.Namespace, folder: Path) -> Bench:
     """Load, tokenize, calibrate, and score the float model; train the demo model if it is asked for and missing."""
     if arguments.demo and not arguments.checkpoint.exists():
-        train_to_folder(demo_config(60 * arguments.minutes), DataConfig(), arguments.demo)
+        train_to_folder(*read_train_config("demo", changes=[f"max_seconds={60 * arguments.minutes}"]), arguments.demo)
     loaded = load_checkpoint(arguments.checkpoint, None)
     tokenizer = load_tokenizer(arguments.tokenizer, loaded)
     shards = str(arguments.demo / VAL_NAME) if arguments.demo else None

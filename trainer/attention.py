@@ -3,16 +3,33 @@
 Letters: B batch, T tokens, D model_dim, H query heads, K key/value heads, E head_dim.
 """
 
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from quantlab.trainer.cache import KVCache
 from quantlab.trainer.linear import Linear
 from quantlab.trainer.model_config import GPTConfig
 
-Mask = Tensor | None
-"""Where queries may look, bool [B, 1, T, T]; None: at all tokens up to their own."""
+Mask = Tensor | BlockMask | None
+"""Where queries may look, bool [B, 1, T, T] or flex attention's blocks of it; None: at all tokens up to their own."""
+
+
+def _find_flash_attention_3() -> Callable[..., Any] | None:
+    """Of the package flash_attn_interface, made for Hopper GPUs; None without it."""
+    if importlib.util.find_spec("flash_attn_interface") is None:
+        return None
+    found: Callable[..., Any] = importlib.import_module("flash_attn_interface").flash_attn_func
+    return found
+
+
+_flash_attention_3 = _find_flash_attention_3()
 
 
 class Attention(nn.Module):
@@ -22,8 +39,7 @@ class Attention(nn.Module):
         """`is_exclusive`: XSA, see `without_own_value`."""
         super().__init__()
         dim, kv_dim = config.model_dim, config.num_kv_heads * config.head_dim
-        self.head_dim, self.is_grouped = config.head_dim, config.num_kv_heads != config.num_heads
-        self.is_exclusive = is_exclusive
+        self.head_dim, self.is_exclusive = config.head_dim, is_exclusive
         self.c_q = Linear(dim, dim)
         self.c_k = Linear(dim, kv_dim)
         self.c_v = Linear(dim, kv_dim)
@@ -43,7 +59,7 @@ class Attention(nn.Module):
             k, v = cache.append_(layer, k, v)
         if past:
             mask = _shifted_causal_mask(q.shape[2], past, q.device)
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=self.is_grouped)
+        y = attend(q, k, v, mask)
         if self.is_exclusive:
             y = without_own_value(y, own_v)
         out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
@@ -51,6 +67,21 @@ class Attention(nn.Module):
 
     def _heads(self, y: Tensor) -> Tensor:
         return y.view(*y.shape[:2], -1, self.head_dim).transpose(1, 2)  # [B, heads, T, E]
+
+
+def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Mask) -> Tensor:
+    """Softmax attention [B, H, T, E]: FlashAttention 3 where it is installed and fits, flex attention for blocks, else SDPA,
+    which takes FlashAttention 2 on a GPU in half precision."""
+    grouped = q_BHTE.shape[1] != k_BKSE.shape[1]
+    if isinstance(mask, BlockMask):
+        out: Tensor = flex_attention(q_BHTE, k_BKSE, v_BKSE, block_mask=mask, enable_gqa=grouped)  # type: ignore[assignment]
+        return out
+    if mask is None and _flash_attention_3 is not None and q_BHTE.is_cuda and q_BHTE.dtype in (torch.bfloat16, torch.float16):
+        q, k, v = (x.transpose(1, 2) for x in (q_BHTE, k_BKSE, v_BKSE))
+        y = _flash_attention_3(q, k, v, causal=True)
+        flash: Tensor = y[0] if isinstance(y, tuple) else y  # some versions also give the log-sum-exp
+        return flash.transpose(1, 2)
+    return F.scaled_dot_product_attention(q_BHTE, k_BKSE, v_BKSE, mask, is_causal=mask is None, enable_gqa=grouped)
 
 
 def without_own_value(y_BHTE: Tensor, v_BKTE: Tensor) -> Tensor:
@@ -86,9 +117,17 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((a * cos + b * sin, b * cos - a * sin, x[..., 2 * half :]), dim=-1)
 
 
-def document_mask(ids_BT: Tensor, bos_id: int) -> Tensor:
-    """True where a token may look at another: not later, and of the same document; bool [B, 1, T, T]."""
+def document_mask(ids_BT: Tensor, bos_id: int, *, blocks: bool) -> Tensor | BlockMask:
+    """True where a token may look at another: not later, and of the same document. `blocks`: for flex attention, which skips
+    what is masked, instead of bool [B, 1, T, T]."""
     document_BT = (ids_BT == bos_id).cumsum(1)
+    if blocks:
+
+        def may_look(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (q >= k) & (document_BT[b, q] == document_BT[b, k])
+
+        batch, length = ids_BT.shape
+        return create_block_mask(may_look, batch, None, length, length, device=str(ids_BT.device))
     same = document_BT[:, None, :, None] == document_BT[:, None, None, :]
     return same.tril()
 

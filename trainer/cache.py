@@ -31,7 +31,8 @@ class KVCache:
         return self.keys[layer, :, :, :end].to(k_BKTE.dtype), self.values[layer, :, :, :end].to(v_BKTE.dtype)
 
     def with_previous(self, ids_BT: Tensor) -> Tensor:
-        """`ids_BT` and the id before them, [B, T + 1], or just `ids_BT` where nothing was read yet."""
+        """`ids_BT` and the two ids before them (a smear reads the previous embedding, whose bigram reads the one before), or
+        as many as there are."""
         new_end = self.position + ids_BT.shape[1]
         self.ids[:, self.position : new_end] = ids_BT
-        return self.ids[:, max(0, self.position - 1) : new_end]
+        return self.ids[:, max(0, self.position - 2) : new_end]

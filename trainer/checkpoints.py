@@ -1,6 +1,6 @@
 """Training checkpoints: one safetensors file of weights and optimizer state; no pickle, never half written.
 
-Tensors are named `model.<parameter>` and `optimizer.<parameter>.<state>`; the header's metadata holds
+Tensors are named `model.<parameter>`, `optimizer.<parameter>.<state>` and `extra.<name>`; the header's metadata holds
 `TrainState` as JSON under "quantlab_train".
 """
 
@@ -34,21 +34,27 @@ class TrainState:
     """Fingerprint of the training tokens."""
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizers: Sequence[Optimizer], state: TrainState) -> None:
-    """Replace `path` by the current weights and optimizer state.
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizers: Sequence[Optimizer], state: TrainState, extra: Mapping[str, Tensor] | None = None
+) -> None:
+    """Replace `path` by the current weights, optimizer state and what else the run needs.
 
     Raises:
         TrainingError: a weight is not finite; the file at `path` stays as it was.
     """
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
     _check_finite(tensors, state.step)
+    tensors |= {f"extra.{name}": t for name, t in (extra or {}).items()}
     for (name, key), t in _optimizer_tensors(model, optimizers).items():
         tensors[f"optimizer.{name}.{key}"] = t
     write_safetensors(path, tensors, {_KEY: json.dumps(asdict(state), sort_keys=True)})
 
 
-def load_checkpoint_(path: Path, model: nn.Module, optimizers: Sequence[Optimizer], expected: TrainState) -> TrainState:
-    """Fill model and optimizers from `path` and return where that run was; `expected` says which run this has to be.
+def load_checkpoint_(
+    path: Path, model: nn.Module, optimizers: Sequence[Optimizer], expected: TrainState
+) -> tuple[TrainState, dict[str, Tensor]]:
+    """Fill model and optimizers from `path` and return where that run was and its extra tensors; `expected` says which run
+    this has to be.
 
     Raises:
         TrainingError: the file is damaged, or is of a run with other tokens or another
@@ -66,7 +72,7 @@ def load_checkpoint_(path: Path, model: nn.Module, optimizers: Sequence[Optimize
     except RuntimeError as error:
         raise TrainingError(f"training checkpoint {path} does not fit its own config") from error
     _fill_optimizers_(model, optimizers, _under(tensors, "optimizer."))
-    return state
+    return state, _under(tensors, "extra.")
 
 
 def _check_finite(tensors: Mapping[str, Tensor], step: int) -> None:

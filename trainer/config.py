@@ -7,7 +7,10 @@ from typing import Any
 
 from quantlab.errors import ConfigError
 from quantlab.trainer.from_dict import dataclass_from_dict
+from quantlab.trainer.loader import ORDERS
 from quantlab.trainer.model_config import GPTConfig
+
+AVERAGES = ("none", "ema", "swa")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +53,41 @@ class TrainConfig:
     """Adam's decay of the mean squared gradient, below 1."""
     adam_eps: float = 1e-8
     """Adam's epsilon, positive."""
+    muon_normalize_rows: bool = False
+    """Bring the rows of Muon's directions to one length before they are orthogonalized (MuonEq-R)."""
     weight_decay: float = 0.0
     """Decoupled decay of the matrices in blocks: each step takes lr · weight_decay of them."""
+    embed_weight_decay: float = 0.0
+    """The same for the token embedding and the bigram table."""
+    scalar_weight_decay: float = 0.0
+    """The same for gains, scales, mixes and skip weights."""
+    grad_clip: float = 0.0
+    """Longest gradient, all parameters together; 0: as it is."""
+    warmdown_steps: int = 0
+    """If above 0, what the warmdown lasts instead of warmdown_frac; with a time limit in steps of the mean time so far."""
+    min_lr: float = 0.0
+    """Lowest factor on the learning rates during the warmdown, 0 to 1."""
+    loop_from: float = 0.0
+    """Share of the run after which the model's loops run, 0 to 1; before, each block runs once."""
+    average: str = "none"
+    """What is saved: the last weights (none), their exponential moving average (ema), or the mean over the end (swa)."""
+    ema_decay: float = 0.997
+    """Of the moving average, a step; below 1."""
+    swa_from: float = 0.8
+    """Share of the run after which weights enter the mean, 0 to 1."""
+    order: str = "random"
+    """How training sequences follow each other: random (offsets drawn anew each time), sequential, shuffled (each once an
+    epoch, in an order of its own), or stride (each once an epoch, neighbours far apart)."""
+    quant_from: float = 1.0
+    """Share of the run after which the forward pass sees matrices on the packer's grid, 0 to 1; 1: never."""
+    quant_bits: float = 4.0
+    """Entropy of that grid's codes, bits a weight; positive."""
+    by_document: bool = False
+    """Tokens see their own document alone; without it attention crosses from one to the next."""
+    compile: bool = True
+    """On a GPU: torch.compile, with warm-up steps whose effect is undone and whose time is not counted."""
+    val_every: int = 0
+    """Steps between two validations; 0: only at the end, where there is validation text."""
     seed: int = 1337
     """Draws the first weights and the batches."""
     log_every: int = 10
@@ -63,7 +99,7 @@ class TrainConfig:
         for name in ("seq_len", "batch_tokens", "micro_batch_tokens", "steps", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup_steps", "muon_momentum_warmup_steps", "seed"):
+        for name in ("warmup_steps", "muon_momentum_warmup_steps", "seed", "val_every", "warmdown_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in (
@@ -73,15 +109,24 @@ class TrainConfig:
             "scalar_lr",
             "head_lr",
             "weight_decay",
+            "embed_weight_decay",
+            "scalar_weight_decay",
+            "grad_clip",
             "checkpoint_every_seconds",
         ):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        for name in ("muon_momentum", "muon_momentum_start", "beta1", "beta2"):
+        for name in ("muon_momentum", "muon_momentum_start", "beta1", "beta2", "ema_decay"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        if not 0.0 <= self.warmdown_frac <= 1.0:
-            raise ConfigError(f"warmdown_frac must be 0 to 1, got {self.warmdown_frac}")
+        for name in ("warmdown_frac", "min_lr", "loop_from", "swa_from", "quant_from"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name} must be 0 to 1, got {getattr(self, name)}")
+        for name, allowed in (("average", AVERAGES), ("order", ORDERS)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if not 0.0 < self.quant_bits < 16.0:
+            raise ConfigError(f"quant_bits must be above 0 and below 16, got {self.quant_bits}")
         if not 0.0 < self.adam_eps < math.inf:
             raise ConfigError(f"adam_eps must be positive and finite, got {self.adam_eps}")
         self._check_multiple("micro_batch_tokens", "seq_len")

@@ -7,6 +7,8 @@ block's input with the embedding, a logit softcap. `GPTConfig` says which of the
 Letters: B batch, T tokens, D model_dim, K key/value heads, E head_dim, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,6 +69,8 @@ class GPT(nn.Module):
 
     looping: bool
     """Whether the loops of the config run; training may start without them."""
+    table_seen_as: Callable[[Tensor], Tensor] | None = None
+    """If set, the forward pass uses table_seen_as(embedding), see `Linear.seen_as`."""
 
     def __init__(self, config: GPTConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -97,7 +101,7 @@ class GPT(nn.Module):
         _check_ids(ids, cache)
         past = 0 if cache is None else cache.position
         rope = rope_table(past, ids.shape[1], self.config, ids.device)
-        mask = document_mask(ids, self.config.bos_id) if by_document else None
+        mask = document_mask(ids, self.config.bos_id, blocks=ids.is_cuda) if by_document else None
         x = x0 = self._embed(ids, cache)
         order = self.config.order(looping=self.looping)
         skips: list[Tensor] = []
@@ -115,7 +119,7 @@ class GPT(nn.Module):
         count = ids.shape[1]
         if cache is not None:
             ids = cache.with_previous(ids)
-        x: Tensor = self.tok_emb(ids)
+        x: Tensor = self.tok_emb(ids) if self.table_seen_as is None else F.embedding(ids, self._table())
         is_first = without_previous(ids, self.config.bos_id)
         if self.bigram is not None:
             x = x + self.bigram(ids, is_first)
@@ -125,6 +129,10 @@ class GPT(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return rms_norm(x)[:, -count:]
 
+    def _table(self) -> Tensor:
+        table: Tensor = self.tok_emb.weight
+        return table if self.table_seen_as is None else self.table_seen_as(table)
+
     def _mix_in(self, skip: Tensor, x: Tensor, at: int) -> Tensor:
         scaled = self.skip_weights[at].to(x.dtype) * skip
         if self.skip_gates is None:
@@ -132,7 +140,7 @@ class GPT(nn.Module):
         return torch.lerp(scaled, x, torch.sigmoid(self.skip_gates[at]).to(x.dtype).expand_as(x))
 
     def _head(self, x: Tensor) -> Tensor:
-        logits: Tensor = F.linear(x, self.tok_emb.weight.to(x.dtype)) if self.lm_head is None else self.lm_head(x)
+        logits: Tensor = F.linear(x, self._table().to(x.dtype)) if self.lm_head is None else self.lm_head(x)
         softcap = self.config.logit_softcap
         return softcap * torch.tanh(logits.float() / softcap)
 

@@ -1,15 +1,23 @@
-"""Muon, for the blocks' matrices: momentum made nearly orthogonal (kellerjordan.github.io/posts/muon)."""
+"""Muon, for the blocks' matrices: momentum made nearly orthogonal (kellerjordan.github.io/posts/muon).
+
+Over several processes each owns a share of the matrices of a shape: it gets their summed gradients, keeps their momentum, and
+sends its directions to the others. While one shape travels, another is computed.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from quantlab.trainer.world import Finish, World
+
 # Quintic a·x + b·x³ + c·x⁵ with the steepest start that still keeps large singular values near 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
+_TINY = 1e-7
 
 
 def orthogonalize(g: Tensor, *, steps: int = 5) -> Tensor:
@@ -24,7 +32,7 @@ def orthogonalize(g: Tensor, *, steps: int = 5) -> Tensor:
         Same shape; bfloat16 on CUDA, float32 elsewhere (a CPU without bfloat16 units is 20 times slower with it).
     """
     x = g.to(torch.bfloat16 if g.is_cuda else torch.float32)
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + _TINY)
     is_tall = x.shape[-2] > x.shape[-1]
     if is_tall:  # the products below cost rows²
         x = x.mT
@@ -33,6 +41,16 @@ def orthogonalize(g: Tensor, *, steps: int = 5) -> Tensor:
         x = _A * x + (_B * gram + _C * gram @ gram) @ x
     result: Tensor = x.mT if is_tall else x
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Matrices of one shape whose gradients are on their way."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    gradients: Finish
+    """Gives the sums over processes, [this process' share, O, I]; zeros behind the last matrix."""
 
 
 class Muon(Optimizer):
@@ -49,45 +67,100 @@ class Muon(Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         newton_schulz_steps: int = 5,
+        normalize_rows: bool = False,
+        world: World | None = None,
     ) -> None:
+        """`normalize_rows`: each row of a direction is brought to length 1 before it is orthogonalized (MuonEq-R)."""
         defaults = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
             "newton_schulz_steps": newton_schulz_steps,
+            "normalize_rows": normalize_rows,
         }
+        self.world = world or World()
+        self._shared: list[list[Tensor]] = []  # matrices by shape, as the last step shared them out
         super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every matrix that has a gradient; gradients are left untouched."""
+        """Update every matrix that has a gradient; with several processes the gradients are summed over them first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape[p.shape].append(p)
-            for params in by_shape.values():
-                self._update_(params, group)
+        self.finish(self.begin())
         return loss
 
-    def _update_(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        """Update matrices of one shape [O, I]."""
-        directions = torch.stack([self._nesterov(p, group["momentum"]) for p in params])
-        rows, columns = params[0].shape
-        scale = max(1.0, rows / columns) ** 0.5
-        for p, u in zip(params, orthogonalize(directions, steps=group["newton_schulz_steps"]), strict=True):
-            p.mul_(1.0 - group["lr"] * group["weight_decay"])
-            p.add_(u.to(p.dtype), alpha=-group["lr"] * scale)
+    @torch.no_grad()
+    def begin(self) -> list[Job]:
+        """Send the gradients off; `finish` updates the matrices."""
+        jobs = [(group, params) for group in self.param_groups for params in _by_shape(group["params"])]
+        self._shared = [params for _, params in jobs]
+        return [Job(group, params, self.world.sum_slices(self._gradients(params))) for group, params in jobs]
 
-    def _nesterov(self, p: Tensor, momentum: float) -> Tensor:
-        assert p.grad is not None
+    @torch.no_grad()
+    def finish(self, jobs: list[Job], scale: float | Tensor = 1.0) -> None:
+        """Update the matrices by their gradients, each taken `scale` times."""
+        directions = [self._directions(job, scale) for job in jobs]
+        for job, finish in zip(jobs, directions, strict=True):
+            _apply_(job.group, job.params, finish())
+
+    def gather_state(self) -> None:
+        """Bring every matrix' momentum to every process, before a checkpoint; without it each has that of its own."""
+        for params in self._shared if self.world.size > 1 else []:
+            own = [self.state[p]["momentum_buffer"] for p in self._mine(params)]
+            own += [torch.zeros_like(params[0])] * (self._share(params) - len(own))
+            for p, buffer in zip(params, self.world.join_slices(torch.stack(own))(), strict=False):
+                self.state[p]["momentum_buffer"] = buffer.clone()
+
+    def _share(self, params: list[Tensor]) -> int:
+        """Matrices of one shape that a process owns, the last ones perhaps fewer."""
+        return -(-len(params) // self.world.size)
+
+    def _mine(self, params: list[Tensor]) -> list[Tensor]:
+        share = self._share(params)
+        return params[self.world.rank * share : (self.world.rank + 1) * share]
+
+    def _gradients(self, params: list[Tensor]) -> Tensor:
+        """[processes * share, O, I], zeros behind the last."""
+        zero = torch.zeros_like(params[0])
+        missing = self._share(params) * self.world.size - len(params)
+        return torch.stack([p.grad for p in params if p.grad is not None] + [zero] * missing)
+
+    def _directions(self, job: Job, scale: float | Tensor) -> Finish:
+        """Of this process' matrices, on the way to all."""
+        u = summed = job.gradients() * scale
+        if mine := self._mine(job.params):
+            u = torch.stack([self._nesterov(p, g, job.group["momentum"]) for p, g in zip(mine, summed, strict=False)])
+        if job.group["normalize_rows"]:
+            u = u / u.norm(dim=-1, keepdim=True).clamp_min(_TINY)
+        u = orthogonalize(u, steps=job.group["newton_schulz_steps"])
+        if len(u) < len(summed):
+            u = torch.cat((u, u.new_zeros(len(summed) - len(u), *u.shape[1:])))
+        return self.world.join_slices(u)
+
+    def _nesterov(self, p: Tensor, gradient: Tensor, momentum: float) -> Tensor:
         state = self.state[p]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
         buffer: Tensor = state["momentum_buffer"]
-        buffer.mul_(momentum).add_(p.grad)
-        return p.grad.add(buffer, alpha=momentum)
+        buffer.mul_(momentum).add_(gradient)
+        return gradient.add(buffer, alpha=momentum)
+
+
+def _by_shape(params: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Matrices with a gradient, those of one shape together, the most weights first."""
+    found: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    for p in params:
+        if p.grad is not None:
+            found[p.shape].append(p)
+    return sorted(found.values(), key=lambda group: -group[0].numel() * len(group))
+
+
+def _apply_(group: dict[str, Any], params: list[Tensor], directions: Tensor) -> None:
+    rows, columns = params[0].shape
+    scale = max(1.0, rows / columns) ** 0.5
+    for p, u in zip(params, directions, strict=False):
+        p.mul_(1.0 - group["lr"] * group["weight_decay"])
+        p.add_(u.to(p.dtype), alpha=-group["lr"] * scale)

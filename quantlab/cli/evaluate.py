@@ -1,7 +1,7 @@
 """quantlab eval"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,45 +20,92 @@ def evaluate(
         Path | None,
         typer.Option("--against", metavar="CKPT", help="Also compare with this model: KL, flips, paired loss difference."),
     ] = None,
-    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens of context; sequences do not overlap.")] = 1024,
+    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens of context at most.")] = 1024,
+    mode: Annotated[
+        str,
+        typer.Option(
+            "--mode",
+            help="chunked: sequences that do not overlap, as the challenge's baseline. sliding: windows a stride apart, every "
+            "token but the first. document: sliding within each document alone, every token but BOS.",
+        ),
+    ] = "chunked",
+    stride: Annotated[
+        int | None, typer.Option("--stride", metavar="N", help="Of sliding and document, 1 to seq-len.  [default: 64]")
+    ] = None,
     model: options.Model = None,
     as_json: options.Json = False,
 ) -> None:
-    """Score a model in bits per byte, the way the challenge counts them.
+    """Score a model in bits per byte, the way the challenge counts them; on several GPUs under torchrun.
 
     Without --tokenizer the file tokenizer.model beside TARGET is used; a line on stderr says so.
 
     Example: quantlab eval model.qlab --tokens 'fineweb_val_*.bin' --tokenizer fineweb_1024_bpe.model
+
+    Example: torchrun --standalone --nproc_per_node=8 -m quantlab eval model.qlab --mode sliding --text val.txt
     """
     from quantlab.errors import ConfigError
     from quantlab.pipeline.evaluate import compare_targets, evaluate_target, evaluation_tokens
     from quantlab.pipeline.models import load_target, load_tokenizer
+    from quantlab.trainer.windows import as_mode, stride_of
+    from quantlab.trainer.world import close_world, open_world
 
     if (text is None) == (tokens is None):
         raise ConfigError("eval needs exactly one of --text and --tokens")
-    loaded = load_target(target, model)
-    if tokenizer is None:
-        tokenizer = target.parent / "tokenizer.model"
-        if not tokenizer.is_file():
-            raise ConfigError(f"no tokenizer: --tokenizer was not given and {tokenizer} does not exist")
-        note(f"tokenizer {tokenizer}")
-    known = load_tokenizer(tokenizer, loaded)
-    ids = evaluation_tokens(text, tokens, known)
-    with ProgressDisplay() as progress:
-        score = evaluate_target(loaded, ids, known, seq_len=seq_len, progress=progress)
-        compared = None
-        if against is not None:
-            compared = compare_targets(load_target(against, model), loaded, ids, seq_len=seq_len, progress=progress)
-    if as_json:
-        print_json(score.to_dict() | ({"against": compared.to_dict()} if compared else {}))
-    else:
-        print(
-            f"val_bpb {score.val_bpb:.6f}  val_loss {score.val_loss:.6f}  tokens {score.tokens:,}  bytes {score.bytes:,}  "
-            f"({score.bytes / score.tokens:.4f} bytes per token, sequences of {score.seq_len})"
-        )
-        if compared:
-            print(
-                f"against {against}: KL {compared.kl_mean:.6f} nats (99 % of tokens below {compared.kl_q99:.4f}), "
-                f"top token differs at {100 * compared.top1_flips:.2f} %, loss {compared.loss_difference:+.6f} nats "
-                f"(95 %: {compared.loss_difference_low:+.6f} to {compared.loss_difference_high:+.6f})"
+    windows = as_mode(mode)
+    stride_of(windows, seq_len, stride)  # before anything is loaded
+    world = open_world()
+    try:
+        loaded = load_target(target, model)
+        known = load_tokenizer(tokenizer or tokenizer_beside(target, say=world.is_main), loaded)
+        ids = evaluation_tokens(text, tokens, known)
+        with ProgressDisplay() as progress:
+            score = evaluate_target(
+                loaded, ids, known, seq_len=seq_len, mode=windows, stride=stride, world=world, progress=progress
             )
+            compared = None
+            if against is not None and world.is_main:
+                reference = load_target(against, model)
+                compared = compare_targets(reference, loaded, ids, seq_len=seq_len, progress=progress).to_dict()
+    finally:
+        close_world(world)
+    if not world.is_main:
+        return
+    if as_json:
+        print_json(score.to_dict() | ({"against": compared} if compared else {}))
+        return
+    _print_score(score.to_dict())
+    if compared:
+        _print_comparison(against, compared)
+
+
+def tokenizer_beside(target: Path, *, say: bool = True) -> Path:
+    """The file tokenizer.model in the target's folder. ConfigError if there is none."""
+    from quantlab.errors import ConfigError
+
+    path = target.parent / "tokenizer.model"
+    if not path.is_file():
+        raise ConfigError(f"no tokenizer: --tokenizer was not given and {path} does not exist")
+    if say:
+        note(f"tokenizer {path}")
+    return path
+
+
+def _print_score(score: dict[str, Any]) -> None:
+    stride = "" if score["mode"] == "chunked" else f", stride {score['stride']}"
+    print(
+        f"val_bpb {score['val_bpb']:.6f}  val_loss {score['val_loss']:.6f}  tokens {score['tokens']:,}  "
+        f"bytes {score['bytes']:,}  documents {score['documents']:,}  ({score['bytes'] / score['tokens']:.4f} bytes per token, "
+        f"{score['mode']}, sequences of {score['seq_len']}{stride})"
+    )
+    if score["bytes_match"]:
+        print(f"tokens and bytes are those of the public validation split {score['split']}")
+    elif score["split"]:
+        note(f"warning: as many tokens as the public validation split {score['split']}, but not its bytes: do not compare this")
+
+
+def _print_comparison(against: Path | None, compared: dict[str, Any]) -> None:
+    print(
+        f"against {against}: KL {compared['kl_mean']:.6f} nats (99 % of tokens below {compared['kl_q99']:.4f}), "
+        f"top token differs at {100 * compared['top1_flips']:.2f} %, loss {compared['loss_difference']:+.6f} nats "
+        f"(95 %: {compared['loss_difference_low']:+.6f} to {compared['loss_difference_high']:+.6f})"
+    )

@@ -8,7 +8,7 @@ from types import FrameType
 import typer
 
 from quantlab import __version__
-from quantlab.cli import calibrate, demo, doctor, evaluate, inspect, pack, train, unpack
+from quantlab.cli import calibrate, data, demo, doctor, evaluate, inspect, pack, probe, train, unpack
 from quantlab.errors import QuantlabError
 
 app = typer.Typer(
@@ -25,9 +25,11 @@ app.command("pack")(pack.pack)
 app.command("unpack")(unpack.unpack)
 app.command("inspect")(inspect.inspect)
 app.command("eval")(evaluate.evaluate)
+app.command("probe")(probe.probe)
 app.command("calibrate")(calibrate.calibrate)
 app.command("train")(train.train)
 app.command("doctor")(doctor.doctor)
+app.add_typer(data.app, name="data")
 
 # typer's usage errors: the base class is found through one that typer exports, because some versions bring their own click
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

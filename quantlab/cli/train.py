@@ -1,5 +1,6 @@
 """quantlab train"""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,26 +11,45 @@ from quantlab.cli.display import ProgressDisplay, print_json
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="C.toml", help="Keys of TrainConfig, tables [model] and [data].")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the model, tokenizer and checkpoint.")],
+    config: Annotated[str, typer.Argument(metavar="C.toml", help="Keys of TrainConfig, tables [model], [data]; or a preset.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the model, tokenizer, logs and checkpoint.")],
+    changes: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one key; repeatable.")] = [],  # noqa: B006
+    from_env: Annotated[bool, typer.Option("--from-env", help="Read the variables of the challenge's train_gpt.py.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in DIR.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard scalars.")] = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Train the challenge's baseline architecture on a CPU or one GPU.
+    """Train the challenge's architectures on a CPU, one GPU, or several under torchrun.
 
-    Example: quantlab train trainer/presets/laptop.toml --out runs/laptop
+    Presets: baseline, h1394, laptop, demo.
+
+    Example: quantlab train laptop --out runs/laptop --set max_seconds=300
+
+    Example: torchrun --standalone --nproc_per_node=8 -m quantlab train baseline --out runs/baseline
     """
     from quantlab.files import refuse_existing
-    from quantlab.pipeline.train import read_train_file, train_to_folder
-    from quantlab.trainer.train import CHECKPOINT_NAME, MODEL_NAME
+    from quantlab.pipeline.train import train_to_folder
+    from quantlab.pipeline.train_config import ignored_variables, read_train_config
+    from quantlab.trainer.run import CHECKPOINT_NAME, MODEL_NAME
 
-    train_config, data = read_train_file(config)
-    if not resume:
+    environment = dict(os.environ) if from_env else None
+    configs = read_train_config(config, changes=changes, environment=environment)
+    is_main = os.environ.get("RANK", "0") == "0"
+    if is_main and environment is not None and (ignored := ignored_variables(environment, configs)):
+        typer.echo(f"without effect here: {', '.join(ignored)}", err=True)
+    if is_main and not resume:
         refuse_existing([out / MODEL_NAME, out / CHECKPOINT_NAME] if out.exists() else [], force=force)
     with ProgressDisplay() as progress:
-        result = train_to_folder(train_config, data, out, resume=resume, progress=progress)
-    summary = {"model": str(result.model_path), "steps": result.steps, "seconds": round(result.elapsed_seconds, 1)}
+        result = train_to_folder(*configs, out, resume=resume, tensorboard=tensorboard, progress=progress)
+    if not is_main:
+        return
+    summary = {
+        "model": str(result.model_path),
+        "steps": result.steps,
+        "seconds": round(result.elapsed_seconds, 1),
+        "timeline": result.timeline.to_dict(),
+    }
     if as_json:
         print_json(summary)
     else:

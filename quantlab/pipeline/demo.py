@@ -10,14 +10,13 @@ from quantlab.calib.sources import CalibrationConfig
 from quantlab.errors import ConfigError
 from quantlab.files import write_whole
 from quantlab.fresh_process import run_module
-from quantlab.pipeline.data import DataConfig
 from quantlab.pipeline.models import load_checkpoint, load_tokenizer
 from quantlab.pipeline.pack import PackConfig, pack
 from quantlab.pipeline.progress import Progress, silent
 from quantlab.pipeline.train import TOKENIZER_NAME, VAL_NAME, train_to_folder
+from quantlab.pipeline.train_config import read_train_config
 from quantlab.report.packing import PackReport
-from quantlab.trainer.demo_config import demo_config
-from quantlab.trainer.train import CHECKPOINT_NAME, MODEL_NAME
+from quantlab.trainer.run import CHECKPOINT_NAME, MODEL_NAME
 
 TRAIN_SHARE = 0.55
 """Of the minutes; the rest goes to the tokenizer, calibration, the search and two evaluations."""
@@ -41,8 +40,8 @@ def demo(out: Path, *, minutes: float, budget_bytes: int, progress: Progress = s
         raise ConfigError(f"minutes must be 0.1 to 600, got {minutes:g}")
     _refuse_foreign(out)
     started = time.perf_counter()
-    config = demo_config(60 * minutes * TRAIN_SHARE)
-    result = train_to_folder(config, DataConfig(), out, progress=progress)
+    config, data = read_train_config("demo", changes=[f"max_seconds={60 * minutes * TRAIN_SHARE}"])
+    result = train_to_folder(config, data, out, progress=progress)
     loaded = load_checkpoint(result.model_path, None)
     tokenizer = load_tokenizer(out / TOKENIZER_NAME, loaded)
     calibration = CalibrationConfig(tokens=CALIBRATION_TOKENS, seq_len=config.seq_len)

@@ -1,19 +1,29 @@
-"""Score a loaded model on text or token shards."""
+"""Score a loaded model on text or token shards, and probe whether its scores are honest."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from quantlab.errors import ConfigError
+from quantlab.errors import ConfigError, DataError
 from quantlab.pipeline.models import Loaded
 from quantlab.pipeline.progress import Progress, silent, stage
 from quantlab.text.documents import read_documents
 from quantlab.text.shards import read_shards
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.compare import Comparison, compare
-from quantlab.trainer.evaluate import Score, evaluate
+from quantlab.trainer.evaluate import Score, device_of, evaluate
+from quantlab.trainer.probes import Probe, run_probes
+from quantlab.trainer.windows import Mode
+from quantlab.trainer.world import World
+
+PROBE_ROWS = 4
+"""Sequences in a probe's batch."""
 
 
 def evaluation_tokens(text: Path | None, shards: str | None, tokenizer: Tokenizer) -> NDArray[Any]:
@@ -26,11 +36,32 @@ def evaluation_tokens(text: Path | None, shards: str | None, tokenizer: Tokenize
 
 
 def evaluate_target(
-    loaded: Loaded, tokens: NDArray[Any], tokenizer: Tokenizer, *, seq_len: int, progress: Progress = silent
+    loaded: Loaded,
+    tokens: NDArray[Any],
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int,
+    mode: Mode = "chunked",
+    stride: int | None = None,
+    world: World | None = None,
+    progress: Progress = silent,
 ) -> Score:
-    """Bits per byte of the loaded model on `tokens`, in sequences of `seq_len` that do not overlap."""
-    counts = tokenizer.token_bytes()
-    return evaluate(loaded.model, tokens, counts, seq_len=seq_len, progress=stage(progress, "evaluate"))
+    """Bits per byte of the loaded model on `tokens`; see `quantlab.trainer.evaluate.evaluate`.
+
+    With a `world` the model runs on its device, and is put back; without one where it is.
+    """
+    with _on(loaded.model, world.device if world else device_of(loaded.model)):
+        return evaluate(
+            loaded.model,
+            tokens,
+            tokenizer.token_bytes(),
+            seq_len=seq_len,
+            mode=mode,
+            stride=stride,
+            bos_id=tokenizer.bos_id,
+            world=world,
+            progress=stage(progress, "evaluate"),
+        )
 
 
 def compare_targets(
@@ -38,3 +69,57 @@ def compare_targets(
 ) -> Comparison:
     """KL, flips and paired loss difference of `loaded` against `reference` on the same sequences."""
     return compare(reference.model, loaded.model, tokens, seq_len=seq_len, progress=stage(progress, "compare"))
+
+
+def probe_target(
+    loaded: Loaded,
+    tokens: NDArray[Any] | None = None,
+    *,
+    seq_len: int = 128,
+    bos_id: int | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> list[Probe]:
+    """Probe the loaded model on sequences spread over `tokens` [N], or on random ids.
+
+    Args:
+        bos_id: that of the model's own config if None, which is 1 unless it says otherwise.
+        device: where the model runs, and is put back from; where it is if None.
+    Raises:
+        ConfigError: seq_len below 2.
+        DataError: too few tokens, or an id that is not in the vocabulary.
+    """
+    if seq_len < 2:
+        raise ConfigError(f"seq_len must be 2 or more, got {seq_len}")
+    if bos_id is None:
+        bos_id = int(loaded.config.get("bos_id", 1))
+    ids = _random_ids(loaded.vocab_size, seq_len, seed) if tokens is None else _spread(tokens, seq_len, loaded.vocab_size)
+    with _on(loaded.model, device or device_of(loaded.model)):
+        return run_probes(loaded.model, torch.from_numpy(ids), bos_id=bos_id, seed=seed)
+
+
+def _random_ids(vocab_size: int, seq_len: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, vocab_size, (PROBE_ROWS, seq_len))
+
+
+def _spread(tokens: NDArray[Any], seq_len: int, vocab_size: int) -> NDArray[np.int64]:
+    """int64 [rows, seq_len], from the first token to the last."""
+    needed = PROBE_ROWS * seq_len
+    if len(tokens) < needed:
+        raise DataError(f"{len(tokens):,} tokens are too few: {PROBE_ROWS} sequences of {seq_len:,} need {needed:,}")
+    starts = np.arange(PROBE_ROWS) * (len(tokens) - seq_len) // (PROBE_ROWS - 1)
+    ids = np.stack([tokens[start : start + seq_len] for start in starts]).astype(np.int64)
+    if ids.max() >= vocab_size:
+        raise DataError(f"token id {ids.max()} in the text, the vocabulary has 0 to {vocab_size - 1}")
+    return ids
+
+
+@contextmanager
+def _on(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The model on `device` inside, and where it was after it."""
+    home = device_of(model)
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)

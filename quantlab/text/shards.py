@@ -1,7 +1,13 @@
 """Token shards of the Parameter Golf challenge: 256 little-endian int32 of header, then uint16 tokens."""
 
 import glob
+import operator
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +20,8 @@ VERSION = 1
 HEADER_BYTES = 256 * 4
 SIDECAR_MARK = "_bytes_"
 """Files with this in their name hold byte counts in the shard format; the challenge's own glob matches them too."""
+OPEN_SHARDS = 128
+"""Shards that a stream keeps mapped: each holds a file descriptor, of which a process often has only 1,024."""
 
 
 def read_shard(path: str | Path) -> NDArray[np.uint16]:
@@ -26,11 +34,9 @@ def read_shard(path: str | Path) -> NDArray[np.uint16]:
     Source: openai/parameter-golf train_gpt.py, load_data_shard.
     """
     path = Path(path)
+    count = count_tokens(path)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            count = _token_count(path, file.read(HEADER_BYTES), size)
-            tokens = np.fromfile(file, dtype="<u2", count=count)
+        tokens = np.fromfile(path, dtype="<u2", count=count, offset=HEADER_BYTES)
     except OSError as error:
         raise DataError(f"cannot read token shard {path}: {error.strerror}") from error
     if len(tokens) != count:
@@ -49,9 +55,23 @@ def write_shard(path: str | Path, tokens: NDArray[np.integer]) -> None:
     """
     path, tokens = Path(path), np.asarray(tokens)
     _check_tokens(path, tokens)
+    write_whole(path, shard_header(len(tokens)) + tokens.astype("<u2").tobytes())
+
+
+def shard_header(count: int) -> bytes:
+    """The 1,024 bytes before a shard's `count` tokens."""
     header = np.zeros(256, dtype="<i4")
-    header[:3] = MAGIC, VERSION, len(tokens)
-    write_whole(path, header.tobytes() + tokens.astype("<u2").tobytes())
+    header[:3] = MAGIC, VERSION, count
+    return header.tobytes()
+
+
+def count_tokens(path: Path) -> int:
+    """Tokens of one shard by its header, which fits the file's size. Raises DataError as `read_shard` does."""
+    try:
+        with path.open("rb") as file:
+            return _token_count(path, file.read(HEADER_BYTES), path.stat().st_size)
+    except OSError as error:
+        raise DataError(f"cannot read token shard {path}: {error.strerror}") from error
 
 
 def read_shards(pattern: str) -> NDArray[np.uint16]:
@@ -64,10 +84,103 @@ def read_shards(pattern: str) -> NDArray[np.uint16]:
     Raises:
         DataError: no token shard matches, or one is damaged.
     """
-    paths = [path for path in sorted(glob.glob(pattern)) if SIDECAR_MARK not in Path(path).name]
+    return np.concatenate([read_shard(path) for path in match_shards(pattern)])
+
+
+def open_shards(pattern: str) -> "ShardStream":
+    """Every shard that the glob pattern matches, in the order of their names, as one stream that stays on disk.
+
+    Headers and sizes are checked here; byte sidecars are left out, as `read_shards` does.
+
+    Raises:
+        DataError: no token shard matches, or one is damaged.
+    """
+    return ShardStream(match_shards(pattern))
+
+
+def match_shards(pattern: str) -> list[Path]:
+    """Token shards that the glob pattern matches, sorted by name, without sidecars. Raises DataError for none."""
+    paths = [path for path in map(Path, sorted(glob.glob(pattern))) if SIDECAR_MARK not in path.name]
     if not paths:
         raise DataError(f"no token shard matches {pattern!r} (files with {SIDECAR_MARK!r} in the name are not tokens)")
-    return np.concatenate([read_shard(path) for path in paths])
+    return paths
+
+
+class ShardStream:
+    """Token shards on disk as one vector, uint16 [N]: of each slice only the pages it covers are read.
+
+    Threads may share it. A pickle holds the file names alone; whoever loads it checks the headers again.
+    """
+
+    dtype: np.dtype[np.uint16] = np.dtype(np.uint16)
+    ndim = 1
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Check every header, in order. Raises DataError as `read_shard` does."""
+        self.paths = tuple(paths)
+        self._ends = list(accumulate(count_tokens(path) for path in self.paths))
+        self._map = lru_cache(maxsize=OPEN_SHARDS)(self._open)
+        self._max: int | None = None
+
+    def __reduce__(self) -> tuple[type["ShardStream"], tuple[Sequence[Path]]]:
+        return ShardStream, (self.paths,)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @overload
+    def __getitem__(self, key: slice) -> NDArray[np.uint16]: ...
+
+    @overload
+    def __getitem__(self, key: int) -> np.uint16: ...
+
+    def __getitem__(self, key: slice | int) -> Any:
+        """A copy of a slice, cut at the end as numpy does, or one token.
+
+        Raises:
+            IndexError: a negative index or bound, a step other than 1, or one token past the end.
+            DataError: a shard has gone since it was checked.
+        """
+        if isinstance(key, slice):
+            return self._slice(key)
+        index = operator.index(key)
+        if not 0 <= index < len(self):
+            raise IndexError(f"token {index}, the stream has 0 to {len(self) - 1}")
+        return self._slice(slice(index, index + 1))[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """All tokens in memory; without this np.asarray would fetch them one by one."""
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def max(self) -> int:
+        """The largest token id; the first call reads every shard."""
+        if self._max is None:
+            self._max = max(int(self._map(shard).max()) for shard in range(len(self.paths)))
+        return self._max
+
+    def _slice(self, key: slice) -> NDArray[np.uint16]:
+        start = 0 if key.start is None else operator.index(key.start)
+        stop = len(self) if key.stop is None else min(operator.index(key.stop), len(self))
+        if start < 0 or stop < 0 or key.step not in (None, 1):
+            raise IndexError(f"slice {key.start}:{key.stop}:{key.step} of tokens, bounds must be 0 or more and the step 1")
+        parts = []
+        while start < stop:
+            shard = bisect_right(self._ends, start)
+            first = self._ends[shard - 1] if shard else 0
+            parts.append(self._map(shard)[start - first : stop - first])
+            start = self._ends[shard]
+        return np.concatenate(parts, dtype=np.uint16) if parts else np.empty(0, dtype=np.uint16)
+
+    def _open(self, shard: int) -> NDArray[np.uint16]:
+        path = self.paths[shard]
+        try:
+            tokens = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES)
+        except (OSError, ValueError) as error:  # ValueError: shorter than its header by now
+            raise DataError(f"token shard {path}: changed since it was checked: {error}") from error
+        expected = self._ends[shard] - (self._ends[shard - 1] if shard else 0)
+        if len(tokens) != expected:
+            raise DataError(f"token shard {path}: changed since it was checked, has {len(tokens):,} of {expected:,} tokens")
+        return tokens.view(np.ndarray)
 
 
 def _token_count(path: Path, header: bytes, size: int) -> int:

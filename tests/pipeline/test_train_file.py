@@ -6,7 +6,7 @@ import pytest
 
 from quantlab.errors import ConfigError
 from quantlab.pipeline.data import DataConfig
-from quantlab.pipeline.train import read_train_file
+from quantlab.pipeline.train_config import ignored_variables, presets, read_train_config
 from quantlab.trainer.config import TrainConfig
 
 PRESETS = sorted((Path(__file__).parents[2] / "trainer/presets").glob("*.toml"))
@@ -14,20 +14,21 @@ PRESETS = sorted((Path(__file__).parents[2] / "trainer/presets").glob("*.toml"))
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
 def test_every_preset_is_valid(path):
-    config, data = read_train_file(path)
-    assert config.steps > 0 and data.train == "stdlib"
+    config, data = read_train_config(str(path))
+    assert config.steps > 0 and data.train.startswith(("stdlib", "tokens:"))
+    assert read_train_config(path.stem) == (config, data)
 
 
 def test_config_is_read_from_toml_and_unknown_keys_are_named(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text('steps = 30\nmatrix_lr = 1\n[model]\nnum_layers = 2\n[data]\ntrain = "tokens:x"\ntokenizer = "t"\n')
-    config, data = read_train_file(path)
+    config, data = read_train_config(str(path))
     assert (config.steps, config.matrix_lr, config.model.num_layers) == (30, 1.0, 2)
     assert TrainConfig.from_dict(config.to_dict()) == config
     assert data == DataConfig(train="tokens:x", tokenizer="t")
     path.write_text("[model]\nnum_layer = 2\n")
     with pytest.raises(ConfigError, match=r"unknown key model\.num_layer") as caught:
-        read_train_file(path)
+        read_train_config(str(path))
     assert caught.value.hint == "did you mean model.num_layers?"
 
 
@@ -54,9 +55,90 @@ def test_bad_config_values_are_named(tmp_path, text, message):
     path = tmp_path / "c.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        read_train_file(path)
+        read_train_config(str(path))
 
 
 def test_a_missing_config_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read config .*absent\.toml: No such file"):
-        read_train_file(tmp_path / "absent.toml")
+        read_train_config(str(tmp_path / "absent.toml"))
+
+
+def test_presets_are_found_by_name_and_a_wrong_name_gets_the_nearest():
+    assert {"baseline", "h1394", "laptop", "demo"} <= set(presets())
+    with pytest.raises(ConfigError, match="no file and no preset is named baselin") as caught:
+        read_train_config("baselin")
+    assert caught.value.hint == "did you mean baseline?"
+
+
+def test_the_baseline_preset_is_the_challenges_baseline():
+    config, _ = read_train_config("baseline")
+    assert config.model == TrainConfig().model
+    assert (config.batch_tokens, config.seq_len, config.warmdown_steps) == (524288, 1024, 1200)
+
+
+def test_changes_come_after_the_file_and_reach_tables():
+    changes = ["max_seconds=30", "model.num_layers=2", "data.train=text:a.txt", "data.tokenizer=t.model", "model.ln_scale=true"]
+    config, data = read_train_config("laptop", changes=changes)
+    assert (config.max_seconds, config.model.num_layers, config.model.ln_scale) == (30.0, 2, True)
+    assert data == DataConfig(train="text:a.txt", tokenizer="t.model")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("steps", "--set must look like key=value, got 'steps'"),
+        ("=3", "--set must look like key=value"),
+        ("stepz=3", "unknown key stepz"),
+        ("steps=many", "steps must be int, got 'many'"),
+        ("steps.more=3", "steps.more: steps is not a table"),
+    ],
+)
+def test_bad_changes_are_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        read_train_config("laptop", changes=[change])
+
+
+def test_a_published_command_of_the_challenge_carries_over():
+    """The variables of the record of 2026-04-05 give its preset back, on top of the baseline."""
+    environment = {
+        "VOCAB_SIZE": "8192",
+        "NUM_LAYERS": "11",
+        "MLP_MULT": "4.0",
+        "TRAIN_SEQ_LEN": "2048",
+        "TIED_EMBED_LR": "0.03",
+        "XSA_LAST_N": "11",
+        "ROPE_DIMS": "16",
+        "LN_SCALE": "1",
+        "SKIP_GATES_ENABLED": "1",
+        "NUM_LOOPS": "2",
+        "LOOP_START": "4",
+        "LOOP_END": "5",
+        "ENABLE_LOOPING_AT": "0.5",
+        "EMA_DECAY": "0.997",
+        "MUON_WD": "0.085",
+        "PARALLEL_START_LAYER": "7",
+        "DATA_PATH": "data/sp8192/",
+        "RUN_ID": "x",
+        "EMBED_LR": "0.6",
+        "HOME": "/",
+    }
+    config, data = read_train_config("baseline", environment=environment)
+    wanted, _ = read_train_config("h1394")
+    same = ("vocab_size", "num_layers", "mlp_hidden", "xsa_last_n", "rope_dims", "ln_scale", "skip_gates", "num_loops")
+    assert all(getattr(config.model, name) == getattr(wanted.model, name) for name in same)
+    assert config.model.order() == wanted.model.order()
+    assert (config.embed_lr, config.weight_decay, config.loop_from) == (0.03, 0.085, 0.5)
+    assert (config.average, config.ema_decay, config.model.parallel_last_n) == ("ema", 0.997, 4)
+    assert data.train == "tokens:data/sp8192/fineweb_train_*.bin" and data.val == "tokens:data/sp8192/fineweb_val_*.bin"
+    assert ignored_variables(environment, (config, data)) == ["RUN_ID", "EMBED_LR"]
+
+
+def test_a_variable_of_the_wrong_type_is_named():
+    with pytest.raises(ConfigError, match="NUM_LAYERS must be int, got 'nine'"):
+        read_train_config("baseline", environment={"NUM_LAYERS": "nine"})
+
+
+def test_later_options_come_before_earlier_ones():
+    """The command line wins over the environment, which wins over the file."""
+    config, _ = read_train_config("baseline", environment={"NUM_LAYERS": "3", "SEED": "5"}, changes=["model.num_layers=2"])
+    assert (config.model.num_layers, config.seed) == (2, 5)

@@ -10,13 +10,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import quantlab.trainer.train as loop
+import quantlab.trainer.run as loop
 from quantlab.errors import DataError, TrainingError
 from quantlab.trainer.config import TrainConfig
 from quantlab.trainer.from_state_dict import expected_shapes, gpt_from_state_dict
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
-from quantlab.trainer.train import CHECKPOINT_NAME, MODEL_NAME, batch_at, make_optimizers, train
+from quantlab.trainer.optimizers import Optimizers
+from quantlab.trainer.run import CHECKPOINT_NAME, MODEL_NAME
+from quantlab.trainer.train import train
+from quantlab.trainer.world import World
 
 MODEL = GPTConfig(vocab_size=32, num_layers=2, model_dim=16, num_heads=2, num_kv_heads=1, mlp_hidden=32)
 CONFIG = TrainConfig(
@@ -161,15 +164,6 @@ def test_resume_without_a_checkpoint_starts(tmp_path):
     assert train(CONFIG, TOKENS, out=tmp_path / "new", resume=True).steps == 8
 
 
-def test_batches_depend_on_seed_and_step_alone_and_targets_are_shifted():
-    x, y = batch_at(TOKENS, 3, CONFIG)
-    assert x.shape == y.shape == (8, 16)
-    assert torch.equal(x[:, 1:], y[:, :-1])
-    assert torch.equal(x, batch_at(TOKENS, 3, CONFIG)[0])
-    assert not torch.equal(x, batch_at(TOKENS, 4, CONFIG)[0])
-    assert torch.equal(batch_at(TOKENS[:17], 0, CONFIG)[0][5], torch.from_numpy(TOKENS[:16].astype(np.int64)))
-
-
 def test_micro_batches_change_only_rounding(tmp_path):
     whole, parts = (train(replace(CONFIG, micro_batch_tokens=n), TOKENS, out=tmp_path / str(n)).losses for n in (128, 16))
     assert parts == pytest.approx(whole, abs=1e-4)  # float32 sums in another order, through eight updates
@@ -177,7 +171,7 @@ def test_micro_batches_change_only_rounding(tmp_path):
 
 def test_every_parameter_has_one_optimizer_and_its_rate():
     model = GPT(replace(MODEL, tie_embeddings=False))
-    muon, adam = make_optimizers(model, CONFIG)
+    muon, adam = Optimizers(model, CONFIG, World()).all
     rates = {id(p): g["base_lr"] for opt in (muon, adam) for g in opt.param_groups for p in g["params"]}
     names = {name: rates.pop(id(p)) for name, p in model.named_parameters()}
     assert not rates
@@ -197,6 +191,71 @@ def test_every_parameter_has_one_optimizer_and_its_rate():
 def test_tokens_that_do_not_fit_are_refused(tmp_path, tokens, message):
     with pytest.raises(DataError, match=message):
         train(CONFIG, tokens, out=tmp_path)
+
+
+def test_gradients_longer_than_the_limit_are_shortened_together():
+    """Against torch's own clipping: both optimizers see the gradients that it leaves."""
+    torch.manual_seed(0)
+    models = [GPT(MODEL, seed=1) for _ in range(2)]
+    for model in models:
+        torch.manual_seed(2)
+        for p in model.parameters():
+            p.grad = torch.randn_like(p)
+    clipped = Optimizers(models[0], replace(CONFIG, grad_clip=0.3), World())
+    plain = Optimizers(models[1], CONFIG, World())
+    torch.nn.utils.clip_grad_norm_(models[1].parameters(), 0.3)
+    for optimizers in (clipped, plain):
+        optimizers.step(1.0, 0.9)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    buffers = [[o.muon.state[p]["momentum_buffer"] for g in o.muon.param_groups for p in g["params"]] for o in (clipped, plain)]
+    for a, b in zip(*buffers, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("average", ["ema", "swa"])
+def test_the_saved_weights_are_the_average_and_survive_a_resume(tmp_path, average):
+    """Computed again from the weights after every step."""
+    config = replace(CONFIG, average=average, ema_decay=0.5, swa_from=0.5)
+    seen = []
+
+    def validate(model, step, seconds):
+        seen.append({n: p.detach().clone() for n, p in model.named_parameters()})
+
+    config = replace(config, val_every=1)
+    start = {n: p.detach().clone() for n, p in GPT(MODEL, seed=config.seed).named_parameters()}
+    result = train(config, TOKENS, out=tmp_path / "a", validate=validate)
+    assert len(seen) == 9  # each step, and what was saved
+    for name, saved in load_file(result.model_path).items():
+        if average == "ema":
+            wanted = start[name]
+            for weights in seen[:8]:
+                wanted = 0.5 * wanted + 0.5 * weights[name]
+        else:
+            wanted = torch.stack([weights[name] for weights in seen[3:8]]).mean(0)
+        torch.testing.assert_close(saved, wanted)
+        assert torch.equal(saved, seen[8][name])
+    with pytest.raises(StoppedError):
+        train(config, TOKENS, out=tmp_path / "b", progress=stop_after(6))
+    resumed = train(config, TOKENS, out=tmp_path / "b", resume=True)
+    expected, got = load_file(result.model_path), load_file(resumed.model_path)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_loops_begin_when_they_should_and_the_saved_model_has_them(tmp_path):
+    model = replace(MODEL, num_layers=3, num_loops=1, loop_start=1, loop_end=1)
+    looping = []
+    config = replace(CONFIG, model=model, loop_from=0.5, val_every=1)
+    result = train(config, TOKENS, out=tmp_path, validate=lambda m, step, seconds: looping.append(m.looping))
+    assert looping == [False] * 4 + [True] * 5
+    assert result.model.looping
+
+
+def test_time_is_told_apart(tmp_path):
+    result = train(replace(CONFIG, val_every=4), TOKENS, out=tmp_path, validate=lambda m, step, seconds: None)
+    timeline = result.timeline.to_dict()
+    assert set(timeline["inside"]) == {"training"} and set(timeline["outside"]) == {"checkpoints", "validation"}
+    assert timeline["inside"]["training"] == pytest.approx(result.elapsed_seconds, abs=1e-3)
 
 
 def test_denormal_flushing_is_put_back(tmp_path):

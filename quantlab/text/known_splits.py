@@ -1,0 +1,40 @@
+"""Figures of the challenge's public validation split, to tell a complete export from a cut or a changed one."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSplit:
+    """One public export of the validation split."""
+
+    name: str
+    scored_tokens: int
+    """Tokens that an evaluation scores: all but the first, cut to a multiple of its sequence length."""
+    bytes: int
+    """Raw bytes that they stand for, to five digits."""
+    documents: int | None = 50_000
+    """None where the logs do not say."""
+    has_table: bool = True
+    """The tokenizer's own table counts the bytes; otherwise a sidecar or another code does."""
+
+
+KNOWN_SPLITS = (
+    KnownSplit("sp1024", 62_021_632, 151_080_000),
+    KnownSplit("sp4096", 45_508_608, 151_074_000),
+    KnownSplit("sp4096 of pull request 1285", 45_514_752, 151_094_000),
+    KnownSplit("sp8192", 40_540_160, 151_078_000),
+    KnownSplit("CaseOps sp8192", 47_851_520, 151_074_000, has_table=False),
+    KnownSplit("byte260", 151_130_112, 151_080_000, has_table=False),
+    KnownSplit("sp1024 of the first baseline log", 63_779_840, 155_770_000, documents=None),
+)
+"""Source: logs of merged records of openai/parameter-golf; bytes = tokens * val_loss / (ln 2 * val_bpb), to about 10,000;
+of pull request 1285 those of sp4096 and its 6,144 tokens more."""
+SEQ_LENS = (1024, 2048)
+BYTES_SLACK = 1e-3
+"""Share by which counted bytes may differ: rounding of the logs, and the tokens that the cut leaves out."""
+
+
+def find_known_split(tokens: int) -> KnownSplit | None:
+    """The public export whose logs show this number of validation tokens, at sequences of 1,024 or 2,048."""
+    scored = {(tokens - 1) // seq_len * seq_len for seq_len in SEQ_LENS}
+    return next((known for known in KNOWN_SPLITS if known.scored_tokens in scored), None)

@@ -1,0 +1,133 @@
+"""Which tokens each step trains on: a pure function of (seed, step), so that a resumed run sees what an unbroken one would."""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ORDERS = ("random", "sequential", "shuffled", "stride")
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets, int64 [sequences, seq_len]."""
+
+
+class TokenSource(Protocol):
+    """A long vector of uint16 token ids, in memory or on disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: slice, /) -> Any: ...
+
+
+class Loader:
+    """The batches of one process: of each global batch its share of consecutive sequences."""
+
+    def __init__(
+        self,
+        tokens: TokenSource,
+        *,
+        seq_len: int,
+        sequences: int,
+        order: str = "random",
+        seed: int = 0,
+        rank: int = 0,
+        size: int = 1,
+        pin: bool = False,
+    ) -> None:
+        """`sequences`: of a global batch, a multiple of `size`. `pin`: into memory that copies fast to a GPU."""
+        self.tokens, self.seq_len, self.sequences = tokens, seq_len, sequences
+        self.share = slice(rank * sequences // size, (rank + 1) * sequences // size)
+        self.offsets = _RULES[order](len(tokens), seq_len, seed)
+        self.pin = pin
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._ahead: tuple[int, Future[Batch]] | None = None
+
+    def batch(self, step: int) -> Batch:
+        """This process' part of a step's batch; the next step's is read meanwhile."""
+        ready = self._ahead[1].result() if self._ahead and self._ahead[0] == step else self._read(step)
+        self._ahead = (step + 1, self._pool.submit(self._read, step + 1))
+        return ready
+
+    def sample(self, step: int, count: int) -> Tensor:
+        """The first inputs of a step's whole batch, at most `count` of them, the same in all processes."""
+        return self._sequences(self.offsets(step, self.sequences)[:count])[:, :-1]
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _read(self, step: int) -> Batch:
+        spans = self._sequences(self.offsets(step, self.sequences)[self.share])
+        x, y = spans[:, :-1].contiguous(), spans[:, 1:].contiguous()
+        return (x.pin_memory(), y.pin_memory()) if self.pin else (x, y)
+
+    def _sequences(self, offsets: NDArray[np.int64]) -> Tensor:
+        spans = [self.tokens[int(o) : int(o) + self.seq_len + 1] for o in offsets]
+        return torch.from_numpy(np.stack(spans).astype(np.int64))
+
+
+Offsets = Callable[[int, int], NDArray[np.int64]]
+"""From step and sequences to where these start."""
+
+
+def _random(length: int, seq_len: int, seed: int) -> Offsets:
+    """Drawn anew for each step."""
+    return lambda step, n: np.random.default_rng([seed, step]).integers(0, length - seq_len, size=n)
+
+
+def _sequential(length: int, seq_len: int, seed: int) -> Offsets:
+    """From the first token to the last, then over again, as the challenge's baseline reads."""
+    whole = (length - 1) // seq_len
+    return lambda step, n: seq_len * (np.arange(step * n, (step + 1) * n) % whole)
+
+
+def _epochs(
+    length: int, seq_len: int, seed: int, *, arrange: Callable[[np.random.Generator, int], NDArray[np.int64]]
+) -> Offsets:
+    """Each sequence once an epoch; an epoch cuts the tokens into sequences at another phase and arranges them anew."""
+    per_epoch = max(1, (length - 1) // seq_len - 1)
+    last: dict[int, NDArray[np.int64]] = {}
+
+    def epoch(number: int) -> NDArray[np.int64]:
+        if number not in last:
+            rng = np.random.default_rng([seed, number])
+            phase = int(rng.integers(0, min(seq_len, max(1, length - per_epoch * seq_len))))
+            for old in [k for k in last if k < number - 1]:
+                del last[old]
+            last[number] = phase + seq_len * arrange(rng, per_epoch)
+        return last[number]
+
+    def offsets(step: int, n: int) -> NDArray[np.int64]:
+        places = np.arange(step * n, (step + 1) * n)
+        return np.array([epoch(int(at) // per_epoch)[int(at) % per_epoch] for at in places])
+
+    return offsets
+
+
+def _shuffled(length: int, seq_len: int, seed: int) -> Offsets:
+    return _epochs(length, seq_len, seed, arrange=lambda rng, count: rng.permutation(count))
+
+
+def _stride(length: int, seq_len: int, seed: int) -> Offsets:
+    """Sequences of one batch lie far apart, at no cost: the stride is near the golden section of their number."""
+
+    def arrange(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+        stride = max(1, round(0.618 * count))
+        while math.gcd(stride, count) > 1:
+            stride += 1
+        return (int(rng.integers(0, count)) + stride * np.arange(count)) % count
+
+    return _epochs(length, seq_len, seed, arrange=arrange)
+
+
+_RULES: dict[str, Callable[[int, int, int], Offsets]] = {
+    "random": _random,
+    "sequential": _sequential,
+    "shuffled": _shuffled,
+    "stride": _stride,
+}

@@ -1,0 +1,89 @@
+"""Which optimizer updates what, and one step of all of them over all processes."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from quantlab.trainer.config import TrainConfig
+from quantlab.trainer.model import GPT
+from quantlab.trainer.muon import Job, Muon
+from quantlab.trainer.world import World
+
+
+class Optimizers:
+    """Muon for matrices, AdamW for tables (embedding, bigrams), head and all small ones; groups carry their "base_lr"."""
+
+    def __init__(self, model: GPT, config: TrainConfig, world: World) -> None:
+        self.world, self.clip = world, config.grad_clip
+        tables, matrices, head, controls = _split(model)
+        self.muon = Muon(
+            matrices,
+            lr=config.matrix_lr,
+            momentum=config.muon_momentum,
+            weight_decay=config.weight_decay,
+            normalize_rows=config.muon_normalize_rows,
+            world=world,
+        )
+        groups = [
+            (controls, config.scalar_lr, config.scalar_weight_decay),
+            (tables, config.embed_lr, config.embed_weight_decay),
+            (head, config.head_lr, 0.0),
+        ]
+        adam_groups: list[dict[str, Any]] = [{"params": p, "lr": lr, "weight_decay": wd} for p, lr, wd in groups if p]
+        self.adam = AdamW(adam_groups, betas=(config.beta1, config.beta2), eps=config.adam_eps, fused=True)
+        for group in self._groups():
+            group["base_lr"] = group["lr"]
+
+    @property
+    def all(self) -> tuple[Optimizer, Optimizer]:
+        """Both, for a checkpoint."""
+        return self.muon, self.adam
+
+    def step(self, lr_multiplier: float, momentum: float) -> None:
+        """Update all parameters by the sum over processes of their gradients, and drop these."""
+        for group in self._groups():
+            group["lr"] = group["base_lr"] * lr_multiplier
+        for group in self.muon.param_groups:
+            group["momentum"] = momentum
+        jobs, small = self.muon.begin(), self._sum_small()
+        scale = self._clip_scale(jobs, small()) if self.clip else 1.0
+        self.muon.finish(jobs, scale)
+        self._spread(small(), scale)
+        self.adam.step()
+        for optimizer in self.all:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        yield from (*self.muon.param_groups, *self.adam.param_groups)
+
+    def _small(self) -> list[Tensor]:
+        return [p for group in self.adam.param_groups for p in group["params"] if p.grad is not None]
+
+    def _sum_small(self) -> Callable[[], Tensor]:
+        """All of AdamW's gradients as one vector, on its way."""
+        return self.world.sum_(torch.cat([p.grad.flatten() for p in self._small() if p.grad is not None]))
+
+    def _spread(self, summed: Tensor, scale: float | Tensor) -> None:
+        at = 0
+        for p in self._small():
+            p.grad = (summed[at : at + p.numel()] * scale).view_as(p)
+            at += p.numel()
+
+    def _clip_scale(self, jobs: list[Job], small: Tensor) -> Tensor:
+        """What brings the length of the whole gradient down to the limit; 1 if it is below."""
+        mine = torch.stack([job.gradients().square().sum() for job in jobs]).sum()
+        total = self.world.sum_(mine)() + small.square().sum()
+        return (self.clip / (total.sqrt() + 1e-6)).clamp_max(1.0)
+
+
+def _split(model: GPT) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Tables, matrices, head and controls; parameters without elements are in none."""
+    tables: list[Tensor] = [model.tok_emb.weight] + ([model.bigram.embed.weight] if model.bigram is not None else [])
+    head: list[Tensor] = [] if model.lm_head is None else [model.lm_head.weight]
+    taken = {id(p) for p in (*tables, *head)}
+    rest = [(n, p) for n, p in model.named_parameters() if id(p) not in taken and p.numel()]
+    is_matrix = {n: n.endswith(".weight") and p.ndim == 2 and min(p.shape) > 1 for n, p in rest}
+    return tables, [p for n, p in rest if is_matrix[n]], head, [p for n, p in rest if not is_matrix[n]]

@@ -1,0 +1,254 @@
+"""The loop of one training run: steps, the clock, checkpoints, and everything that moves."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quantlab.checkpoint.write import write_safetensors
+from quantlab.errors import ConfigError, TrainingError
+from quantlab.trainer.average import Average
+from quantlab.trainer.checkpoints import TrainState, load_checkpoint_, save_checkpoint
+from quantlab.trainer.config import TrainConfig
+from quantlab.trainer.late_quant import quantize_, shaped_steps, stop_quantizing
+from quantlab.trainer.loader import Loader, TokenSource
+from quantlab.trainer.model import GPT
+from quantlab.trainer.optimizers import Optimizers
+from quantlab.trainer.schedule import lr_multiplier, muon_momentum, run_fraction
+from quantlab.trainer.timeline import Timeline
+from quantlab.trainer.token_checks import fingerprint
+from quantlab.trainer.world import World
+
+CHECKPOINT_NAME = "training.safetensors"
+MODEL_NAME = "model.safetensors"
+COMPILE_STEPS = 20
+"""Steps before the clock starts, whose effect is undone; for each graph of the model."""
+QUANT_TOKENS = 32768
+"""Of a batch, to measure the packer's grid on."""
+
+Validate = Callable[[GPT, int, float], None]
+"""Called with the model, the step and the seconds trained."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRecord:
+    """One line of progress."""
+
+    step: int
+    """Optimizer steps done."""
+    steps: int
+    """Steps at most."""
+    loss: float
+    """Mean loss of this step's batch before its update, nats per token."""
+    lr_multiplier: float
+    """Factor on the learning rates in this step."""
+    elapsed_seconds: float
+    """Training time so far, over all resumes."""
+    tokens_per_second: float
+    """Tokens trained on / training time, since this process started or resumed."""
+
+
+class Run:
+    """The moving parts of one call of `train`."""
+
+    def __init__(self, config: TrainConfig, tokens: TokenSource, out: Path, world: World) -> None:
+        self.config, self.out, self.world = config, out, world
+        self.rows = micro_batch_rows(config, world)
+        self.checkpoint_path, self.fingerprint = out / CHECKPOINT_NAME, fingerprint(tokens)
+        self.model = GPT(config.model, seed=config.seed).to(world.device).train()
+        self.optimizers = Optimizers(self.model, config, world)
+        self.average = Average(self.model, config)
+        self.loader = Loader(
+            tokens,
+            seq_len=config.seq_len,
+            sequences=config.batch_tokens // config.seq_len,
+            order=config.order,
+            seed=config.seed,
+            rank=world.rank,
+            size=world.size,
+            pin=self.is_cuda,
+        )
+        self.mean_loss = torch.compile(self._mean_loss, dynamic=False) if self.is_compiled else self._mean_loss
+        self.step, self.elapsed_seconds = 0, 0.0
+        self.losses: list[float] = []
+        self.grid: dict[str, Tensor] = {}
+        """Steps of the late quantization once it has begun."""
+        self.timeline = Timeline()
+        self._unread: tuple[int, Callable[[], Tensor]] | None = None
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.world.device.type == "cuda"
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.is_cuda and self.config.compile
+
+    def warm_up_(self) -> None:
+        """Compile, by steps that leave no trace."""
+        if not self.is_compiled:
+            return
+        with self.timeline.outside("compile"):
+            weights = {name: t.clone() for name, t in self.model.state_dict().items()}
+            for looping in sorted({self.config.loop_from <= 0.0, bool(self.config.model.num_loops)}):
+                self.model.looping = looping
+                for _ in range(COMPILE_STEPS):
+                    self._backward(0)
+                    self.optimizers.step(1.0, self.config.muon_momentum)
+            self.model.load_state_dict(weights)
+            for optimizer in self.optimizers.all:
+                optimizer.state.clear()
+            torch.cuda.synchronize()
+
+    def resume_(self) -> None:
+        state, extra = load_checkpoint_(self.checkpoint_path, self.model, self.optimizers.all, self._state())
+        self.step, self.elapsed_seconds = state.step, state.elapsed_seconds
+        self.average.load_state(extra)
+        prefix = "grid."
+        self.grid = {n.removeprefix(prefix): t.to(self.world.device) for n, t in extra.items() if n.startswith(prefix)}
+        quantize_(self.model, self.grid)
+
+    def save_model(self) -> Path:
+        """The average if there is one, with all loops."""
+        self.average.load_into(self.model)
+        stop_quantizing(self.model)
+        self.model.looping = True
+        path = self.out / MODEL_NAME
+        if self.world.is_main:
+            write_safetensors(path, self.model.state_dict(), {"gpt_config": json.dumps(self.config.model.to_dict())})
+        self.world.wait()
+        return path
+
+    def steps(
+        self,
+        progress: Callable[[StepRecord], None] | None,
+        validate: Validate | None,
+    ) -> None:
+        """Run the steps that are left; ends with a checkpoint."""
+        saved_at, first_step, first_seconds = self.elapsed_seconds, self.step, self.elapsed_seconds
+        while not self._is_done():
+            multiplier = self._one_step()
+            if self._is_done() or self.elapsed_seconds - saved_at >= self.config.checkpoint_every_seconds:
+                self._save_checkpoint()
+                saved_at = self.elapsed_seconds
+            if progress is not None and (self._is_done() or self.step % self.config.log_every == 0):
+                self._read_loss()
+                done_tokens = (self.step - first_step) * self.config.batch_tokens
+                speed = done_tokens / (self.elapsed_seconds - first_seconds)
+                if self.world.is_main:
+                    progress(self._record(multiplier, speed))
+            if validate is not None and self.config.val_every and self.step % self.config.val_every == 0:
+                with self.timeline.outside("validation"):
+                    validate(self.model, self.step, self.elapsed_seconds)
+        self._read_loss()
+        self.loader.close()
+
+    def _record(self, multiplier: float, speed: float) -> StepRecord:
+        return StepRecord(
+            step=self.step,
+            steps=self.config.steps,
+            loss=self.losses[-1],
+            lr_multiplier=multiplier,
+            elapsed_seconds=self.elapsed_seconds,
+            tokens_per_second=speed,
+        )
+
+    def _one_step(self) -> float:
+        """Returns the factor on the learning rates."""
+        started = time.perf_counter()
+        fraction = run_fraction(self.config, self.step, self.elapsed_seconds)
+        self.model.looping = fraction >= self.config.loop_from
+        if self.config.quant_from <= fraction and self.config.quant_from < 1.0 and not self.grid:
+            self._quantize_()
+        multiplier = lr_multiplier(self.config, self.step, self.elapsed_seconds)
+        loss = self._backward(self.step)
+        self._read_loss()
+        self._unread = (self.step, loss)
+        self.optimizers.step(multiplier, muon_momentum(self.config, self.step))
+        self.step += 1
+        self.average.update(self.model, run_fraction(self.config, self.step, self.elapsed_seconds))
+        seconds = time.perf_counter() - started
+        self.timeline.add("training", seconds, inside=True)
+        (self.elapsed_seconds,) = self.world.of_main([self.elapsed_seconds + seconds])
+        return multiplier
+
+    def _quantize_(self) -> None:
+        ids_NT = self.loader.sample(self.step, max(1, QUANT_TOKENS // self.config.seq_len))
+        self.grid = shaped_steps(self.model, ids_NT, self.config.quant_bits)
+        quantize_(self.model, self.grid)
+
+    def _backward(self, step: int) -> Callable[[], Tensor]:
+        """Add up this process' gradients of the mean loss over the whole batch; gives that loss in nats per token."""
+        x, y = self.loader.batch(step)
+        share = len(x) * self.world.size
+        total = torch.zeros((), device=self.world.device)
+        for ids, targets in zip(torch.split(x, self.rows), torch.split(y, self.rows), strict=True):
+            ids, targets = (t.to(self.world.device, non_blocking=True) for t in (ids, targets))
+            loss = self.mean_loss(ids, targets) * (len(ids) / share)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return self.world.sum_(total)
+
+    def _mean_loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.is_cuda):
+            logits = self.model(ids, by_document=self.config.by_document)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def _read_loss(self) -> None:
+        """Of the last step that was sent off: read one step later, so that a GPU never waits for it."""
+        if self._unread is None:
+            return
+        step, total = self._unread
+        self._unread = None
+        loss = float(total())
+        if not np.isfinite(loss):
+            kept = f"; the checkpoint {self.checkpoint_path} is kept" if self.checkpoint_path.exists() else ""
+            raise TrainingError(f"the loss is {loss} at step {step}{kept}", hint="lower the learning rates")
+        self.losses.append(loss)
+
+    def _save_checkpoint(self) -> None:
+        self._read_loss()
+        with self.timeline.outside("checkpoints"):
+            self.optimizers.muon.gather_state()
+            if self.world.is_main:
+                extra = self.average.state() | {f"grid.{name}": steps for name, steps in self.grid.items()}
+                save_checkpoint(self.checkpoint_path, self.model, self.optimizers.all, self._state(), extra)
+            self.world.wait()
+
+    def _is_done(self) -> bool:
+        is_late = self.config.max_seconds > 0 and self.elapsed_seconds >= self.config.max_seconds
+        return is_late or self.step >= self.config.steps
+
+    def _state(self) -> TrainState:
+        return TrainState(
+            step=self.step,
+            elapsed_seconds=self.elapsed_seconds,
+            config=self.config.to_dict(),
+            tokens=self.fingerprint,
+        )
+
+
+def micro_batch_rows(config: TrainConfig, world: World) -> int:
+    """Sequences in one forward pass of a process.
+
+    Raises:
+        ConfigError: the batch is not a whole number of equal shares, or a share not one of micro batches.
+    """
+    sequences, micro = config.batch_tokens // config.seq_len, config.micro_batch_tokens // config.seq_len
+    if sequences % world.size:
+        raise ConfigError(
+            f"{world.size} processes cannot share a batch of {sequences} sequences: it must be a multiple of them"
+        )
+    share = sequences // world.size
+    if share > micro and share % micro:
+        raise ConfigError(
+            f"a process' {share * config.seq_len} tokens of a batch must be a multiple of micro_batch_tokens = "
+            f"{config.micro_batch_tokens}"
+        )
+    return min(share, micro)

@@ -1,0 +1,70 @@
+"""What a training run says: lines in the challenge's dialect, which its scripts grep, and the same as JSON lines."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from quantlab.errors import ConfigError
+
+LOG_NAME = "train.log"
+METRICS_NAME = "metrics.jsonl"
+BOARD_NAME = "tensorboard"
+
+
+class RunLog:
+    """Files in one folder; a resumed run goes on in them. In a process that is not the main one nothing is written."""
+
+    def __init__(self, folder: Path, *, is_main: bool = True, resume: bool = False, tensorboard: bool = False) -> None:
+        if tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ConfigError("--tensorboard needs the package tensorboard", hint="pip install tensorboard")
+        self.folder, self.is_main, self.board = folder, is_main, None
+        if not is_main:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            for name in (LOG_NAME, METRICS_NAME):
+                (folder / name).unlink(missing_ok=True)
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / BOARD_NAME))  # type: ignore[no-untyped-call]
+
+    def line(self, text: str) -> None:
+        """Append to the log."""
+        if self.is_main:
+            with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    def train(self, *, step: int, steps: int, loss: float, seconds: float, tokens_per_second: float, lr: float) -> None:
+        """One training record."""
+        self.line(f"step:{step}/{steps} train_loss:{loss:.4f} {_times(step, seconds)}")
+        self._metrics("train", step, loss=loss, seconds=seconds, tokens_per_second=tokens_per_second, lr_multiplier=lr)
+
+    def validation(self, *, step: int, steps: int, loss: float, bpb: float, seconds: float) -> None:
+        """One validation."""
+        self.line(f"step:{step}/{steps} val_loss:{loss:.4f} val_bpb:{bpb:.4f} {_times(step, seconds)}")
+        self._metrics("validation", step, loss=loss, bpb=bpb, seconds=seconds)
+
+    def end(self, *, step: int, steps: int, seconds: float, memory: tuple[int, int] | None, timeline: dict[str, Any]) -> None:
+        """Why the run ended, the GPU's peak memory in bytes (allocated, reserved), and what the time was spent on."""
+        if step < steps:
+            self.line(f"stopping_early: wallclock_cap train_time:{1000 * seconds:.0f}ms step:{step}/{steps}")
+        if memory is not None:
+            allocated, reserved = (size >> 20 for size in memory)
+            self.line(f"peak memory allocated: {allocated} MiB reserved: {reserved} MiB")
+        self._metrics("end", step, seconds=seconds, timeline=timeline)
+
+    def _metrics(self, kind: str, step: int, **fields: Any) -> None:
+        if not self.is_main:
+            return
+        with (self.folder / METRICS_NAME).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **fields}) + "\n")
+        if self.board is not None:
+            for name, value in fields.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(f"{kind}/{name}", value, step)  # type: ignore[no-untyped-call]
+
+
+def _times(step: int, seconds: float) -> str:
+    return f"train_time:{1000 * seconds:.0f}ms step_avg:{1000 * seconds / max(step, 1):.2f}ms"

@@ -1,0 +1,108 @@
+"""The processes of one training run: alone, or started by torchrun on one or several machines."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from quantlab.errors import ConfigError
+
+CPU = torch.device("cpu")
+TIMEOUT = timedelta(minutes=10)
+"""A rank that waits longer for another gives up."""
+
+Finish = Callable[[], Tensor]
+"""Waits for a collective and gives its result."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among all of them. Tensors go over NCCL between GPUs and over gloo between CPUs."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+    control: dist.ProcessGroup | None = None
+    """Of gloo, for numbers that decide what all do next."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and logs."""
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Finish:
+        """Begin to replace `tensor` by its sum over all processes."""
+        if self.size == 1:
+            return lambda: tensor
+        work = dist.all_reduce(tensor, async_op=True)
+        return _after(work, tensor)
+
+    def sum_slices(self, stack: Tensor) -> Finish:
+        """Begin to sum `stack` [size * n, ...] over all processes; the result is this one's n slices."""
+        if self.size == 1:
+            return lambda: stack
+        mine = slice(self.rank * len(stack) // self.size, (self.rank + 1) * len(stack) // self.size)
+        if self.device.type != "cuda":  # gloo has no reduce_scatter
+            return _after(dist.all_reduce(stack, async_op=True), stack[mine])
+        part = torch.empty_like(stack[mine])
+        return _after(dist.reduce_scatter_tensor(part, stack, async_op=True), part)
+
+    def join_slices(self, part: Tensor) -> Finish:
+        """Begin to collect the equal parts [n, ...] of all processes; the result is [size * n, ...] in order of ranks."""
+        if self.size == 1:
+            return lambda: part
+        whole = part.new_empty(self.size * len(part), *part.shape[1:])
+        return _after(dist.all_gather_into_tensor(whole, part.contiguous(), async_op=True), whole)
+
+    def of_main(self, values: Sequence[float]) -> list[float]:
+        """The numbers that rank 0 gave: all processes go on with the same."""
+        if self.size == 1:
+            return [float(v) for v in values]
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.broadcast(tensor, src=0, group=self.control)
+        return [float(v) for v in tensor]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier(group=self.control)
+
+
+def open_world() -> World:
+    """The world that torchrun's environment describes, or a process of its own on a GPU if there is one.
+
+    Raises:
+        ConfigError: RANK and WORLD_SIZE do not fit, or there are fewer GPUs than local ranks.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available() and local >= torch.cuda.device_count():
+        raise ConfigError(f"LOCAL_RANK is {local}, this machine has {torch.cuda.device_count()} GPUs")
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if not 0 <= rank < size:
+        raise ConfigError(f"RANK must be 0 to WORLD_SIZE - 1 = {size - 1}, got {rank}")
+    if size == 1:
+        return World(device=device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    return World(rank, size, device, dist.new_group(backend="gloo", timeout=TIMEOUT))
+
+
+def close_world(world: World) -> None:
+    """Leave the other processes."""
+    if world.size > 1:
+        dist.destroy_process_group()
+
+
+def _after(work: dist.Work | None, result: Tensor) -> Finish:
+    def finish() -> Tensor:
+        if work is not None:
+            work.wait()
+        return result
+
+    return finish
