@@ -97,11 +97,10 @@ def plain_row(config: TrainConfig, data: TokenizedData, seconds: float, lr: floa
     sizes = {"layers": m.num_layers, "width": m.model_dim, "heads": m.num_heads, "hidden": m.mlp_hidden}
     model = nano_gpt.NanoGPT(vocab=m.vocab_size, length=config.seq_len, **sizes)
     sequences = config.batch_tokens // config.seq_len
-    loader = Loader(data.train, seq_len=config.seq_len, sequences=sequences, seed=config.seed)
     micro = config.micro_batch_tokens // config.seq_len
-    with flush_denormals():
+    loader = Loader(data.train, seq_len=config.seq_len, sequences=sequences, seed=config.seed)
+    with flush_denormals(), loader:
         steps, elapsed = nano_gpt.train(model, loader.batch, seconds=seconds, lr=lr, micro=micro)
-    loader.close()
     return {"loop": f"plain AdamW, lr {lr:g}", "steps": steps, "seconds": elapsed} | scored(model.eval(), config, data)
 
 

@@ -6,6 +6,7 @@ Letters: B batch, T tokens, D model_dim, H query heads, K key/value heads, E hea
 import importlib
 import importlib.util
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,15 +22,19 @@ Mask = Tensor | BlockMask | None
 """Where queries may look, bool [B, 1, T, T] or flex attention's blocks of it; None: at all tokens up to their own."""
 
 
-def _find_flash_attention_3() -> Callable[..., Any] | None:
-    """Of the package flash_attn_interface, made for Hopper GPUs; None without it."""
+HOPPER = 9
+"""Major compute capability of the GPUs that FlashAttention 3 is made for."""
+
+
+@lru_cache
+def _flash_attention_3(device: torch.device) -> Callable[..., Any] | None:
+    """Of the package flash_attn_interface; None without it or on another kind of device."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != HOPPER:
+        return None
     if importlib.util.find_spec("flash_attn_interface") is None:
         return None
     found: Callable[..., Any] = importlib.import_module("flash_attn_interface").flash_attn_func
     return found
-
-
-_flash_attention_3 = _find_flash_attention_3()
 
 
 class Attention(nn.Module):
@@ -76,9 +81,10 @@ def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Mask) -> Tensor
     if isinstance(mask, BlockMask):
         out: Tensor = flex_attention(q_BHTE, k_BKSE, v_BKSE, block_mask=mask, enable_gqa=grouped)  # type: ignore[assignment]
         return out
-    if mask is None and _flash_attention_3 is not None and q_BHTE.is_cuda and q_BHTE.dtype in (torch.bfloat16, torch.float16):
+    is_half = q_BHTE.dtype in (torch.bfloat16, torch.float16)
+    if mask is None and is_half and (flash_attention := _flash_attention_3(q_BHTE.device)):
         q, k, v = (x.transpose(1, 2) for x in (q_BHTE, k_BKSE, v_BKSE))
-        y = _flash_attention_3(q, k, v, causal=True)
+        y = flash_attention(q, k, v, causal=True)
         flash: Tensor = y[0] if isinstance(y, tuple) else y  # some versions also give the log-sum-exp
         return flash.transpose(1, 2)
     return F.scaled_dot_product_attention(q_BHTE, k_BKSE, v_BKSE, mask, is_causal=mask is None, enable_gqa=grouped)

@@ -10,6 +10,7 @@ from quantlab.trainer.from_dict import dataclass_from_dict
 from quantlab.trainer.loader import ORDERS
 from quantlab.trainer.model_config import GPTConfig
 
+WARMDOWN_FRAC = 0.1
 AVERAGES = ("none", "ema", "swa")
 
 
@@ -31,7 +32,7 @@ class TrainConfig:
     """Training time at most, over all resumes; 0 sets no limit, and the run depends on config and tokens alone."""
     warmup_steps: int = 0
     """Steps over which learning rates rise."""
-    warmdown_frac: float = 0.1
+    warmdown_frac: float = WARMDOWN_FRAC
     """Last part of the run over which learning rates fall to 0; 0 to 1."""
     matrix_lr: float = 0.04
     """Muon, for the matrices in blocks."""
@@ -79,7 +80,7 @@ class TrainConfig:
     """How training sequences follow each other: random (offsets drawn anew each time), sequential, shuffled (each once an
     epoch, in an order of its own), or stride (each once an epoch, neighbours far apart)."""
     quant_from: float = 1.0
-    """Share of the run after which the forward pass sees matrices on the packer's grid, 0 to 1; 1: never."""
+    """Share of the run after which the forward pass sees matrices on the packer's grid, above 0, at most 1; 1: never."""
     quant_bits: float = 4.0
     """Entropy of that grid's codes, bits a weight; positive."""
     by_document: bool = False
@@ -119,12 +120,18 @@ class TrainConfig:
         for name in ("muon_momentum", "muon_momentum_start", "beta1", "beta2", "ema_decay"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in ("warmdown_frac", "min_lr", "loop_from", "swa_from", "quant_from"):
+        for name in ("warmdown_frac", "min_lr", "loop_from", "swa_from"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} must be 0 to 1, got {getattr(self, name)}")
         for name, allowed in (("average", AVERAGES), ("order", ORDERS)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if not 0.0 < self.quant_from <= 1.0:
+            raise ConfigError(f"quant_from must be above 0 (first weights are zeros) and at most 1, got {self.quant_from}")
+        if self.warmdown_steps and self.warmdown_frac not in (0.0, WARMDOWN_FRAC):
+            raise ConfigError(f"give warmdown_steps or warmdown_frac, not both: {self.warmdown_steps} and {self.warmdown_frac}")
+        if self.model.num_loops and self.loop_from >= 1.0:
+            raise ConfigError(f"loop_from must be below 1 for a model with loops, got {self.loop_from}")
         if not 0.0 < self.quant_bits < 16.0:
             raise ConfigError(f"quant_bits must be above 0 and below 16, got {self.quant_bits}")
         if not 0.0 < self.adam_eps < math.inf:

@@ -3,7 +3,10 @@
 Letters: B batch, T tokens, D model_dim.
 """
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantlab.trainer.linear import Linear
@@ -27,6 +30,9 @@ class SmearGate(nn.Module):
 class BigramHash(nn.Module):
     """A table of hashed pairs (previous token, token), projected to the stream's width; it starts at 0."""
 
+    seen_as: Callable[[Tensor], Tensor] | None = None
+    """If set, the forward pass uses seen_as(table), see `Linear.seen_as`."""
+
     def __init__(self, buckets: int, width: int, model_dim: int) -> None:
         super().__init__()
         self.buckets = buckets
@@ -38,7 +44,8 @@ class BigramHash(nn.Module):
         """[B, T] -> [B, T, D]; a token without a previous one has the last row."""
         pairs_BT = torch.bitwise_xor(36313 * ids_BT, 27191 * previous(ids_BT)) % (self.buckets - 1)
         rows_BT = pairs_BT.masked_fill(is_first_BT, self.buckets - 1)
-        out: Tensor = self.proj(self.embed(rows_BT))
+        pairs = self.embed(rows_BT) if self.seen_as is None else F.embedding(rows_BT, self.seen_as(self.embed.weight))
+        out: Tensor = self.proj(pairs)
         return self.scale.to(out.dtype) * out
 
 

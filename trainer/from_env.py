@@ -55,11 +55,30 @@ PLAIN = {
 }
 """By variable, the config key that has its value."""
 
-COMBINED = ("EMBED_LR", "TIED_EMBED_LR", "MLP_MULT", "EMA_DECAY", "PARALLEL_START_LAYER", "DATA_PATH")
-"""Variables whose key or value depends on others."""
+WITHOUT_EFFECT = (
+    "RUN_ID",
+    "VAL_BATCH_SIZE",
+    "VAL_BATCH_TOKENS",
+    "WARMUP_STEPS",
+    "MUON_BACKEND_STEPS",
+    "MUON_BETA2",
+    "CONTROL_TENSOR_NAME_PATTERNS",
+    "INT8_KEEP_FLOAT_FP32_NAME_PATTERNS",
+    "ROPE_TRAIN_SEQ_LEN",
+    "EVAL_SEQ_LEN",
+    "EVAL_STRIDE",
+    "SLIDING_WINDOW_ENABLED",
+    "COMPRESSOR",
+    "GPTQ_CALIBRATION_BATCHES",
+    "MATRIX_BITS",
+    "EMBED_BITS",
+    "MATRIX_CLIP_SIGMAS",
+    "EMBED_CLIP_SIGMAS",
+)
+"""Variables of the challenge's scripts that decide nothing in this trainer: evaluation, packing, and how long to warm up."""
 
-WITHOUT_EFFECT = ("RUN_ID", "VAL_BATCH_SIZE", "WARMUP_STEPS", "MUON_BACKEND_STEPS", "CONTROL_TENSOR_NAME_PATTERNS")
-"""Variables of the challenge that decide nothing here, or only how long compiling is warmed up."""
+EMBED_LR = {True: 0.05, False: 0.6}
+"""Of the challenge's baseline, by whether the embedding is tied."""
 
 
 def overrides_from_env(environment: Mapping[str, str], base: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -81,19 +100,62 @@ def overrides_from_env(environment: Mapping[str, str], base: Mapping[str, Any]) 
     is_tied = value("model.tie_embeddings")
     if (name := "TIED_EMBED_LR" if is_tied else "EMBED_LR") in environment:
         changes["embed_lr"] = _read(name, environment[name], 0.0)
-    if "MLP_MULT" in environment:
-        changes["model.mlp_hidden"] = int(_read("MLP_MULT", environment["MLP_MULT"], 0.0) * value("model.model_dim"))
-    if "EMA_DECAY" in environment:
-        decay = _read("EMA_DECAY", environment["EMA_DECAY"], 0.0)
-        changes |= {"average": "ema", "ema_decay": decay} if decay else {"average": "none"}
+    elif is_tied != _like(base, "model.tie_embeddings"):
+        changes["embed_lr"] = EMBED_LR[is_tied]
+    changes |= _shape(environment, base, value) | _schedule(environment, value) | _data(environment, value)
+    unused = "EMBED_LR" if is_tied else "TIED_EMBED_LR"
+    return changes, [name for name in (*WITHOUT_EFFECT, unused) if name in environment]
+
+
+Value = Callable[[str], Any]
+"""What a key has after the variables that stand for one key each."""
+
+
+def _shape(environment: Mapping[str, str], base: Mapping[str, Any], value: Value) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    multiple = _like(base, "model.mlp_hidden") / _like(base, "model.model_dim")
+    multiple = _read("MLP_MULT", environment.get("MLP_MULT", str(multiple)), 0.0)
+    changes["model.mlp_hidden"] = int(multiple * value("model.model_dim"))
+    if _read("EMBEDDING_DIM", environment.get("EMBEDDING_DIM", "0"), 0) not in (0, value("model.model_dim")):
+        raise ConfigError(f"EMBEDDING_DIM must be MODEL_DIM = {value('model.model_dim')}, got {environment['EMBEDDING_DIM']}")
     if "PARALLEL_START_LAYER" in environment:
         start = _read("PARALLEL_START_LAYER", environment["PARALLEL_START_LAYER"], 0)
         changes["model.parallel_last_n"] = value("model.num_layers") - start if start >= 0 else 0
-    if "DATA_PATH" in environment:
-        folder = environment["DATA_PATH"].rstrip("/")
+    return changes
+
+
+def _schedule(environment: Mapping[str, str], value: Value) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    if "WARMDOWN_ITERS" in environment:
+        changes["warmdown_frac"] = 0.0
+    elif "WARMDOWN_FRAC" in environment:
+        changes["warmdown_steps"] = 0
+    if "EMA_DECAY" in environment:
+        decay = _read("EMA_DECAY", environment["EMA_DECAY"], 0.0)
+        changes |= {"average": "ema", "ema_decay": decay} if decay else {"average": "none"}
+    if "GPTQ_RESERVE_SECONDS" in environment and value("max_seconds"):
+        reserve = _read("GPTQ_RESERVE_SECONDS", environment["GPTQ_RESERVE_SECONDS"], 0.0)
+        changes["max_seconds"] = value("max_seconds") - reserve
+    if "TRAIN_LOG_EVERY" in environment:
+        changes["log_every"] = value("log_every") or value("steps")
+    if "TRAIN_BATCH_TOKENS" in environment or "TRAIN_SEQ_LEN" in environment:  # eight micro batches, or as near as divides
+        sequences = value("batch_tokens") // value("seq_len")
+        rows = next((n for n in range(max(1, sequences // 8), 0, -1) if sequences % n == 0), 1)
+        changes["micro_batch_tokens"] = rows * value("seq_len")
+    return changes
+
+
+def _data(environment: Mapping[str, str], value: Value) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    folder = environment.get("DATA_PATH", "").rstrip("/")
+    if "DATA_DIR" in environment:
+        data, vocab = environment["DATA_DIR"].rstrip("/"), value("model.vocab_size")
+        folder = folder or f"{data}/datasets/fineweb10B_sp{vocab}"
+        if "TOKENIZER_PATH" not in environment:
+            changes["data.tokenizer"] = f"{data}/tokenizers/fineweb_{vocab}_bpe.model"
+    if folder:
         changes |= {"data.train": f"tokens:{folder}/fineweb_train_*.bin", "data.val": f"tokens:{folder}/fineweb_val_*.bin"}
-    unused = "EMBED_LR" if is_tied else "TIED_EMBED_LR"
-    return changes, [name for name in (*WITHOUT_EFFECT, unused) if name in environment]
+    return changes
 
 
 def _like(base: Mapping[str, Any], key: str) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quantlab.calib.collect import collect
 from quantlab.checkpoint.classify import is_matrix
+from quantlab.errors import ConfigError
 from quantlab.quant.factors import factors
 from quantlab.quant.shape import Shape
 from quantlab.trainer.linear import Linear
@@ -28,11 +29,17 @@ def quantize_(model: GPT, steps: Mapping[str, Tensor]) -> None:
             owner.seen_as = on_grid(step_OI)
         elif owner is model.tok_emb:
             model.table_seen_as = on_grid(step_OI)
+        elif model.bigram is not None and owner is model.bigram.embed:
+            model.bigram.seen_as = on_grid(step_OI)
+        else:
+            raise ConfigError(f"tensor {name} cannot be trained on the packer's grid")
 
 
 def stop_quantizing(model: GPT) -> None:
     """Let the model see its weights themselves again."""
     model.table_seen_as = None
+    if model.bigram is not None:
+        model.bigram.seen_as = None
     for module in model.modules():
         if isinstance(module, Linear):
             module.seen_as = None
@@ -57,17 +64,17 @@ def shaped_steps(model: GPT, ids_NT: Tensor, bits: float) -> dict[str, Tensor]:
     Raises:
         StatisticsError: see `calib.collect`.
     """
-    matrices = {n: p.detach() for n, p in model.named_parameters() if is_matrix(n, p)}
+    matrices = {n: p.detach().cpu() for n, p in model.named_parameters() if is_matrix(n, p)}
     was_training = model.training
     shapes = {n: tuple(p.shape) for n, p in matrices.items()}
     stats = collect(model, ids_NT, shapes, model_fingerprint="", source={}, plain=False)
     model.train(was_training)
-    grids = {n: Shape(p.cpu(), factors(n, stats.fisher_uses(n))) for n, p in matrices.items()}
+    grids = {n: Shape(p, factors(n, stats.fisher_uses(n))) for n, p in matrices.items()}
     weights = sum(p.numel() for p in matrices.values())
     low, high = _OCTAVES
     for _ in range(20):
         middle = (low + high) / 2
-        total = sum(_entropy(p.cpu(), grids[n], 2.0**middle) for n, p in matrices.items())
+        total = sum(_entropy(p, grids[n], 2.0**middle) for n, p in matrices.items())
         low, high = (middle, high) if total > bits * weights else (low, middle)
     device = model.tok_emb.weight.device
     return {n: _steps(grids[n], 2.0**high).to(device) for n in matrices}

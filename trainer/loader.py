@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -57,8 +58,10 @@ class Loader:
         """The first inputs of a step's whole batch, at most `count` of them, the same in all processes."""
         return self._sequences(self.offsets(step, self.sequences)[:count])[:, :-1]
 
-    def close(self) -> None:
-        """Stop reading ahead."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
     def _read(self, step: int) -> Batch:
@@ -91,16 +94,12 @@ def _epochs(
 ) -> Offsets:
     """Each sequence once an epoch; an epoch cuts the tokens into sequences at another phase and arranges them anew."""
     per_epoch = max(1, (length - 1) // seq_len - 1)
-    last: dict[int, NDArray[np.int64]] = {}
 
+    @lru_cache(maxsize=2)  # a batch may reach from one epoch into the next
     def epoch(number: int) -> NDArray[np.int64]:
-        if number not in last:
-            rng = np.random.default_rng([seed, number])
-            phase = int(rng.integers(0, min(seq_len, max(1, length - per_epoch * seq_len))))
-            for old in [k for k in last if k < number - 1]:
-                del last[old]
-            last[number] = phase + seq_len * arrange(rng, per_epoch)
-        return last[number]
+        rng = np.random.default_rng([seed, number])
+        phase = int(rng.integers(0, min(seq_len, max(1, length - per_epoch * seq_len))))
+        return phase + seq_len * arrange(rng, per_epoch)
 
     def offsets(step: int, n: int) -> NDArray[np.int64]:
         places = np.arange(step * n, (step + 1) * n)

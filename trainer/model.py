@@ -125,8 +125,6 @@ class GPT(nn.Module):
             x = x + self.bigram(ids, is_first)
         if self.smear is not None:
             x = self.smear(x, is_first)
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
         return rms_norm(x)[:, -count:]
 
     def _table(self) -> Tensor:

@@ -62,6 +62,7 @@ class Run:
         self.rows = micro_batch_rows(config, world)
         self.checkpoint_path, self.fingerprint = out / CHECKPOINT_NAME, fingerprint(tokens)
         self.model = GPT(config.model, seed=config.seed).to(world.device).train()
+        world.copy_from_main([p.detach() for p in self.model.parameters()])  # draws may differ between machines
         self.optimizers = Optimizers(self.model, config, world)
         self.average = Average(self.model, config)
         self.loader = Loader(
@@ -76,6 +77,7 @@ class Run:
         )
         self.mean_loss = torch.compile(self._mean_loss, dynamic=False) if self.is_compiled else self._mean_loss
         self.step, self.elapsed_seconds = 0, 0.0
+        self._saved_at = self._last_seconds = 0.0
         self.losses: list[float] = []
         self.grid: dict[str, Tensor] = {}
         """Steps of the late quantization once it has begun."""
@@ -96,7 +98,7 @@ class Run:
             return
         with self.timeline.outside("compile"):
             weights = {name: t.clone() for name, t in self.model.state_dict().items()}
-            for looping in sorted({self.config.loop_from <= 0.0, bool(self.config.model.num_loops)}):
+            for looping in sorted({self._is_looping(0.0), self._is_looping(1.0)}):
                 self.model.looping = looping
                 for _ in range(COMPILE_STEPS):
                     self._backward(0)
@@ -107,8 +109,22 @@ class Run:
             torch.cuda.synchronize()
 
     def resume_(self) -> None:
+        """Go on from the checkpoint if the main process has one.
+
+        Raises:
+            ConfigError: another process does not find it, or finds another.
+        """
+        (is_there,) = self.world.of_main([self.checkpoint_path.exists()])
+        if not is_there:
+            return
+        if not self.checkpoint_path.exists():
+            raise ConfigError(
+                f"process {self.world.rank} has no {self.checkpoint_path}: the folder must be shared by all machines"
+            )
         state, extra = load_checkpoint_(self.checkpoint_path, self.model, self.optimizers.all, self._state())
         self.step, self.elapsed_seconds = state.step, state.elapsed_seconds
+        if self.world.of_main([self.step]) != [self.step]:
+            raise ConfigError(f"process {self.world.rank} has another {self.checkpoint_path}: the folder must be shared")
         self.average.load_state(extra)
         prefix = "grid."
         self.grid = {n.removeprefix(prefix): t.to(self.world.device) for n, t in extra.items() if n.startswith(prefix)}
@@ -131,23 +147,27 @@ class Run:
         validate: Validate | None,
     ) -> None:
         """Run the steps that are left; ends with a checkpoint."""
-        saved_at, first_step, first_seconds = self.elapsed_seconds, self.step, self.elapsed_seconds
+        self._saved_at, first_step, first_seconds = self.elapsed_seconds, self.step, self.elapsed_seconds
         while not self._is_done():
             multiplier = self._one_step()
-            if self._is_done() or self.elapsed_seconds - saved_at >= self.config.checkpoint_every_seconds:
+            if self._is_done() or self.elapsed_seconds - self._saved_at >= self.config.checkpoint_every_seconds:
                 self._save_checkpoint()
-                saved_at = self.elapsed_seconds
+                self._saved_at = self.elapsed_seconds
             if progress is not None and (self._is_done() or self.step % self.config.log_every == 0):
                 self._read_loss()
                 done_tokens = (self.step - first_step) * self.config.batch_tokens
                 speed = done_tokens / (self.elapsed_seconds - first_seconds)
                 if self.world.is_main:
                     progress(self._record(multiplier, speed))
-            if validate is not None and self.config.val_every and self.step % self.config.val_every == 0:
+            if validate is not None and self._is_validation_due():
                 with self.timeline.outside("validation"):
                     validate(self.model, self.step, self.elapsed_seconds)
         self._read_loss()
-        self.loader.close()
+
+    def _is_validation_due(self) -> bool:
+        """At the end the saved model is validated anyway: before only where it will be another."""
+        is_due = self.config.val_every > 0 and self.step % self.config.val_every == 0
+        return is_due and (not self._is_done() or self.config.average != "none")
 
     def _record(self, multiplier: float, speed: float) -> StepRecord:
         return StepRecord(
@@ -163,7 +183,7 @@ class Run:
         """Returns the factor on the learning rates."""
         started = time.perf_counter()
         fraction = run_fraction(self.config, self.step, self.elapsed_seconds)
-        self.model.looping = fraction >= self.config.loop_from
+        self.model.looping = self._is_looping(fraction)
         if self.config.quant_from <= fraction and self.config.quant_from < 1.0 and not self.grid:
             self._quantize_()
         multiplier = lr_multiplier(self.config, self.step, self.elapsed_seconds)
@@ -173,10 +193,25 @@ class Run:
         self.optimizers.step(multiplier, muon_momentum(self.config, self.step))
         self.step += 1
         self.average.update(self.model, run_fraction(self.config, self.step, self.elapsed_seconds))
-        seconds = time.perf_counter() - started
+        if self._is_pause_near():  # what the device still does is training time, not that of what comes next
+            self._read_loss()
+            if self.is_cuda:
+                torch.cuda.synchronize()
+        seconds = self._last_seconds = time.perf_counter() - started
         self.timeline.add("training", seconds, inside=True)
         (self.elapsed_seconds,) = self.world.of_main([self.elapsed_seconds + seconds])
         return multiplier
+
+    def _is_looping(self, fraction: float) -> bool:
+        return bool(self.config.model.num_loops) and fraction >= self.config.loop_from
+
+    def _is_pause_near(self) -> bool:
+        """Whether the clock stops after this step, as far as can be told before its time is known."""
+        config, expected = self.config, self.elapsed_seconds + self._last_seconds
+        every = [n for n in (config.log_every, config.val_every) if n]
+        is_late = config.max_seconds > 0 and expected >= config.max_seconds
+        is_saved = expected - self._saved_at >= config.checkpoint_every_seconds
+        return self.step >= config.steps or is_late or is_saved or any(self.step % n == 0 for n in every)
 
     def _quantize_(self) -> None:
         ids_NT = self.loader.sample(self.step, max(1, QUANT_TOKENS // self.config.seq_len))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class RunLog:
         if not resume:
             for name in (LOG_NAME, METRICS_NAME):
                 (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / BOARD_NAME, ignore_errors=True)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -54,6 +56,8 @@ class RunLog:
             allocated, reserved = (size >> 20 for size in memory)
             self.line(f"peak memory allocated: {allocated} MiB reserved: {reserved} MiB")
         self._metrics("end", step, seconds=seconds, timeline=timeline)
+        if self.board is not None:
+            self.board.close()  # type: ignore[no-untyped-call]
 
     def _metrics(self, kind: str, step: int, **fields: Any) -> None:
         if not self.is_main:

@@ -67,9 +67,9 @@ def train(
     check_tokens(tokens, config)
     out.mkdir(parents=True, exist_ok=True)
     run = Run(config, tokens, out, world)
-    with flush_denormals():
+    with flush_denormals(), run.loader:
         run.warm_up_()
-        if resume and run.checkpoint_path.exists():
+        if resume:
             run.resume_()
         run.steps(progress, validate)
         model_path = run.save_model()

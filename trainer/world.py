@@ -58,6 +58,17 @@ class World:
         whole = part.new_empty(self.size * len(part), *part.shape[1:])
         return _after(dist.all_gather_into_tensor(whole, part.contiguous(), async_op=True), whole)
 
+    def copy_from_main(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite tensors of one dtype by those of rank 0."""
+        if self.size == 1:
+            return
+        flat = torch.cat([t.flatten() for t in tensors])
+        dist.broadcast(flat, src=0)
+        at = 0
+        for tensor in tensors:
+            tensor.copy_(flat[at : at + tensor.numel()].view_as(tensor))
+            at += tensor.numel()
+
     def of_main(self, values: Sequence[float]) -> list[float]:
         """The numbers that rank 0 gave: all processes go on with the same."""
         if self.size == 1:
@@ -78,19 +89,28 @@ def open_world() -> World:
     Raises:
         ConfigError: RANK and WORLD_SIZE do not fit, or there are fewer GPUs than local ranks.
     """
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = _number("LOCAL_RANK", 0)
     if torch.cuda.is_available() and local >= torch.cuda.device_count():
         raise ConfigError(f"LOCAL_RANK is {local}, this machine has {torch.cuda.device_count()} GPUs")
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if ("RANK" in os.environ) != ("WORLD_SIZE" in os.environ):
+        raise ConfigError("of RANK and WORLD_SIZE only one is set", hint="start several processes with torchrun")
+    rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if not 0 <= rank < size:
         raise ConfigError(f"RANK must be 0 to WORLD_SIZE - 1 = {size - 1}, got {rank}")
     if size == 1:
         return World(device=device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     return World(rank, size, device, dist.new_group(backend="gloo", timeout=TIMEOUT))
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdigit():
+        raise ConfigError(f"{name} must be a whole number, got {text!r}")
+    return int(text)
 
 
 def close_world(world: World) -> None:

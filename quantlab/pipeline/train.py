@@ -54,10 +54,11 @@ def _train(
     if world.is_main:
         progress("prepare text", 0, 1)
     tokenized = load_data(data, config.model.vocab_size, config.seed)
+    _check_bos(config, tokenized)
     log = RunLog(out, is_main=world.is_main, resume=resume, tensorboard=tensorboard)
     if world.is_main:
         write_whole(out / TOKENIZER_NAME, tokenized.tokenizer.model_bytes)
-        if tokenized.val is not None and data.train == "stdlib":
+        if tokenized.val is not None and data.train == "stdlib" and not data.val:
             write_shard(out / VAL_NAME, tokenized.val)
         progress("prepare text", 1, 1)
 
@@ -78,6 +79,12 @@ def _train(
     timeline = result.timeline.to_dict()
     log.end(step=result.steps, steps=config.steps, seconds=result.elapsed_seconds, memory=memory, timeline=timeline)
     return result
+
+
+def _check_bos(config: TrainConfig, data: TokenizedData) -> None:
+    needs_bos = config.by_document or config.model.smear_gate or config.model.bigram_buckets
+    if needs_bos and config.model.bos_id != data.tokenizer.bos_id:
+        raise ConfigError(f"model.bos_id must be the tokenizer's {data.tokenizer.bos_id}, got {config.model.bos_id}")
 
 
 def _validation(world: World, config: TrainConfig, data: TokenizedData, log: RunLog) -> Validate | None:

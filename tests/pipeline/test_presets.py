@@ -44,7 +44,7 @@ def test_a_preset_trains_packs_and_unpacks(tmp_path, tokenizer_file, preset):
     trained = json.loads(run("train", preset, "--out", out, "--json", *options(tmp_path, tokenizer_file)).stdout)
     assert trained["steps"] == 6 and set(trained["timeline"]["inside"]) == {"training"}
     log = (out / LOG_NAME).read_text()
-    assert "step:6/6 train_loss:" in log and log.count("val_bpb:") == 3
+    assert "step:6/6 train_loss:" in log and log.count("val_bpb:") in (2, 3)
     kinds = [json.loads(line)["kind"] for line in (out / METRICS_NAME).read_text().splitlines()]
     assert kinds.count("train") == 3 and kinds[-1] == "end"
 

@@ -133,6 +133,39 @@ def test_a_published_command_of_the_challenge_carries_over():
     assert ignored_variables(environment, (config, data)) == ["RUN_ID", "EMBED_LR"]
 
 
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({"MODEL_DIM": "768"}, {"model.mlp_hidden": 1536}),  # twice the width, as in the script
+        ({"MODEL_DIM": "768", "MLP_MULT": "3"}, {"model.mlp_hidden": 2304}),
+        ({"TIE_EMBEDDINGS": "0"}, {"embed_lr": 0.6}),
+        ({"TIE_EMBEDDINGS": "0", "EMBED_LR": "0.3", "TIED_EMBED_LR": "9"}, {"embed_lr": 0.3}),
+        ({"WARMDOWN_ITERS": "0"}, {"warmdown_steps": 0, "warmdown_frac": 0.0}),
+        ({"WARMDOWN_FRAC": "0.667"}, {"warmdown_steps": 0, "warmdown_frac": 0.667}),
+        ({"TRAIN_BATCH_TOKENS": "8192"}, {"batch_tokens": 8192, "micro_batch_tokens": 1024}),
+        ({"TRAIN_SEQ_LEN": "1536", "TRAIN_BATCH_TOKENS": "36864"}, {"micro_batch_tokens": 4608}),
+        ({"GPTQ_RESERVE_SECONDS": "12"}, {"max_seconds": 588.0}),
+        ({"TRAIN_LOG_EVERY": "0", "ITERATIONS": "50"}, {"log_every": 50}),
+        ({"DATA_DIR": "d", "VOCAB_SIZE": "4096"}, {"data.tokenizer": "d/tokenizers/fineweb_4096_bpe.model"}),
+        ({"EMA_DECAY": "0"}, {"average": "none"}),
+        ({"PARALLEL_START_LAYER": "-1"}, {"model.parallel_last_n": 0}),
+    ],
+)
+def test_variables_that_hang_together(environment, wanted):
+    config, data = read_train_config("baseline", environment=environment)
+    found = {"data": data, "model": config.model}
+    for key, value in wanted.items():
+        table, _, name = key.rpartition(".")
+        assert getattr(found.get(table, config), name) == value
+
+
+def test_an_embedding_of_another_width_and_both_warmdowns_are_refused():
+    with pytest.raises(ConfigError, match="EMBEDDING_DIM must be MODEL_DIM = 512, got 256"):
+        read_train_config("baseline", environment={"EMBEDDING_DIM": "256"})
+    with pytest.raises(ConfigError, match="give warmdown_steps or warmdown_frac, not both: 1200 and 0.5"):
+        read_train_config("baseline", changes=["warmdown_frac=0.5"])
+
+
 def test_a_variable_of_the_wrong_type_is_named():
     with pytest.raises(ConfigError, match="NUM_LAYERS must be int, got 'nine'"):
         read_train_config("baseline", environment={"NUM_LAYERS": "nine"})

@@ -17,7 +17,7 @@ from quantlab.trainer.from_state_dict import expected_shapes, gpt_from_state_dic
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
 from quantlab.trainer.optimizers import Optimizers
-from quantlab.trainer.run import CHECKPOINT_NAME, MODEL_NAME
+from quantlab.trainer.run import CHECKPOINT_NAME, MODEL_NAME, Run
 from quantlab.trainer.train import train
 from quantlab.trainer.world import World
 
@@ -247,8 +247,29 @@ def test_loops_begin_when_they_should_and_the_saved_model_has_them(tmp_path):
     looping = []
     config = replace(CONFIG, model=model, loop_from=0.5, val_every=1)
     result = train(config, TOKENS, out=tmp_path, validate=lambda m, step, seconds: looping.append(m.looping))
-    assert looping == [False] * 4 + [True] * 5
+    assert looping == [False] * 4 + [True] * 4  # the last of them is the saved model
     assert result.model.looping
+
+
+def test_what_a_device_still_does_is_training_time(tmp_path, monkeypatch):
+    """A device that takes 30 ms a step and works while Python goes on: the clock must not stop before it is done."""
+    backward, busy_until = Run._backward, [0.0]
+
+    def slow(self, step):
+        total = backward(self, step)
+        busy_until[0] = max(busy_until[0], loop.time.perf_counter()) + 0.03
+        until = busy_until[0]
+
+        def read():
+            loop.time.sleep(max(0.0, until - loop.time.perf_counter()))
+            return total()
+
+        return read
+
+    monkeypatch.setattr(Run, "_backward", slow)
+    config = replace(CONFIG, checkpoint_every_seconds=1e9, val_every=2)
+    result = train(config, TOKENS, out=tmp_path, progress=lambda record: None, validate=lambda m, step, seconds: None)
+    assert result.elapsed_seconds > 8 * 0.03
 
 
 def test_time_is_told_apart(tmp_path):

@@ -117,3 +117,9 @@ def test_an_environment_that_does_not_fit_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="RANK must be 0 to WORLD_SIZE - 1 = 1, got 4"):
         open_world()
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(ConfigError, match="RANK must be a whole number, got 'first'"):
+        open_world()
+    monkeypatch.delenv("RANK")
+    with pytest.raises(ConfigError, match="of RANK and WORLD_SIZE only one is set"):
+        open_world()
