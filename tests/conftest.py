@@ -6,6 +6,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # before any kernel module is imported; la
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,12 @@ def tokenizer_file(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("tokenizer") / "tiny.model"
     path.write_bytes(tokenizer.model_bytes)
     return path
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For models so small that they only lose time to threads that wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

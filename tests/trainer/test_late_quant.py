@@ -15,6 +15,8 @@ from quantlab.trainer.model_config import GPTConfig
 from quantlab.trainer.run import CHECKPOINT_NAME
 from quantlab.trainer.train import train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODEL = GPTConfig(vocab_size=80, num_layers=2, model_dim=64, num_heads=4, num_kv_heads=4, mlp_hidden=128, num_loops=1)
 CONFIG = TrainConfig(
     model=MODEL,
@@ -30,15 +32,6 @@ CONFIG = TrainConfig(
 )
 TOKENS = np.random.default_rng(0).integers(0, 80, size=2000).astype(np.uint16)
 IDS = torch.from_numpy(TOKENS[:512].astype(np.int64)).view(-1, 16)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Matrices this small only lose time to threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def trained_a_little():

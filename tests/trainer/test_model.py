@@ -12,19 +12,12 @@ from quantlab.trainer.from_state_dict import expected_shapes, gpt_from_state_dic
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = GPTConfig(vocab_size=37, num_layers=5, model_dim=24, num_heads=6, num_kv_heads=2, mlp_hidden=40)
 
 # float32 sums taken in another order: about 1e-6 of logits of size 10, with room for five layers.
 SAME_MATHS = 1e-4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Matrices this small only lose time to threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random_state(config: GPTConfig, seed: int = 0) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from quantlab.trainer.from_state_dict import expected_shapes, gpt_from_state_dic
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BASE = GPTConfig(vocab_size=37, num_layers=5, model_dim=24, num_heads=4, num_kv_heads=2, mlp_hidden=40)
 OPTIONS = {
     "rope_dims": {"rope_dims": 2},
@@ -27,15 +29,6 @@ OPTIONS = {
 ALL = dataclasses.replace(BASE, **{k: v for option in OPTIONS.values() for k, v in option.items()})
 
 SAME_MATHS = 1e-4  # float32 sums in another order, through up to nine blocks, on logits of size 10
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Matrices this small only lose time to threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random_state(config, seed=0):

@@ -21,6 +21,8 @@ from quantlab.trainer.run import CHECKPOINT_NAME, MODEL_NAME, Run
 from quantlab.trainer.train import train
 from quantlab.trainer.world import World
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODEL = GPTConfig(vocab_size=32, num_layers=2, model_dim=16, num_heads=2, num_kv_heads=1, mlp_hidden=32)
 CONFIG = TrainConfig(
     model=MODEL,
@@ -35,15 +37,6 @@ CONFIG = TrainConfig(
     checkpoint_every_seconds=0.0,
 )
 TOKENS = np.random.default_rng(0).integers(0, 32, size=1000).astype(np.uint16)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Matrices this small only lose time to threads that wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class StoppedError(Exception):

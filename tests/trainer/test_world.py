@@ -56,12 +56,34 @@ close_world(world)
 """
 
 
-def run_two(folder: Path, config: TrainConfig, *, mode: str = "new", stop: int = 0) -> subprocess.CompletedProcess:
+SHARED = """
+import json, sys
+from pathlib import Path
+import numpy as np, torch
+from quantlab.trainer.config import TrainConfig
+from quantlab.trainer.train import train
+from quantlab.trainer.world import close_world, open_world
+
+world, out = open_world(), Path(sys.argv[1])
+values = [torch.full((2, 3), float(world.rank)), torch.full((4,), 10.0 + world.rank)]
+world.copy_from_main(values)
+assert values[0].tolist() == [[0.0] * 3] * 2 and values[1].tolist() == [10.0] * 4
+assert world.of_main([world.rank + 5.0]) == [5.0]
+config = TrainConfig.from_dict(json.loads((out / "config.json").read_text()))
+own = out / str(world.rank)  # no shared folder: what the main process wrote the other does not see
+for resume in (False, True):
+    train(config, np.load(out / "tokens.npy"), out=own, world=world, resume=resume)
+"""
+
+
+def run_two(
+    folder: Path, config: TrainConfig, *, code: str = CODE, mode: str = "new", stop: int = 0
+) -> subprocess.CompletedProcess:
     """Under torchrun, which stops both when one fails."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     np.save(folder / "tokens.npy", TOKENS)
-    (folder / "run.py").write_text(CODE)
+    (folder / "run.py").write_text(code)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [str(folder / "run.py"), str(folder), str(stop), mode]
@@ -89,6 +111,12 @@ def test_one_process_goes_on_where_two_stopped(tmp_path):
     run_two(tmp_path / "two", replace(CONFIG, log_every=1), stop=5)
     resumed = train(replace(CONFIG, log_every=1), TOKENS, out=tmp_path / "two", resume=True)
     assert resumed.losses == pytest.approx(whole.losses[5:], abs=1e-4)
+
+
+def test_processes_begin_with_the_main_ones_values_and_a_folder_that_is_not_shared_is_named(tmp_path):
+    done = run_two(tmp_path / "two", CONFIG, code=SHARED)
+    assert done.returncode != 0 and "AssertionError" not in done.stderr
+    assert "process 1 has no" in done.stderr and "the folder must be shared" in done.stderr
 
 
 @pytest.mark.parametrize(
