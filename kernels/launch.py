@@ -1,0 +1,71 @@
+"""What every kernel needs of Triton: the module itself, where it runs, and launch configurations in one table.
+
+Kernels run on CUDA tensors. Elsewhere, and where Triton is not installed, the torch twins run, and a line of the log says so
+once. Triton's interpreter (TRITON_INTERPRET=1 before Triton is imported) runs the kernels themselves on a CPU, for tests.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # no wheel for this system: the kernels below their twins stay plain functions that nobody calls
+
+    class tl:  # type: ignore[no-redef]
+        """Stands for what the signatures of kernels name."""
+
+        constexpr = Any
+
+    triton = None
+
+__all__ = ["configs", "jit", "on_kernel", "tl", "triton", "tuned"]
+
+_TABLE: dict[str, list[dict[str, int]]] = {}
+"""By kernel: meta-parameters, and num_warps and num_stages where they are not Triton's own."""
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """`triton.jit`, or the function itself where there is no Triton."""
+    return function if triton is None else triton.jit(function)
+
+
+def configs(kernel: str) -> list[dict[str, int]]:
+    """The launch configurations of a kernel: all of them to be timed, or the first under the interpreter, which cannot time."""
+    return _TABLE[kernel][:1] if os.environ.get("TRITON_INTERPRET") == "1" else _TABLE[kernel]
+
+
+def tuned(kernel: str, key: list[str]) -> Callable[[Any], Any]:
+    """A decorator above `jit`: the fastest of the kernel's configurations, timed once for each value of the arguments `key`."""
+    if triton is None:
+        return lambda function: function
+    special = ("num_warps", "num_stages")
+    choices = [
+        triton.Config({k: v for k, v in c.items() if k not in special}, **{k: v for k, v in c.items() if k in special})
+        for c in configs(kernel)
+    ]
+    return triton.autotune(configs=choices, key=key)  # type: ignore[no-any-return]
+
+
+def on_kernel(*tensors: Tensor) -> bool:
+    """Whether the kernel takes these tensors; if not, the twin does, and the log says why once."""
+    reason = _reason_for_twin(all(tensor.is_cuda for tensor in tensors))
+    if reason:
+        _say_once(reason)
+    return not reason
+
+
+def _reason_for_twin(is_cuda: bool) -> str:
+    if not is_cuda:
+        return "tensors are not on a GPU"
+    return "" if triton is not None else "Triton is not installed"
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    logging.getLogger(__name__).info("kernels run as their torch twins: %s", reason)
