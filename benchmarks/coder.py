@@ -78,7 +78,7 @@ def measure(kind: str, millions: int, runs: int) -> dict[str, Any]:
     raw_bytes = sum(raw_bits(plane) for plane in planes) / 8
     ideal = -(counts * np.log2(np.where(counts > 0, share, 1))).sum() / 8 + raw_bytes
     coded = (counts * sets[0].lengths).sum() / 8 + raw_bytes
-    lanes = lanes_for(coded, max(plane.shape[1] for plane in planes))
+    lanes = lanes_for(coded)
     stream = rans_numba.encode(codes, planes, sets, lanes)
     weights = int(counts.sum())
 

@@ -87,7 +87,7 @@ def _coded(payloads: list[TrellisPayload]) -> tuple[int, bytes, bytes]:
     planes = [plane_of(p.entry, p.a_O, p.b_I, p.rows_O, p.columns_I) for p in payloads]
     sets = fit_sets(payloads)
     bits = sum(code_bits(p.codes_OI, plane, sets[plane.tables]) for p, plane in zip(payloads, planes, strict=True))
-    lanes = lanes_for(bits / 8, max(plane.shape[1] for plane in planes))
+    lanes = lanes_for(bits / 8)
     return lanes, sets_to_bytes(sets), encode([p.codes_OI for p in payloads], planes, sets, lanes)
 
 

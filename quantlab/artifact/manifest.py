@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from quantlab.coding.rans import MAX_LANES, MIN_LANES
 from quantlab.coding.tables import MAX_SETS
 from quantlab.coding.trellis import STATES
 from quantlab.errors import FormatError
@@ -14,7 +15,6 @@ RAW_DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int
 WIDTHS = range(2, 9)
 WIDE = 16
 """Width of codes that do not fit 8 bits: a trellis grid's rows that matter most have many steps."""
-MAX_LANES = 2048
 
 
 def code_limit(bits: int) -> int:
@@ -124,8 +124,9 @@ class Manifest:
                 raise FormatError(f"manifest {key} must be an object")
         if not isinstance(raw["tensors"], list) or not isinstance(raw.get("producer", ""), str):
             raise FormatError("manifest tensors must be a list, producer a string")
-        if type(raw.get("lanes", 0)) is not int or not 0 <= raw.get("lanes", 0) <= MAX_LANES:
-            raise FormatError(f"manifest lanes must be 0 to {MAX_LANES}, got {raw['lanes']!r}")
+        lanes = raw.get("lanes", 0)
+        if type(lanes) is not int or not (lanes == 0 or MIN_LANES <= lanes <= MAX_LANES):
+            raise FormatError(f"manifest lanes must be 0, or {MIN_LANES} to {MAX_LANES}, got {lanes!r}")
         tensors = tuple(_read_tensor(index, entry) for index, entry in enumerate(raw["tensors"]))
         counts = Counter(t.name for t in tensors)
         if len(counts) != len(tensors):

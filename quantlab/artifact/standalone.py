@@ -78,9 +78,9 @@ def _rans_bytes(stored: bytes, raw_bytes: int) -> bytes:
     packed = int.from_bytes(stored[3:at], "big") >> -(n + 1) * width % 8
     logs = [(packed >> (n - i) * width & (1 << width) - 1) << exponent for i in range(n + 1)]
     states, words = _lanes(stored, at, min(1 << max((raw_bytes // 2048).bit_length() - 1, 0), 16))
-    symbol_OI, _ = _symbols(np.zeros((1, raw_bytes), np.uint8), np.array(_slots(-127, logs)), states, words)
-    is_escape = symbol_OI[0] == -128
-    values = (symbol_OI[0] + np.int16(first + 127)).astype(np.uint8)
+    symbols = _symbols(np.zeros(raw_bytes, np.uint16), np.array(_slots(-127, logs)), states, words, np.array([0]))
+    is_escape = symbols == -128
+    values = (symbols + np.int16(first + 127)).astype(np.uint8)
     values[is_escape] = np.frombuffer(stored, np.uint8, offset=len(stored) - is_escape.sum())
     return bytes(values)
 
@@ -99,25 +99,35 @@ def _weights(manifest: Entry, sections: list[bytes]) -> Iterator[Array]:
     """Weights float32 [O, I] of one trellis tensor after the other (artifact/planes.py, coding/rans.py)."""
     _, shapes, _, shares, tables, stream = sections
     entries = [entry for entry in manifest["tensors"] if entry["kind"] != "raw"]
-    sets = _slots_of_sets(tables)
-    escape_count, raw_bytes = struct.unpack_from("<II", stream)
-    raw_at = 8 + 2 * escape_count
-    escapes, raw = np.frombuffer(stream, "<i2", escape_count, 8), np.frombuffer(stream, np.uint8, offset=raw_at)
-    states, words = _lanes(stream, raw_at + raw_bytes, manifest["lanes"])
-    bit = 0
-    for entry, a_O, b_I, rows_O, columns_I in zip(entries, *_sides(entries, shapes), *_sides(entries, shares), strict=True):
-        class_OI = np.add.outer(rows_O - a_O + entry["classes"], columns_I - b_I).clip(0, 83).astype(np.uint8)
-        shift_OI = (class_OI.clip(24) - 24) // 4
-        narrow_OI, words = _symbols(class_OI - 4 * shift_OI, sets[entry["tables"]], states, words)
-        symbol_OI = narrow_OI.astype(np.int16)
-        is_escape_OI = narrow_OI == -128
-        count = is_escape_OI.sum()
-        symbol_OI[is_escape_OI], escapes = escapes[:count], escapes[count:]
-        bit = _join_low_bits_(symbol_OI.reshape(-1), shift_OI.reshape(-1), raw, bit)
+    sides = list(zip(entries, *_sides(entries, shapes), *_sides(entries, shares), strict=True))
+    classes = [
+        np.add.outer(rows_O - a_O + entry["classes"], columns_I - b_I).clip(0, 83).astype(np.uint8)
+        for entry, a_O, b_I, rows_O, columns_I in sides
+    ]
+    symbols = _all_symbols(entries, classes, _slots_of_sets(tables), manifest["lanes"], stream)
+    for (entry, a_O, b_I, _, _), class_OI in zip(sides, classes, strict=True):
+        symbol_OI, symbols = symbols[: class_OI.size].reshape(class_OI.shape), symbols[class_OI.size :]
         value_OI = _values(symbol_OI, class_OI < 9, entry["states"])
         levels = range(entry["level"] - 16 * 256, entry["level"] + 16 * 256, 16)
         steps = [round(2 ** (level % 64 / 64 + 23)) * 2.0 ** (level // 64 - 23) for level in levels]
         yield value_OI * np.array(steps, np.float32)[np.add.outer(a_O, b_I) + 256]
+
+
+def _all_symbols(entries: list[Entry], classes: list[Array], slots: Array, lanes: int, stream: bytes) -> Array:
+    """Symbols int16 of all tensors, one after the other (coding/rans.py)."""
+    class_N = np.concatenate([class_OI.reshape(-1) for class_OI in classes])
+    shift_N = (class_N.clip(24) - 24) // 4
+    first_tables = [np.uint16(28 * entry["tables"]) for entry in entries]
+    table_N = class_N - 4 * shift_N + np.repeat(first_tables, [class_OI.size for class_OI in classes])
+    escape_count, raw_bytes, *counts = np.frombuffer(stream, "<u4", 1 + (lanes + 31) // 32).tolist()
+    escapes_at = 8 + 4 * len(counts)
+    raw_at = escapes_at + 2 * escape_count
+    states, words = _lanes(stream, raw_at + raw_bytes, lanes)
+    narrow_N = _symbols(table_N, slots, states, words, np.cumsum([0, *counts]))
+    symbols = narrow_N.astype(np.int16)
+    symbols[narrow_N == -128] = np.frombuffer(stream, "<i2", escape_count, escapes_at)
+    _join_low_bits_(symbols, shift_N, np.frombuffer(stream, np.uint8, offset=raw_at))
+    return symbols
 
 
 def _sides(entries: list[Entry], section: bytes) -> list[list[Array]]:
@@ -127,8 +137,8 @@ def _sides(entries: list[Entry], section: bytes) -> list[list[Array]]:
     return [parts[: len(entries)], parts[len(entries) :]]
 
 
-def _slots_of_sets(raw: bytes) -> list[Array]:
-    """Slots of each stored table set (coding/tables.py)."""
+def _slots_of_sets(raw: bytes) -> Array:
+    """Slots of all tables of all stored sets (coding/tables.py)."""
     at = 1 + 3 * 28 * raw[0]
     heads = np.cumsum(np.frombuffer(raw[1:at], np.uint8).reshape(3, -1), 1, np.uint8)
     latest, slots = [96] * 256, []
@@ -138,7 +148,7 @@ def _slots_of_sets(raw: bytes) -> list[Array]:
             latest[i] = latest[i] + raw[at] & 255
             at += 1
         slots += _slots(column - 128, [escape, *latest[column : column + n]])
-    return np.array_split(np.array(slots), raw[0])
+    return np.array(slots)
 
 
 def _slots(low: int, logs: list[int]) -> list[int]:
@@ -163,27 +173,28 @@ def _lanes(stored: bytes, at: int, lanes: int) -> tuple[Array, Array]:
     return states, np.frombuffer(stored, "<u2", (len(stored) - words_at) // 2, words_at).astype(np.int64)
 
 
-def _symbols(table_OI: Array, slots: Array, states: Array, words: Array) -> tuple[Array, Array]:
-    """Symbols int8 [O, I] of a matrix, -128 for escapes, and the words that are left; changes the states (coding/lanes.py)."""
-    symbol_OI = np.empty(table_OI.shape, np.int8)
-    lanes, used = len(states), 0
-    for symbol_I, table_I in zip(symbol_OI, table_OI, strict=True):
-        first_I = table_I.astype(np.int64) << 12
-        for start in range(0, len(first_I), lanes):
-            state = states[: len(first_I) - start]
-            slot = slots.take((state & 4095) + first_I[start : start + lanes])
-            symbol_I[start : start + lanes] = slot >> 16
-            state >>= 12
-            state *= slot >> 24
-            state += slot & 65535
-            hungry = (state < 65536).nonzero()[0]
-            state[hungry] = state[hungry] << 16 | words[used : used + len(hungry)]
-            used += len(hungry)
-    return symbol_OI, words[used:]
+def _symbols(table_N: Array, slots: Array, states: Array, words: Array, used: Array) -> Array:
+    """Symbols int8, -128 for escapes; `used` is where the words of each 32 lanes begin; changes it (coding/lanes.py)."""
+    symbols = np.empty(len(table_N), np.int8)
+    for start in range(0, len(table_N), len(states)):
+        first = table_N[start : start + len(states)].astype(np.int64) << 12
+        state = states[: len(first)]
+        slot = slots.take((state & 4095) + first)
+        symbols[start : start + len(states)] = slot >> 16
+        state >>= 12
+        state *= slot >> 24
+        state += slot & 65535
+        hungry = (state < 65536).nonzero()[0]
+        counts = np.bincount(hungry // 32, minlength=len(used))
+        at = np.arange(len(hungry)) + (used - counts.cumsum() + counts)[hungry // 32]
+        state[hungry] = state[hungry] << 16 | words[at]
+        used += counts
+    return symbols
 
 
-def _join_low_bits_(symbols: Array, shifts: Array, raw: Array, bit: int) -> int:
-    """Put raw low bits back under the symbols of wide classes; returns the bit of `raw` after them (coding/symbols.py)."""
+def _join_low_bits_(symbols: Array, shifts: Array, raw: Array) -> None:
+    """Put raw low bits back under the symbols of wide classes (coding/symbols.py)."""
+    bit = 0
     for start in range(0, len(symbols), _CHUNK):
         wide = start + shifts[start : start + _CHUNK].nonzero()[0]
         shift = shifts[wide].astype(np.int64)
@@ -192,7 +203,6 @@ def _join_low_bits_(symbols: Array, shifts: Array, raw: Array, bit: int) -> int:
         window = raw[at].astype(np.int64) << 16 | raw[at + 1].astype(np.int64) << 8 | raw[at + 2]
         symbols[wide] = symbols[wide] << shift | window >> 24 + 8 * at - end & (1 << shift) - 1
         bit += shift.sum()
-    return bit
 
 
 def _values(symbol_OI: Array, is_scalar_OI: Array, states: int) -> Array:

@@ -20,7 +20,7 @@ _LANE_SYMBOLS = 2048  # a lane costs 3 bytes and saves the time of as many piece
 _LOW = 1 - OFFSET  # symbol of the first value of the support
 _HEAD_BYTES = 3
 _EXPONENTS = 4  # that packed logarithms may have
-_CHUNK = 1 << 16  # values coded at a time, a multiple of all numbers of lanes: bounds temporaries
+_CHUNK = 1 << 16  # values decoded at a time, a multiple of all numbers of lanes: a hostile length stops with the words
 
 
 def lanes_of(raw_bytes: int) -> int:
@@ -37,14 +37,10 @@ def encode_bytes(raw: bytes) -> bytes:
     first, logs = _fit(counts)
     symbols = (values + np.uint8(_LOW - first & 255)).view(np.int8)
     head, tables = _cheapest_head(first, logs, np.roll(counts, _LOW + OFFSET - first))
-    states = np.full(lanes_of(len(raw)), LOWEST, np.uint32)
-    words, escaped = [], []
-    for start in reversed(range(0, len(raw), _CHUNK)):
-        symbol_OI = symbols[None, start : start + _CHUNK].astype(np.int16)
-        chunk_words, escapes = write_symbols(symbol_OI, np.zeros(symbol_OI.shape, np.uint8), tables, states)
-        words.append(chunk_words.astype("<u2").tobytes())
-        escaped.append((escapes.astype(np.uint8) + np.uint8(first - _LOW & 255)).tobytes())
-    return b"".join([head, states.astype("<u4").tobytes(), *reversed(words), *reversed(escaped)])
+    table = np.zeros(len(raw), np.uint16)
+    states, (words,), escapes = write_symbols(symbols.astype(np.int16), table, tables, lanes_of(len(raw)))
+    escaped = escapes.astype(np.uint8) + np.uint8(first - _LOW & 255)
+    return head + states.astype("<u4").tobytes() + words.astype("<u2").tobytes() + escaped.tobytes()
 
 
 def _cheapest_head(first: int, logs: NDArray[np.uint8], counts: NDArray[np.int64]) -> tuple[bytes, TableSet]:
@@ -104,15 +100,14 @@ def _read_symbols(
     count: int, tables: TableSet, words: NDArray[np.uint16], states: NDArray[np.int64]
 ) -> tuple[NDArray[np.int8], int]:
     """The symbols, and how many words they took; changes the states."""
-    padded = np.concatenate([words, np.zeros(_CHUNK, np.uint16)])
-    chunks, used = [], 0
+    padded, used = np.append(words, np.uint16(0)), np.zeros(1, np.int64)
+    chunks = []
     for start in range(0, count, _CHUNK):
-        table_OI = np.zeros((1, min(_CHUNK, count - start)), np.uint8)
-        symbol_OI, used = read_symbols(table_OI, tables.entries, padded, used, states)
-        if used > len(words):
+        table = np.zeros(min(_CHUNK, count - start), np.uint16)
+        chunks.append(read_symbols(table, tables.entries, padded, used, states))
+        if used[0] > len(words):
             raise FormatError(f"coded bytes end after {len(words)} words, more are needed")
-        chunks.append(symbol_OI[0])
-    return np.concatenate(chunks), used
+    return np.concatenate(chunks), int(used[0])
 
 
 def _read_head(stored: bytes) -> tuple[int, TableSet, int]:

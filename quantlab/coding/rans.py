@@ -3,11 +3,12 @@
 Codes become symbols (symbols.py), symbols are range coded in the context of their classes (lanes.py, classes.py). Everything is
 integer arithmetic, so the codes depend on the bytes alone. rans_numba.py is the fast twin, and counts and prices codes.
 
-Stream, little endian: u32 number of escapes, u32 bytes of raw bits, escapes (int16, what the shift leaves of the symbol), raw
-bits (most significant first; unused ones of the last byte are 0), one u32 state a lane, then u16 words to the end. Escapes, raw
-bits and words are in the order of the symbols: matrix by matrix, row by row. All states end as 2**16.
+Stream, little endian: u32 number of escapes, u32 bytes of raw bits, u32 number of words of every strand but the last, escapes
+(int16, what the shift leaves of the symbol), raw bits (most significant first; unused ones of the last byte are 0), one u32
+state a lane, then u16 words to the end, strand by strand. Escapes and raw bits are in the order of the symbols: matrix by
+matrix, row by row. All states end as 2**16.
 
-O: rows, I: columns.
+O: rows, I: columns, N: codes of all matrices, S: strands.
 """
 
 import struct
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.coding.classes import Plane, check_plane, classes_of, raw_bits, shifts_of, tables_of
-from quantlab.coding.lanes import LOWEST, ReadSymbols, WriteSymbols, read_symbols, write_symbols
+from quantlab.coding.lanes import LOWEST, STRAND, ReadSymbols, WriteSymbols, read_symbols, strands_of, write_symbols
 from quantlab.coding.symbols import from_symbols, join_low_bits_, low_bits, to_symbols
 from quantlab.coding.tables import ESCAPE, TABLE_CLASSES, TableSet
 from quantlab.errors import FormatError
@@ -28,19 +29,16 @@ _LANE_WASTE = 0.0005  # of the stream
 _COUNTS = struct.Struct("<II")
 
 
-def lanes_for(stream_bytes: float, widest: int) -> int:
-    """A power of two, 16 to 2048, such that lanes waste at most 0.05 % of the stream (or there are 16).
-
-    Lanes beyond the `widest` plane's columns would never be used.
-    """
-    most = int(min(stream_bytes * _LANE_WASTE / _LANE_BYTES, widest, MAX_LANES))
-    return max(1 << max(most.bit_length() - 1, 0), MIN_LANES)
+def lanes_for(stream_bytes: float) -> int:
+    """Whole strands, 32 to 2048 lanes, that waste at most 0.05 % of the stream; 16 lanes where it is too short for one."""
+    strands = int(min(stream_bytes * _LANE_WASTE / _LANE_BYTES, MAX_LANES)) // STRAND
+    return strands * STRAND or MIN_LANES
 
 
 def check_planes(planes: Sequence[Plane], sets: Sequence[TableSet], lanes: int) -> None:
     """Raise FormatError where planes, tables and lanes do not belong together."""
-    if not 1 <= lanes <= MAX_LANES:
-        raise FormatError(f"{lanes} lanes: 1 to {MAX_LANES} are allowed")
+    if not 1 <= lanes <= MAX_LANES or (lanes > STRAND and lanes % STRAND):
+        raise FormatError(f"{lanes} lanes: 1 to {STRAND}, or a multiple of {STRAND} to {MAX_LANES}, are allowed")
     for tables in sets:
         if len(tables.classes) != TABLE_CLASSES:
             raise FormatError(f"table set of {len(tables.classes)} classes, {TABLE_CLASSES} expected")
@@ -72,19 +70,29 @@ def encode(
         FormatError: planes and tables that do not belong together.
     """
     check_planes(planes, sets, lanes)
-    states = np.full(lanes, LOWEST, np.uint32)
-    bits, escapes, words = [np.zeros(0, np.uint8)], [np.zeros(0, np.int16)], [np.zeros(0, np.uint16)]
-    for code_OI, plane in zip(reversed(codes), reversed(planes), strict=True):
+    symbols, tables, bits = [np.zeros(0, np.int16)], [np.zeros(0, np.uint16)], [np.zeros(0, np.uint8)]
+    for code_OI, plane in zip(codes, planes, strict=True):
         check_codes(code_OI, plane)
         class_OI = classes_of(plane)
         symbol_OI, shift_OI = to_symbols(code_OI, plane.states, class_OI), shifts_of(class_OI)
-        plane_words, plane_escapes = write(symbol_OI >> shift_OI, tables_of(class_OI), sets[plane.tables], states)
+        symbols.append((symbol_OI >> shift_OI).reshape(-1))
+        tables.append(numbers_of_tables(class_OI, plane))
         bits.append(low_bits(symbol_OI, shift_OI))
-        escapes.append(plane_escapes)
-        words.append(plane_words)
-    escaped, raw = np.concatenate(escapes[::-1]), np.packbits(np.concatenate(bits[::-1]))
-    head = _COUNTS.pack(len(escaped), len(raw)) + escaped.astype("<i2").tobytes() + raw.tobytes()
-    return head + states.astype("<u4").tobytes() + np.concatenate(words[::-1]).astype("<u2").tobytes()
+    states, words, escapes = write(np.concatenate(symbols), np.concatenate(tables), joined(sets), lanes)
+    raw = np.packbits(np.concatenate(bits))
+    counts = np.array([len(escapes), len(raw), *map(len, words[:-1])])
+    head = counts.astype("<u4").tobytes() + escapes.astype("<i2").tobytes() + raw.tobytes()
+    return head + states.astype("<u4").tobytes() + np.concatenate(words).astype("<u2").tobytes()
+
+
+def joined(sets: Sequence[TableSet]) -> TableSet:
+    """All tables of all sets as one set, in order."""
+    return TableSet(tuple(table for one in sets for table in one.classes))
+
+
+def numbers_of_tables(class_OI: NDArray[np.uint8], plane: Plane) -> NDArray[np.uint16]:
+    """Which of the joined tables codes each symbol of a plane, uint16 [O·I]."""
+    return tables_of(class_OI).reshape(-1) + np.uint16(TABLE_CLASSES * plane.tables)
 
 
 def decode(
@@ -96,29 +104,38 @@ def decode(
         FormatError: truncated, altered or trailing data, or planes that do not fit the tables.
     """
     check_planes(planes, sets, lanes)
-    escapes, raw, states, words = _split(stream, lanes, sum(raw_bits(plane) for plane in planes))
-    padded = np.concatenate([words, np.zeros(max((plane.shape[1] for plane in planes), default=0), np.uint16)])
-    codes, used, escaped, bits = [], 0, 0, 0
-    for plane in planes:
-        class_OI = classes_of(plane)
-        narrow_OI, used = read(tables_of(class_OI), sets[plane.tables].entries, padded, used, states)
-        if used > len(words):
-            raise FormatError(f"code stream ends after {len(words)} words, more are needed")
-        symbol_OI = narrow_OI.astype(np.int16)
-        escaped += _fill_escapes_(symbol_OI, escapes[escaped:])
+    escapes, raw, states, words, counts = split(stream, lanes, sum(raw_bits(plane) for plane in planes))
+    classes = [classes_of(plane) for plane in planes]
+    tables = [np.zeros(0, np.uint16), *(numbers_of_tables(*pair) for pair in zip(classes, planes, strict=True))]
+    ends = np.cumsum(counts)
+    used = ends - counts
+    symbol_N = read(np.concatenate(tables), joined(sets).entries, np.append(words, np.uint16(0)), used, states).astype(np.int16)
+    if (used != ends).any() or (states != LOWEST).any():
+        raise FormatError(f"code stream is damaged: its strands end after {used.tolist()} words, {ends.tolist()} expected")
+    _fill_escapes_(symbol_N, escapes)
+    codes, at, bits = [], 0, 0
+    for class_OI, plane in zip(classes, planes, strict=True):
+        symbol_OI = symbol_N[at : at + class_OI.size].reshape(class_OI.shape)
+        at += class_OI.size
         bits = join_low_bits_(symbol_OI, shifts_of(class_OI), raw, bits)
         codes.append(from_symbols(symbol_OI, plane.states, class_OI))
-    if used != len(words) or escaped != len(escapes) or (states != LOWEST).any():
-        raise FormatError(f"code stream is damaged: {used} of {len(words)} words, {escaped} of {len(escapes)} escapes used")
     return codes
 
 
-def _split(
-    stream: bytes, lanes: int, bits: int
-) -> tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint16]]:
-    """Escapes, raw bits with two bytes more, states and words of a stream whose planes have so many raw bits."""
-    count, raw_bytes = _COUNTS.unpack_from(stream) if len(stream) >= _COUNTS.size else (0, 0)
-    raw_at = _COUNTS.size + 2 * count
+Parts = tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint16], NDArray[np.int64]]
+
+
+def split(stream: bytes, lanes: int, bits: int) -> Parts:
+    """What a stream whose planes have so many raw bits holds: escapes, raw bits with two bytes more, states, words, and how
+    many of the words each strand has.
+
+    Raises:
+        FormatError: lengths that contradict each other, a state that is too low, raw bits after the last.
+    """
+    strands = strands_of(lanes)
+    head_bytes = 4 * (1 + strands)
+    count, raw_bytes = _COUNTS.unpack_from(stream) if len(stream) >= head_bytes else (0, 0)
+    raw_at = head_bytes + 2 * count
     at = raw_at + raw_bytes
     rest = len(stream) - at - 4 * lanes
     if rest < 0 or rest % 2:
@@ -131,16 +148,19 @@ def _split(
     states = np.frombuffer(stream, "<u4", lanes, at).astype(np.int64)
     if (states < LOWEST).any():
         raise FormatError(f"code stream starts in state {states.min()}, at least {LOWEST} expected")
-    escapes = np.frombuffer(stream, "<i2", count, _COUNTS.size).astype(np.int16)
+    counts = np.zeros(strands, np.int64)
+    counts[:-1] = np.frombuffer(stream, "<u4", strands - 1, _COUNTS.size)
+    counts[-1] = rest // 2 - counts.sum()
+    if counts[-1] < 0:
+        raise FormatError(f"code stream of {rest // 2} words, its strands need {counts[:-1].sum()}")
+    escapes = np.frombuffer(stream, "<i2", count, head_bytes).astype(np.int16)
     raw = np.frombuffer(stream[raw_at:at] + bytes(2), np.uint8)
-    return escapes, raw, states, np.frombuffer(stream, "<u2", offset=at + 4 * lanes).astype(np.uint16)
+    return escapes, raw, states, np.frombuffer(stream, "<u2", offset=at + 4 * lanes).astype(np.uint16), counts
 
 
-def _fill_escapes_(symbol_OI: NDArray[np.int16], escapes: NDArray[np.int16]) -> int:
-    """Put the values of the escapes in their places; returns how many there were."""
-    flat = symbol_OI.reshape(-1)
-    places = np.flatnonzero(flat == ESCAPE)
-    if len(places) > len(escapes):
-        raise FormatError(f"code stream lacks {len(places) - len(escapes)} escapes")
-    flat[places] = escapes[: len(places)]
-    return len(places)
+def _fill_escapes_(symbol_N: NDArray[np.int16], escapes: NDArray[np.int16]) -> None:
+    """Put the values of the escapes in their places."""
+    places = np.flatnonzero(symbol_N == ESCAPE)
+    if len(places) != len(escapes):
+        raise FormatError(f"code stream is damaged: {len(escapes)} escapes for {len(places)} places")
+    symbol_N[places] = escapes

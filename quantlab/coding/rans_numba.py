@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from quantlab.coding import rans
 from quantlab.coding.classes import Plane, check_plane, classes_of, raw_bits, shifts_of, tables_of
-from quantlab.coding.lanes import LOWEST, WORD_BITS, Written
+from quantlab.coding.lanes import LOWEST, STRAND, WORD_BITS, Written, strands_of
 from quantlab.coding.symbols import to_symbols
 from quantlab.coding.tables import (
     ESCAPE,
@@ -59,20 +59,26 @@ def decode(stream: bytes, planes: Sequence[Plane], sets: Sequence[TableSet], lan
     return rans.decode(stream, planes, sets, lanes, read=_read_symbols)
 
 
-def _write_symbols(
-    symbol_OI: NDArray[np.int16], table_OI: NDArray[np.uint8], tables: TableSet, states: NDArray[np.uint32]
-) -> Written:
-    words, escapes = np.empty(symbol_OI.size, np.uint16), np.empty(symbol_OI.size, np.int16)  # a symbol takes at most one each
+def _write_symbols(symbol_N: NDArray[np.int16], table_N: NDArray[np.uint16], tables: TableSet, lanes: int) -> Written:
+    steps = -(-len(symbol_N) // lanes)
+    words = np.empty((strands_of(lanes), steps * STRAND), np.uint16)  # a symbol takes at most one word and one escape
+    escapes, states = np.empty(len(symbol_N), np.int16), np.full(lanes, LOWEST, np.uint32)
+    word_at = np.full(len(words), words.shape[1])
     frequencies, starts = tables.frequencies.astype(np.uint32), tables.starts.astype(np.uint32)
-    word_at, escape_at = _write_(symbol_OI, table_OI, frequencies, starts, PROBABILITY_BITS, states, words, escapes)
-    return words[word_at:].copy(), escapes[escape_at:].copy()
+    escape_at = _write_(symbol_N, table_N, frequencies, starts, PROBABILITY_BITS, states, STRAND, words, word_at, escapes)
+    return states, [strand[at:] for strand, at in zip(words, word_at, strict=True)], escapes[escape_at:].copy()
 
 
 def _read_symbols(
-    table_OI: NDArray[np.uint8], entries: NDArray[np.int64], words: NDArray[np.uint16], used: int, states: NDArray[np.int64]
-) -> tuple[NDArray[np.int8], int]:
-    symbol_OI = np.empty(table_OI.shape, np.int8)
-    return symbol_OI, int(_read_(symbol_OI, table_OI, entries, PROBABILITY_BITS, words, used, states))
+    table_N: NDArray[np.uint16],
+    entries: NDArray[np.int64],
+    words: NDArray[np.uint16],
+    used: NDArray[np.int64],
+    states: NDArray[np.int64],
+) -> NDArray[np.int8]:
+    symbol_N = np.empty(len(table_N), np.int8)
+    _read_(symbol_N, table_N, entries, PROBABILITY_BITS, words, used, STRAND, states)
+    return symbol_N
 
 
 @_compiled
@@ -90,44 +96,50 @@ def _count_(counts: Any, symbol_OI: Any, table_OI: Any) -> None:
 
 @_compiled
 def _write_(
-    symbol_OI: Any, table_OI: Any, frequencies: Any, starts: Any, bits: int, states: Any, words: Any, escapes: Any
-) -> tuple[int, int]:
-    """Push one matrix, last symbol first, into the ends of `words` and `escapes`; returns where they begin."""
-    word_at, escape_at = len(words), len(escapes)
-    for i in range(symbol_OI.shape[0] - 1, -1, -1):
-        for j in range(symbol_OI.shape[1] - 1, -1, -1):
-            lane = j % len(states)
-            row, column = table_OI[i, j], _column(int(symbol_OI[i, j]))
-            if column == 0 or frequencies[row, column] == 0:
-                escape_at -= 1
-                escapes[escape_at] = symbol_OI[i, j]
-                column = 0
-            frequency = frequencies[row, column]
-            state = states[lane]
-            if state >> (2 * WORD_BITS - bits) >= frequency:
-                word_at -= 1
-                words[word_at] = state & (LOWEST - 1)
-                state >>= np.uint32(WORD_BITS)
-            quotient = state // frequency
-            states[lane] = (quotient << bits) + (state - quotient * frequency) + starts[row, column]
-    return word_at, escape_at
+    symbol_N: Any,
+    table_N: Any,
+    frequencies: Any,
+    starts: Any,
+    bits: int,
+    states: Any,
+    strand_lanes: int,
+    words: Any,
+    word_at: Any,
+    escapes: Any,
+) -> int:
+    """Push all symbols, the last one first, into the ends of `words` and `escapes`; returns where the escapes begin."""
+    escape_at = len(escapes)
+    for n in range(len(symbol_N) - 1, -1, -1):
+        lane = n % len(states)
+        row, column = table_N[n], _column(int(symbol_N[n]))
+        if column == 0 or frequencies[row, column] == 0:
+            escape_at -= 1
+            escapes[escape_at] = symbol_N[n]
+            column = 0
+        frequency = frequencies[row, column]
+        state = states[lane]
+        if state >> (2 * WORD_BITS - bits) >= frequency:
+            strand = lane // strand_lanes
+            word_at[strand] -= 1
+            words[strand, word_at[strand]] = state & (LOWEST - 1)
+            state >>= np.uint32(WORD_BITS)
+        quotient = state // frequency
+        states[lane] = (quotient << bits) + (state - quotient * frequency) + starts[row, column]
+    return escape_at
 
 
 @_compiled
-def _read_(symbol_OI: Any, table_OI: Any, entries: Any, bits: int, words: Any, used: int, states: Any) -> int:
-    """Pop one matrix; the same steps as lanes.read_symbols, a lane at a time."""
-    O, I = symbol_OI.shape
-    for i in range(O):
-        if used > len(words) - I:
-            break
-        for j in range(I):
-            lane = j % len(states)
+def _read_(symbol_N: Any, table_N: Any, entries: Any, bits: int, words: Any, used: Any, strand_lanes: int, states: Any) -> None:
+    """Pop all symbols; the same steps as lanes.read_symbols, a lane at a time."""
+    lanes, last = len(states), len(words) - 1
+    for start in range(0, len(symbol_N), lanes):
+        for lane in range(min(lanes, len(symbol_N) - start)):
             state = states[lane]
-            entry = entries[(int(table_OI[i, j]) << bits) + (state & ((1 << bits) - 1))]
+            entry = entries[(int(table_N[start + lane]) << bits) + (state & ((1 << bits) - 1))]
             state = (entry >> FREQUENCY_SHIFT) * (state >> bits) + (entry & PLACE_MASK)
             if state < LOWEST:
-                state = (state << WORD_BITS) | words[used]
-                used += 1
+                strand = lane // strand_lanes
+                state = (state << WORD_BITS) | words[min(used[strand], last)]
+                used[strand] += 1
             states[lane] = state
-            symbol_OI[i, j] = np.int8((entry >> SYMBOL_SHIFT) & 255)
-    return used
+            symbol_N[start + lane] = np.int8((entry >> SYMBOL_SHIFT) & 255)

@@ -63,12 +63,15 @@ class ScalarReader:
 
     def __init__(self, stream, lanes):
         count, raw_bytes = (int.from_bytes(stream[at : at + 4], "little") for at in (0, 4))
-        self.escapes = [int.from_bytes(stream[8 + 2 * e : 10 + 2 * e], "little", signed=True) for e in range(count)]
-        raw_at = 8 + 2 * count
-        numbers = stream[raw_at + raw_bytes :]
-        self.bits = "".join(f"{byte:08b}" for byte in stream[raw_at : raw_at + raw_bytes])
+        strands = (lanes + 31) // 32
+        lengths = [int.from_bytes(stream[8 + 4 * s : 12 + 4 * s], "little") for s in range(strands - 1)]
+        escapes = stream[8 + 4 * len(lengths) :]
+        self.escapes = [int.from_bytes(escapes[2 * e : 2 + 2 * e], "little", signed=True) for e in range(count)]
+        numbers = escapes[2 * count + raw_bytes :]
+        self.bits = "".join(f"{byte:08b}" for byte in escapes[2 * count : 2 * count + raw_bytes])
         self.state = [int.from_bytes(numbers[4 * p : 4 * p + 4], "little") for p in range(lanes)]
-        self.words = [int.from_bytes(numbers[at : at + 2], "little") for at in range(4 * lanes, len(numbers), 2)]
+        words = [int.from_bytes(numbers[at : at + 2], "little") for at in range(4 * lanes, len(numbers), 2)]
+        self.words = [[words.pop(0) for _ in range(length)] for length in lengths] + [words]
 
     def table_symbol(self, lane, table, frequencies):
         """A symbol, or None for the escape."""
@@ -84,30 +87,30 @@ class ScalarReader:
     def refill(self, used_lanes):
         for lane in range(used_lanes):
             if self.state[lane] < 65536:
-                self.state[lane] = self.state[lane] * 65536 + self.words.pop(0)
+                self.state[lane] = self.state[lane] * 65536 + self.words[lane // 32].pop(0)
 
     def low_bits(self, count):
         low, self.bits = self.bits[:count], self.bits[count:]
         return int(low or "0", 2)
 
-    def row(self, classes, tables):
-        """Symbols of one row."""
+    def symbols(self, classes):
+        """Symbols of all weights: a list of (class, table set) in, a list out."""
         symbols = []
         for first in range(0, len(classes), len(self.state)):
             piece = classes[first : first + len(self.state)]
-            numbers = [c if c < 28 else 24 + c % 4 for c in piece]
+            numbers = [c if c < 28 else 24 + c % 4 for c, _ in piece]
             values = [
                 self.table_symbol(lane, tables.classes[number], tables.frequencies[number].tolist())
-                for lane, number in enumerate(numbers)
+                for lane, (number, (_, tables)) in enumerate(zip(numbers, piece, strict=True))
             ]
             self.refill(len(piece))
-            for c, value in zip(piece, values, strict=True):
+            for (c, _), value in zip(piece, values, strict=True):
                 shift = 0 if c < 28 else c // 4 - 6
                 symbols.append((self.escapes.pop(0) if value is None else value) * 2**shift + self.low_bits(shift))
         return symbols
 
     def is_empty(self):
-        return not self.words and not self.escapes and set(self.state) <= {65536} and "1" not in self.bits
+        return not any(self.words) and not self.escapes and set(self.state) <= {65536} and "1" not in self.bits
 
 
 def _code_row(symbols, classes, before, states):
@@ -128,11 +131,15 @@ def _code_row(symbols, classes, before, states):
 def scalar_decode(stream, planes, sets, lanes):
     """What every reader must return."""
     reader, decoded = ScalarReader(stream, lanes), []
-    for plane in planes:
+    classes = [
+        [[min(max(int(row) + int(column), 0), 83) for column in plane.columns_I] for row in plane.rows_O] for plane in planes
+    ]
+    flat = [(c, sets[plane.tables]) for plane, rows in zip(planes, classes, strict=True) for row in rows for c in row]
+    symbols = iter(reader.symbols(flat))
+    for plane, rows in zip(planes, classes, strict=True):
         code, state = np.zeros(plane.shape, np.int16), [0] * plane.shape[1]
-        for i in range(plane.shape[0]):
-            classes = [min(max(int(plane.rows_O[i]) + int(column), 0), 83) for column in plane.columns_I]
-            code[i], state = _code_row(reader.row(classes, sets[plane.tables]), classes, state, plane.states)
+        for i, row in enumerate(rows):
+            code[i], state = _code_row([next(symbols) for _ in row], row, state, plane.states)
         decoded.append(code)
     assert reader.is_empty() and len(reader.bits) < 8
     return decoded
