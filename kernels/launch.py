@@ -17,7 +17,7 @@ try:
     import triton.language as tl
 except ImportError:  # no wheel for this system: the kernels below their twins stay plain functions that nobody calls
 
-    class tl:  # type: ignore[no-redef]
+    class tl:  # type: ignore[no-redef]  # noqa: N801
         """Stands for what the signatures of kernels name."""
 
         constexpr = Any
@@ -26,7 +26,12 @@ except ImportError:  # no wheel for this system: the kernels below their twins s
 
 __all__ = ["configs", "jit", "on_kernel", "tl", "triton", "tuned"]
 
-_TABLE: dict[str, list[dict[str, int]]] = {}
+_TABLE: dict[str, list[dict[str, int]]] = {
+    "fake_quant": [{"BLOCK_O": 8, "BLOCK_I": 256, "num_warps": 4}],
+    "fake_quant_grad": [{"BLOCK_O": 32, "BLOCK_I": 128, "num_warps": 4}],
+    "gptq_block": [{"BLOCK_O": 16, "num_warps": 4}],
+    "softcap_cross_entropy": [{"BLOCK_V": 4096, "num_warps": 8}],
+}
 """By kernel: meta-parameters, and num_warps and num_stages where they are not Triton's own."""
 
 

@@ -16,8 +16,9 @@ zero costs bits where weights are smaller than steps.
 import numpy as np
 from numpy.typing import NDArray
 
-_PARITY_CHECKS = {4: (0o5, 0o2), 8: (0o13, 0o04), 16: (0o23, 0o04), 32: (0o45, 0o10)}  # (h0, h1) by number of states
-STATES = (1, *_PARITY_CHECKS)
+PARITY_CHECKS = {4: (0o5, 0o2), 8: (0o13, 0o04), 16: (0o23, 0o04), 32: (0o45, 0o10)}
+"""(h0, h1) by number of states."""
+STATES = (1, *PARITY_CHECKS)
 """Numbers of states that a tensor's trellis may have."""
 
 
@@ -25,7 +26,7 @@ def next_states(states: int) -> NDArray[np.uint8]:
     """State after each (state, parity of k), uint8 [states, 2]: a feedback shift register of log2(states) bits."""
     if states == 1:
         return np.zeros((1, 2), np.uint8)
-    h0, h1 = _PARITY_CHECKS[states]
+    h0, h1 = PARITY_CHECKS[states]
     table = np.zeros((states, 2), np.uint8)
     for state in range(states):
         for z1 in (0, 1):

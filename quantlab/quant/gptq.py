@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantlab.artifact.manifest import code_limit
 from quantlab.errors import StatisticsError
-from quantlab.kernels.gptq_block import gptq_block_ref
+from quantlab.kernels.gptq_block import gptq_block
 from quantlab.quant.grid import RowGrid
 
 DAMPING = 0.01
@@ -58,7 +58,7 @@ def gptq(w_OI: Tensor, grid: RowGrid, fb: Feedback) -> Tensor:
     limit = code_limit(grid.bits)
     for lo in range(0, len(w_IO), BLOCK):
         hi = min(lo + BLOCK, len(w_IO))
-        codes_IO[lo:hi], errors_BO = gptq_block_ref(w_IO[lo:hi], steps_IO[lo:hi], limit, fb.U_II[lo:hi, lo:hi])
+        codes_IO[lo:hi], errors_BO = gptq_block(w_IO[lo:hi], steps_IO[lo:hi], limit, fb.U_II[lo:hi, lo:hi])
         w_IO[hi:].addmm_(fb.U_II[lo:hi, hi:].T, errors_BO, alpha=-1)
     q_OI = torch.empty_like(w_OI, dtype=torch.int8)
     q_OI[:, fb.order] = codes_IO.T

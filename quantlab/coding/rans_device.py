@@ -1,0 +1,92 @@
+"""The code stream decoded where its codes are needed, by the kernels on a GPU: the twin of rans.decode.
+
+N: codes of all matrices, S: strands.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantlab.coding.classes import MAX_CLASS, Plane, raw_bits
+from quantlab.coding.lanes import LOWEST
+from quantlab.coding.rans import check_planes, joined, split
+from quantlab.coding.tables import ESCAPE, FREQUENCY_SHIFT, PLACE_MASK, SYMBOL_SHIFT, TABLE_CLASSES, TableSet
+from quantlab.coding.trellis import PARITY_CHECKS
+from quantlab.errors import FormatError
+from quantlab.kernels.rans_decode import rans_decode
+from quantlab.kernels.trellis_codes import trellis_codes
+
+
+def decode(stream: bytes, planes: Sequence[Plane], sets: Sequence[TableSet], lanes: int, device: torch.device) -> list[Tensor]:
+    """The codes of every plane, int16 [O, I] each, on `device`: those of rans.decode.
+
+    Raises:
+        FormatError: as rans.decode does.
+    """
+    check_planes(planes, sets, lanes)
+    escapes, raw, states, words, counts = split(stream, lanes, sum(raw_bits(plane) for plane in planes))
+    sides = [(_on(plane.rows_O, device), _on(plane.columns_I, device)) for plane in planes]
+    class_N = torch.cat([torch.zeros(0, dtype=torch.int16, device=device), *(_classes(*side) for side in sides)])
+    shift_N = ((class_N - (TABLE_CLASSES - 4)).clamp(min=0)) // 4
+    sizes = torch.tensor([plane.shape[0] * plane.shape[1] for plane in planes], dtype=torch.int64)
+    first = torch.tensor([TABLE_CLASSES * plane.tables for plane in planes], dtype=torch.int16).repeat_interleave(sizes)
+    ends = np.cumsum(counts)
+    read = rans_decode(
+        class_N - 4 * shift_N + first.to(device),
+        _on(_short_entries(joined(sets)), device),
+        _on(np.append(words, np.uint16(0)).view(np.int16), device),
+        _on(ends - counts, device),
+        _on(states, device),
+    )
+    narrow_N, used, last = (read[0], read[1].tolist(), read[2])
+    if used != ends.tolist() or bool((last != LOWEST).any()):
+        raise FormatError(f"code stream is damaged: its strands end after {used} words, {ends.tolist()} expected")
+    symbol_N = _whole_symbols(narrow_N, shift_N, _on(escapes, device), _on(raw, device))
+    parts = torch.split(symbol_N, sizes.tolist())
+    return [_codes(part, plane, *side) for part, plane, side in zip(parts, planes, sides, strict=True)]
+
+
+def _on(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(device)
+
+
+def _classes(row_O: Tensor, column_I: Tensor) -> Tensor:
+    return (row_O[:, None] + column_I[None]).clamp_(0, MAX_CLASS).reshape(-1)
+
+
+def _short_entries(tables: TableSet) -> NDArray[np.int32]:
+    """The entries in the 32 bits that the kernel reads."""
+    entries = tables.entries
+    frequency, symbol, place = entries >> FREQUENCY_SHIFT, entries >> SYMBOL_SHIFT & 255, entries & PLACE_MASK
+    return ((frequency - 1) << 20 | symbol << 12 | place).astype(np.uint32).view(np.int32)
+
+
+def _whole_symbols(narrow_N: Tensor, shift_N: Tensor, escapes: Tensor, raw: Tensor) -> Tensor:
+    """Symbols int16 [N] with their escapes and raw low bits (see symbols.join_low_bits_)."""
+    symbol_N = narrow_N.short()
+    places = torch.nonzero(narrow_N == ESCAPE)[:, 0]
+    if len(places) != len(escapes):
+        raise FormatError(f"code stream is damaged: {len(escapes)} escapes for {len(places)} places")
+    symbol_N[places] = escapes
+    wide = torch.nonzero(shift_N)[:, 0]
+    shift = shift_N[wide].long()
+    end = shift.cumsum(0)
+    at = (end - shift) >> 3
+    window = raw[at].long() << 16 | raw[at + 1].long() << 8 | raw[at + 2].long()
+    value = symbol_N[wide].long() << shift | window >> (24 + 8 * at - end) & ((1 << shift) - 1)
+    if len(value) and not -32768 <= int(value.min()) <= int(value.max()) <= 32767:
+        raise FormatError(f"code symbols reach {int(value.min())} to {int(value.max())}, beyond 16 bits")
+    symbol_N[wide] = value.short()
+    return symbol_N
+
+
+def _codes(symbols: Tensor, plane: Plane, row_O: Tensor, column_I: Tensor) -> Tensor:
+    """Codes of one plane (see symbols.from_symbols)."""
+    limit = 32767 if plane.states == 1 else 16383
+    if len(symbols) and not -limit <= int(symbols.min()) <= int(symbols.max()) <= limit:
+        raise FormatError(f"code symbols reach {int(symbols.min())} to {int(symbols.max())}, allowed are ±{limit}")
+    symbol_OI = symbols.reshape(plane.shape)
+    return symbol_OI if plane.states == 1 else trellis_codes(symbol_OI, row_O, column_I, *PARITY_CHECKS[plane.states])
