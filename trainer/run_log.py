@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.errors import ConfigError
+from quantlab.files import write_whole
 
 LOG_NAME = "train.log"
 METRICS_NAME = "metrics.jsonl"
@@ -14,12 +15,16 @@ BOARD_NAME = "tensorboard"
 
 
 class RunLog:
-    """Files in one folder; a resumed run goes on in them. In a process that is not the main one nothing is written."""
+    """Files in one folder; a resumed run goes on in them. In a process that is not the main one nothing is written.
+
+    The log keeps every line. Metrics of steps that a resumed run does again are replaced.
+    """
 
     def __init__(self, folder: Path, *, is_main: bool = True, resume: bool = False, tensorboard: bool = False) -> None:
         if tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise ConfigError("--tensorboard needs the package tensorboard", hint="pip install tensorboard")
         self.folder, self.is_main, self.board = folder, is_main, None
+        self._is_resumed = resume
         if not is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,12 +67,25 @@ class RunLog:
     def _metrics(self, kind: str, step: int, **fields: Any) -> None:
         if not self.is_main:
             return
+        if self._is_resumed:
+            self._is_resumed = False
+            _drop_metrics_from(step, kind, self.folder / METRICS_NAME)
         with (self.folder / METRICS_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **fields}) + "\n")
         if self.board is not None:
             for name, value in fields.items():
                 if isinstance(value, float):
                     self.board.add_scalar(f"{kind}/{name}", value, step)  # type: ignore[no-untyped-call]
+
+
+def _drop_metrics_from(step: int, kind: str, path: Path) -> None:
+    """Take off what a resumed run, whose first record this is, does again, and what a kill left of a last line."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    records = [(json.loads(line), line) for line in lines]
+    is_before = [r["step"] < step or (r["step"] == step and r["kind"] == "train" != kind) for r, _ in records]
+    write_whole(path, "".join(line for (_, line), keep in zip(records, is_before, strict=True) if keep).encode())
 
 
 def _times(step: int, seconds: float) -> str:

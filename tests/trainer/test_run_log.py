@@ -39,6 +39,19 @@ def test_a_new_run_begins_new_files_and_a_resumed_one_goes_on(tmp_path):
         assert len((tmp_path / LOG_NAME).read_text().splitlines()) == lines
 
 
+def test_metrics_of_steps_that_are_done_again_are_replaced(tmp_path):
+    log = RunLog(tmp_path)
+    for step in (3, 4, 5):
+        log.train(step=step, steps=10, loss=9.0, seconds=1.5, tokens_per_second=100.0, lr=1.0)
+    with (tmp_path / METRICS_NAME).open("a") as file:
+        file.write('{"kind": "tra')  # a kill
+    fill(RunLog(tmp_path, resume=True))
+    fill(RunLog(tmp_path, resume=True))
+    RunLog(tmp_path, resume=True).validation(step=4, steps=10, loss=2.0, bpb=1.0, seconds=2.0)
+    records = [json.loads(line) for line in (tmp_path / METRICS_NAME).read_text().splitlines()]
+    assert [(r["kind"], r["step"], r.get("loss")) for r in records] == [("train", 3, 2.5), ("validation", 4, 2.0)]
+
+
 def test_other_processes_write_nothing(tmp_path):
     fill(RunLog(tmp_path / "x", is_main=False))
     assert not (tmp_path / "x").exists()
