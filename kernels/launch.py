@@ -27,10 +27,23 @@ except ImportError:  # no wheel for this system: the kernels below their twins s
 __all__ = ["configs", "jit", "on_kernel", "tl", "triton", "tuned"]
 
 _TABLE: dict[str, list[dict[str, int]]] = {
+    "dequant_matmul": [
+        {"BLOCK_O": 64, "num_warps": 4, "num_stages": 2},
+        {"BLOCK_O": 64, "num_warps": 4, "num_stages": 1},
+        {"BLOCK_O": 64, "num_warps": 4, "num_stages": 3},
+        {"BLOCK_O": 32, "num_warps": 2, "num_stages": 2},
+        {"BLOCK_O": 128, "num_warps": 8, "num_stages": 1},
+        {"BLOCK_O": 128, "num_warps": 8, "num_stages": 2},
+        {"BLOCK_O": 128, "num_warps": 8, "num_stages": 3},
+        {"BLOCK_O": 128, "num_warps": 4, "num_stages": 2},
+    ],
+    "dequant_matmul_finish": [{"BLOCK_O": 64, "CHUNK": 16, "num_warps": 4}],
     "fake_quant": [{"BLOCK_O": 8, "BLOCK_I": 256, "num_warps": 4}],
     "fake_quant_grad": [{"BLOCK_O": 32, "BLOCK_I": 128, "num_warps": 4}],
     "gptq_block": [{"BLOCK_O": 16, "num_warps": 4}],
     "softcap_cross_entropy": [{"BLOCK_V": 4096, "num_warps": 8}],
+    "unpack": [{"BLOCK_N": 32, "num_warps": 4}],
+    "unpack_outliers": [{"BLOCK_N": 32, "CHUNK": 16, "num_warps": 4}],
 }
 """By kernel: meta-parameters, and num_warps and num_stages where they are not Triton's own."""
 

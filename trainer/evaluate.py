@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from quantlab.errors import ConfigError, DataError, ShapeError
 from quantlab.text.tokenizer import TokenBytes
 from quantlab.trainer.ledger import Ledger, bytes_match, due_positions, implied_bytes, public_split
+from quantlab.trainer.model import GPT
 from quantlab.trainer.windows import Mode, Windows, batches, scored_part, share_of, stride_of, windows_of
 from quantlab.trainer.world import World
 
@@ -108,7 +109,7 @@ def evaluate(
 
 def predict(model: nn.Module, ids_BT: Tensor) -> Tensor:
     """Logits as they are scored, [B, T, V]: on a GPU in bfloat16 autocast. ShapeError unless they are [B, T, V]."""
-    with torch.autocast(ids_BT.device.type, torch.bfloat16, enabled=ids_BT.device.type == "cuda"):
+    with _autocast(ids_BT):
         logits_BTV: Tensor = model(ids_BT)
     if logits_BTV.ndim != 3 or logits_BTV.shape[:2] != ids_BT.shape:
         raise ShapeError(f"logits must be {[*ids_BT.shape, 'V']}, the model gave {list(logits_BTV.shape)}")
@@ -179,13 +180,30 @@ def _batch(stream: NDArray[np.integer], windows: Windows) -> tuple[Tensor, NDArr
 
 def _nats(model: nn.Module, ids_BT: Tensor, targets: NDArray[np.integer], rows: Tensor, vocab_size: int) -> NDArray[np.float32]:
     """Loss of each scored token, float32 [n], whatever the dtype of the logits."""
+    y, rows = torch.from_numpy(targets.astype(np.int64)).to(ids_BT.device), rows.to(ids_BT.device)
+    if _has_losses(model, ids_BT, vocab_size):
+        with _autocast(ids_BT):
+            nats_n = model.losses(ids_BT, y, rows)  # type: ignore[operator]
+    else:
+        nats_n = F.cross_entropy(_scored_logits(model, ids_BT, rows, vocab_size), y, reduction="none")
+    nats: NDArray[np.float32] = nats_n.cpu().numpy()
+    return nats
+
+
+def _has_losses(model: nn.Module, ids_BT: Tensor, vocab_size: int) -> bool:
+    """Whether a GPU can score without float32 logits."""
+    return isinstance(model, GPT) and ids_BT.is_cuda and model.config.vocab_size == vocab_size
+
+
+def _autocast(ids_BT: Tensor) -> torch.autocast:
+    return torch.autocast(ids_BT.device.type, torch.bfloat16, enabled=ids_BT.device.type == "cuda")
+
+
+def _scored_logits(model: nn.Module, ids_BT: Tensor, rows: Tensor, vocab_size: int) -> Tensor:
     logits_BTV = predict(model, ids_BT)
     if logits_BTV.shape[-1] != vocab_size:
         raise ShapeError(f"logits must be {[*ids_BT.shape, vocab_size]}, the model gave {list(logits_BTV.shape)}")
-    y = torch.from_numpy(targets.astype(np.int64)).to(ids_BT.device)
-    scored_nV = logits_BTV.flatten(0, 1)[rows.to(ids_BT.device)].float()
-    nats: NDArray[np.float32] = F.cross_entropy(scored_nV, y, reduction="none").cpu().numpy()
-    return nats
+    return logits_BTV.flatten(0, 1)[rows].float()
 
 
 def _score(total: list[float], targets: int, *, mode: Mode, seq_len: int, stride: int) -> Score:

@@ -5,15 +5,18 @@ training text when it begins, c so that plain rounding to it has the wanted entr
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from quantlab.artifact.steps import LEVELS, SHAPES
 from quantlab.calib.collect import collect
 from quantlab.checkpoint.classify import is_matrix
-from quantlab.errors import ConfigError
+from quantlab.errors import ConfigError, TrainingError
+from quantlab.kernels.fake_quant import fake_quant
 from quantlab.quant.factors import factors
-from quantlab.quant.shape import Shape
+from quantlab.quant.shape import Shape, ShapedGrid
 from quantlab.trainer.linear import Linear
 from quantlab.trainer.model import GPT
 
@@ -21,16 +24,26 @@ CODE_BITS = 16  # of the widest codes that files have: no step is widened to fit
 _OCTAVES = (-24.0, 8.0)  # of c, tried
 
 
-def quantize_(model: GPT, steps: Mapping[str, Tensor]) -> None:
-    """Let `model` see its matrices rounded to multiples of `steps` [O, I] from now on; its weights stay as they are."""
-    for name, step_OI in steps.items():
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The grid of one matrix: step[i, j] = row_scale[i] · column_scale[j]."""
+
+    row_scale_O: Tensor
+    """Float32 [O]."""
+    column_scale_I: Tensor
+    """Float32 [I]."""
+
+
+def quantize_(model: GPT, grid: Mapping[str, Steps]) -> None:
+    """Let `model` see its matrices rounded to multiples of their steps from now on; its weights stay as they are."""
+    for name, steps in grid.items():
         owner = model.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, Linear):
-            owner.seen_as = on_grid(step_OI)
+            owner.seen_as = on_grid(steps)
         elif owner is model.tok_emb:
-            model.table_seen_as = on_grid(step_OI)
+            model.table_seen_as = on_grid(steps)
         elif model.bigram is not None and owner is model.bigram.embed:
-            model.bigram.seen_as = on_grid(step_OI)
+            model.bigram.seen_as = on_grid(steps)
         else:
             raise ConfigError(f"tensor {name} cannot be trained on the packer's grid")
 
@@ -45,18 +58,41 @@ def stop_quantizing(model: GPT) -> None:
             module.seen_as = None
 
 
-def on_grid(step_OI: Tensor) -> Callable[[Tensor], Tensor]:
+def on_grid(steps: Steps) -> Callable[[Tensor], Tensor]:
     """A function to the nearest multiples of the steps, whose gradient is that of the identity."""
+    row_scale_O, column_scale_I = steps.row_scale_O, steps.column_scale_I
 
     def seen_as(weight_OI: Tensor) -> Tensor:
-        rounded_OI = torch.round(weight_OI.detach() / step_OI) * step_OI
-        return weight_OI + (rounded_OI - weight_OI.detach())
+        return fake_quant(weight_OI, row_scale_O, column_scale_I)
 
     return seen_as
 
 
-def shaped_steps(model: GPT, ids_NT: Tensor, bits: float) -> dict[str, Tensor]:
-    """The packer's grid at about `bits` a weight: steps float32 [O, I] by matrix, on the model's device.
+def grid_tensors(grid: Mapping[str, Steps]) -> dict[str, Tensor]:
+    """For a checkpoint."""
+    rows = {f"grid.{name}.row_scale_O": steps.row_scale_O for name, steps in grid.items()}
+    return rows | {f"grid.{name}.column_scale_I": steps.column_scale_I for name, steps in grid.items()}
+
+
+def grid_from_tensors(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Steps]:
+    """Inverse of `grid_tensors`; other tensors are left alone.
+
+    Raises:
+        TrainingError: the grid is stored in another way.
+    """
+    fields: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("grid."):
+            name, _, field = key.removeprefix("grid.").rpartition(".")
+            fields.setdefault(name, {})[field] = tensor.to(device)
+    try:
+        return {name: Steps(**of_matrix) for name, of_matrix in fields.items()}
+    except TypeError as error:
+        raise TrainingError("the checkpoint's grid is of another version of quantlab", hint="start anew") from error
+
+
+def shaped_steps(model: GPT, ids_NT: Tensor, bits: float) -> dict[str, Steps]:
+    """The packer's grid at about `bits` a weight, by matrix, on the model's device.
 
     Args:
         ids_NT: training sequences, int64 [N, T], on which sensitivities are measured.
@@ -69,23 +105,30 @@ def shaped_steps(model: GPT, ids_NT: Tensor, bits: float) -> dict[str, Tensor]:
     shapes = {n: tuple(p.shape) for n, p in matrices.items()}
     stats = collect(model, ids_NT, shapes, model_fingerprint="", source={}, plain=False)
     model.train(was_training)
-    grids = {n: Shape(p, factors(n, stats.fisher_uses(n))) for n, p in matrices.items()}
+    shaped = {n: Shape(p, factors(n, stats.fisher_uses(n))) for n, p in matrices.items()}
     weights = sum(p.numel() for p in matrices.values())
     low, high = _OCTAVES
     for _ in range(20):
         middle = (low + high) / 2
-        total = sum(_entropy(p, grids[n], 2.0**middle) for n, p in matrices.items())
+        total = sum(_entropy(p, _grid(shaped[n], 2.0**middle)) for n, p in matrices.items())
         low, high = (middle, high) if total > bits * weights else (low, middle)
     device = model.tok_emb.weight.device
-    return {n: _steps(grids[n], 2.0**high).to(device) for n in matrices}
+    return {n: steps_of(_grid(shape, 2.0**high), device) for n, shape in shaped.items()}
 
 
-def _steps(shape: Shape, c: float) -> Tensor:
-    return torch.from_numpy(shape.grid(round(shape.level(c)), CODE_BITS).steps_OI)
+def steps_of(grid: ShapedGrid, device: torch.device) -> Steps:
+    """A shaped grid as two factors, whose product is within 1 unit in the last place of the step that a file's reader gets."""
+    octaves_O = grid.level / LEVELS + torch.from_numpy(grid.a_O).double() / SHAPES
+    octaves_I = torch.from_numpy(grid.b_I).double() / SHAPES
+    return Steps(octaves_O.exp2().float().to(device), octaves_I.exp2().float().to(device))
 
 
-def _entropy(w_OI: Tensor, shape: Shape, c: float) -> float:
+def _grid(shape: Shape, c: float) -> ShapedGrid:
+    return shape.grid(round(shape.level(c)), CODE_BITS)
+
+
+def _entropy(w_OI: Tensor, grid: ShapedGrid) -> float:
     """Bits of all codes together, as if each row had its own code table: the packer's classes do about as well."""
-    codes_OI = torch.round(w_OI / _steps(shape, c)).double()
+    codes_OI = torch.round(w_OI / torch.from_numpy(grid.steps_OI)).double()
     sigma_O = codes_OI.square().mean(1)
     return float((0.5 * torch.log2(1 + 2 * torch.pi * torch.e * sigma_O)).sum()) * codes_OI.shape[1]

@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantlab.errors import ShapeError
+from quantlab.kernels.softcap_cross_entropy import softcap_cross_entropy
 from quantlab.trainer.attention import Attention, Mask, document_mask, rms_norm, rope_table
 from quantlab.trainer.cache import KVCache
 from quantlab.trainer.embedding import BigramHash, SmearGate, without_previous
 from quantlab.trainer.init import initialise_
 from quantlab.trainer.linear import Linear
 from quantlab.trainer.model_config import GPTConfig, at_least
+from quantlab.trainer.packed import PackedEmbedding
 
 
 class MLP(nn.Module):
@@ -98,6 +100,27 @@ class GPT(nn.Module):
         Raises:
             ShapeError: ids is not a filled matrix, or does not fit the cache.
         """
+        logits, softcap = self._logits(self._stream(ids, cache, by_document)), self.config.logit_softcap
+        return softcap * torch.tanh(logits.float() / softcap)
+
+    def losses(self, ids: Tensor, targets: Tensor, rows: Tensor | None = None, *, by_document: bool = False) -> Tensor:
+        """Nats of targets by the logits of `forward`, which a GPU never holds in float32.
+
+        Args:
+            ids, by_document: as in `forward`.
+            targets: int64 [N], each below vocab_size.
+            rows: the predictions, of B * T in row-major order, that they are targets of, int64 [N]; all of them if None.
+        Returns:
+            float32 [N].
+        Raises:
+            ShapeError: ids is not a filled matrix, or targets are not as many as rows.
+        """
+        x_ND = self._stream(ids, None, by_document).flatten(0, 1)
+        x_ND = x_ND if rows is None else x_ND[rows]
+        return softcap_cross_entropy(self._logits(x_ND), targets, self.config.logit_softcap)
+
+    def _stream(self, ids: Tensor, cache: KVCache | None, by_document: bool) -> Tensor:
+        """What the head reads: [B, T, D]."""
         _check_ids(ids, cache)
         past = 0 if cache is None else cache.position
         rope = rope_table(past, ids.shape[1], self.config, ids.device)
@@ -113,7 +136,7 @@ class GPT(nn.Module):
                 skips.append(x)
         if cache is not None:
             cache.position += ids.shape[1]
-        return self._head(rms_norm(x))
+        return rms_norm(x)
 
     def _embed(self, ids: Tensor, cache: KVCache | None) -> Tensor:
         count = ids.shape[1]
@@ -137,16 +160,20 @@ class GPT(nn.Module):
             return x + scaled
         return torch.lerp(scaled, x, torch.sigmoid(self.skip_gates[at]).to(x.dtype).expand_as(x))
 
-    def _head(self, x: Tensor) -> Tensor:
-        logits: Tensor = F.linear(x, self._table().to(x.dtype)) if self.lm_head is None else self.lm_head(x)
-        softcap = self.config.logit_softcap
-        return softcap * torch.tanh(logits.float() / softcap)
+    def _logits(self, x: Tensor) -> Tensor:
+        """Before the softcap, in the dtype that the product has: [..., D] -> [..., V]."""
+        if self.lm_head is not None:
+            logits: Tensor = self.lm_head(x)
+            return logits
+        if isinstance(self.tok_emb, PackedEmbedding):  # see packed.py
+            return self.tok_emb.product(x)
+        return F.linear(x, self._table().to(x.dtype))
 
     def new_cache(self, batch: int, length: int) -> KVCache:
         """An empty cache for `batch` sequences of up to `length` tokens, on the model's device and in its dtype."""
         at_least("batch", batch, 1)
         at_least("length", length, 1)
-        c, like = self.config, self.tok_emb.weight
+        c, like = self.config, self.skip_weights
         shape = (len(c.order(looping=self.looping)), batch, c.num_kv_heads, length, c.head_dim)
         keys, values = (torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2))
         return KVCache(keys, values, torch.zeros(batch, length, dtype=torch.int64, device=like.device))

@@ -16,7 +16,7 @@ from quantlab.errors import ConfigError, TrainingError
 from quantlab.trainer.average import Average
 from quantlab.trainer.checkpoints import TrainState, load_checkpoint_, save_checkpoint
 from quantlab.trainer.config import TrainConfig
-from quantlab.trainer.late_quant import quantize_, shaped_steps, stop_quantizing
+from quantlab.trainer.late_quant import Steps, grid_from_tensors, grid_tensors, quantize_, shaped_steps, stop_quantizing
 from quantlab.trainer.loader import Loader, TokenSource
 from quantlab.trainer.model import GPT
 from quantlab.trainer.optimizers import Optimizers
@@ -79,8 +79,8 @@ class Run:
         self.step, self.elapsed_seconds = 0, 0.0
         self._saved_at = self._last_seconds = 0.0
         self.losses: list[float] = []
-        self.grid: dict[str, Tensor] = {}
-        """Steps of the late quantization once it has begun."""
+        self.grid: dict[str, Steps] = {}
+        """Of the late quantization once it has begun."""
         self.timeline = Timeline()
         self._unread: tuple[int, Callable[[], Tensor]] | None = None
 
@@ -126,8 +126,7 @@ class Run:
         if self.world.of_main([self.step]) != [self.step]:
             raise ConfigError(f"process {self.world.rank} has another {self.checkpoint_path}: the folder must be shared")
         self.average.load_state(extra)
-        prefix = "grid."
-        self.grid = {n.removeprefix(prefix): t.to(self.world.device) for n, t in extra.items() if n.startswith(prefix)}
+        self.grid = grid_from_tensors(extra, self.world.device)
         quantize_(self.model, self.grid)
 
     def save_model(self) -> Path:
@@ -232,6 +231,8 @@ class Run:
 
     def _mean_loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.is_cuda):
+            if self.is_cuda:
+                return self.model.losses(ids, targets.flatten(), by_document=self.config.by_document).mean()
             logits = self.model(ids, by_document=self.config.by_document)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
@@ -252,7 +253,7 @@ class Run:
         with self.timeline.outside("checkpoints"):
             self.optimizers.muon.gather_state()
             if self.world.is_main:
-                extra = self.average.state() | {f"grid.{name}": steps for name, steps in self.grid.items()}
+                extra = self.average.state() | grid_tensors(self.grid)
                 save_checkpoint(self.checkpoint_path, self.model, self.optimizers.all, self._state(), extra)
             self.world.wait()
 

@@ -7,7 +7,7 @@ machine gets the same bits.
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,45 +73,62 @@ def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Ar
     Raises:
         FormatError: damaged streams, codes beyond their width, or scales that are negative or not finite.
     """
-    scales: Array = from_byte_planes(sections[SCALES].decode(), np.dtype(np.float16))
-    if not np.isfinite(scales).all() or (scales < 0).any():
-        raise FormatError("a row scale is negative or not finite")
-    trellis_weights = iter(_decode_trellises(manifest, sections))
-    raw, coded = sections[RAW].decode(), iter(sections[CODES:])
-    arrays: dict[str, Array] = {}
-    for tensor in manifest.tensors:
-        if isinstance(tensor, GridTensor):
-            mine, scales = np.split(scales, [tensor.shape[0]])
-            arrays[tensor.name] = _checked(tensor, _dequantize(tensor, next(coded), mine))
-        elif isinstance(tensor, TrellisTensor):
-            arrays[tensor.name] = _checked(tensor, next(trellis_weights))
-        else:
-            size = math.prod(tensor.shape) * itemsize(tensor.dtype)
-            arrays[tensor.name], raw = _from_raw(tensor, raw[:size]), raw[size:]
-    return arrays
+    arrays = decode_kept(manifest, sections)
+    for grid, codes_OI, step_O in decode_row_grids(manifest, sections):
+        with np.errstate(over="ignore", invalid="ignore"):
+            arrays[grid.name] = _checked(grid, codes_OI.astype(np.float32) * step_O[:, None])
+    for tensor, codes_OI, plane, a_O, b_I in decode_planes(manifest, sections):
+        arrays[tensor.name] = _checked(tensor, weights_of(tensor, codes_OI, plane, a_O, b_I))
+    return {tensor.name: arrays[tensor.name] for tensor in manifest.tensors}
 
 
-def decode_planes(manifest: Manifest, sections: list[Section]) -> list[tuple[TrellisTensor, Array, Plane, Array, Array]]:
+def decode_planes(
+    manifest: Manifest, sections: list[Section], decode: Callable[..., list[Any]] = rans.decode
+) -> Iterator[tuple[TrellisTensor, Any, Plane, Array, Array]]:
     """For each trellis tensor: entry, codes int16 [O, I], plane, and shapes a int8 [O] and b int8 [I].
 
+    Args:
+        decode: rans.decode, or a twin of it: codes are what it returns.
     Raises:
         FormatError: damaged sections, or codes beyond their width.
     """
     tensors = [t for t in manifest.tensors if isinstance(t, TrellisTensor)]
     if not tensors:
-        return []
+        return
     sides = [_sides(tensors, sections[number].decode()) for number in (SHAPES, CLASSES)]
     planes = [plane_of(t, *shape, *cls) for t, shape, cls in zip(tensors, *sides, strict=True)]
     sets = sets_from_bytes(sections[TABLES].decode())
-    codes = rans.decode(sections[STREAM].decode(), planes, sets, manifest.lanes)
+    codes = decode(sections[STREAM].decode(), planes, sets, manifest.lanes)
     for tensor, codes_OI in zip(tensors, codes, strict=True):
         _check_width(tensor, codes_OI)
-    return [(t, q, plane, *shape) for t, q, plane, shape in zip(tensors, codes, planes, sides[0], strict=True)]
+    yield from ((t, q, plane, *shape) for t, q, plane, shape in zip(tensors, codes, planes, sides[0], strict=True))
 
 
-def _decode_trellises(manifest: Manifest, sections: list[Section]) -> Iterator[Array]:
-    for tensor, codes_OI, plane, a_O, b_I in decode_planes(manifest, sections):
-        yield weights_of(tensor, codes_OI, plane, a_O, b_I)
+def decode_row_grids(manifest: Manifest, sections: list[Section]) -> Iterator[tuple[GridTensor, NDArray[np.int8], Array]]:
+    """For each tensor on a row grid: entry, codes int8 [O, I], and steps float32 [O].
+
+    Raises:
+        FormatError: codes beyond their width, or scales that are negative or not finite.
+    """
+    scales: Array = from_byte_planes(sections[SCALES].decode(), np.dtype(np.float16))
+    if not np.isfinite(scales).all() or (scales < 0).any():
+        raise FormatError("a row scale is negative or not finite")
+    grids = [t for t in manifest.tensors if isinstance(t, GridTensor)]
+    for tensor, section in zip(grids, sections[CODES:], strict=True):
+        mine, scales = np.split(scales, [tensor.shape[0]])
+        with np.errstate(over="ignore"):
+            steps_O = np.ldexp(mine.astype(np.float32), np.int32(tensor.exponent))
+        yield tensor, decode_codes(tensor, section), steps_O
+
+
+def decode_kept(manifest: Manifest, sections: list[Section]) -> dict[str, Array]:
+    """The raw tensors by name, float16 and bfloat16 as float32."""
+    raw, arrays = sections[RAW].decode(), {}
+    for tensor in manifest.tensors:
+        if isinstance(tensor, RawTensor):
+            size = math.prod(tensor.shape) * itemsize(tensor.dtype)
+            arrays[tensor.name], raw = _from_raw(tensor, raw[:size]), raw[size:]
+    return arrays
 
 
 def _sides(tensors: list[TrellisTensor], raw: bytes) -> list[tuple[Array, Array]]:
@@ -133,14 +150,6 @@ def _check_width(tensor: CodedTensor, q_OI: Array) -> None:
     limit = code_limit(tensor.bits)
     if q_OI.size and (int(q_OI.min()) < -limit or int(q_OI.max()) > limit):
         raise FormatError(f"tensor {tensor.name!r}: a code lies beyond ±{limit}, the range of {tensor.bits} bits")
-
-
-def _dequantize(tensor: GridTensor, section: Section, scale_O: Array) -> Array:
-    """Codes times scales, float32 [O, I]."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        steps_O: Array = np.ldexp(scale_O.astype(np.float32), np.int32(tensor.exponent))
-        weights: Array = decode_codes(tensor, section).astype(np.float32) * steps_O[:, None]
-    return weights
 
 
 def _checked(tensor: CodedTensor, weights: Array) -> Array:

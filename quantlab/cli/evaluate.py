@@ -32,6 +32,13 @@ def evaluate(
     stride: Annotated[
         int | None, typer.Option("--stride", metavar="N", help="Of sliding and document, 1 to seq-len.  [default: 64]")
     ] = None,
+    packed: Annotated[
+        bool | None,
+        typer.Option(
+            "--packed/--decoded",
+            help="Whether the weights of a packed model stay packed in memory.  [default: packed on a GPU, decoded on a CPU]",
+        ),
+    ] = None,
     model: options.Model = None,
     as_json: options.Json = False,
 ) -> None:
@@ -45,7 +52,8 @@ def evaluate(
     """
     from quantlab.errors import ConfigError
     from quantlab.pipeline.evaluate import compare_targets, evaluate_target, evaluation_tokens
-    from quantlab.pipeline.models import load_target, load_tokenizer
+    from quantlab.pipeline.memory import memory_of
+    from quantlab.pipeline.models import load_packed, load_target, load_tokenizer, stays_packed
     from quantlab.trainer.windows import as_mode, stride_of
     from quantlab.trainer.world import close_world, open_world
 
@@ -55,13 +63,15 @@ def evaluate(
     stride_of(windows, seq_len, stride)  # before anything is loaded
     world = open_world()
     try:
-        loaded = load_target(target, model)
+        is_packed = stays_packed(target, model, world.device) if packed is None else packed
+        loaded = load_packed(target, model, world.device) if is_packed else load_target(target, model)
         known = load_tokenizer(tokenizer or tokenizer_beside(target, say=world.is_main), loaded)
         ids = evaluation_tokens(text, tokens, known)
         with ProgressDisplay() as progress:
             score = evaluate_target(
                 loaded, ids, known, seq_len=seq_len, mode=windows, stride=stride, world=world, progress=progress
             )
+            memory = memory_of(loaded, world.device)
             compared = None
             if against is not None and world.is_main:
                 reference = load_target(against, model)
@@ -71,9 +81,13 @@ def evaluate(
     if not world.is_main:
         return
     if as_json:
-        print_json(score.to_dict() | ({"against": compared} if compared else {}))
+        print_json(score.to_dict() | {"memory": memory} | ({"against": compared} if compared else {}))
         return
     _print_score(score.to_dict())
+    print(
+        f"weights {memory['weights']}: {memory['weight_bytes']:,} bytes in memory, peak {memory['peak_bytes']:,} bytes "
+        f"({memory['device']})"
+    )
     if compared:
         _print_comparison(against, compared)
 

@@ -14,6 +14,7 @@ from quantlab.artifact.decode import decode_artifact, read_artifact
 from quantlab.checkpoint.read import read_checkpoint, read_metadata
 from quantlab.checkpoint.write import fingerprint
 from quantlab.errors import CheckpointError, ConfigError, DataError, first_line
+from quantlab.pipeline.packed_model import packed_gpt
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.from_state_dict import config_from_state_dict, gpt_from_state_dict
 from quantlab.trainer.load_model import build_model, check_model
@@ -77,15 +78,35 @@ def load_artifact(path: Path, spec: str | None) -> Loaded:
     return Loaded(model, state, check_model(model), manifest.model, manifest.tokenizer.get("sha256", ""))
 
 
+def load_packed(path: Path, spec: str | None, device: torch.device) -> Loaded:
+    """The built-in model of an artifact with its matrices still packed, on `device`. Its `state` has the other tensors alone.
+
+    Raises:
+        ConfigError: a checkpoint, or a model of the user's own, which only computes with floats.
+    """
+    if not is_artifact(path):
+        raise ConfigError(f"{path} is a checkpoint: only the weights of a .qlab file can stay packed")
+    manifest, sections = read_artifact(path)
+    if spec or not manifest.model:
+        raise ConfigError(f"{path} has a model of its own: its weights cannot stay packed", hint="evaluate it with --decoded")
+    model = packed_gpt(manifest, sections, device)
+    return Loaded(model, model.state_dict(), model.config.vocab_size, manifest.model, manifest.tokenizer.get("sha256", ""))
+
+
+def stays_packed(path: Path, spec: str | None, device: torch.device) -> bool:
+    """Whether weights stay packed where the user does not say: artifacts of the built-in model on a GPU."""
+    return device.type == "cuda" and not spec and is_artifact(path) and bool(read_artifact(path)[0].model)
+
+
 def load_target(path: Path, spec: str | None) -> Loaded:
-    """An artifact if the file starts as one or is named .qlab, else a checkpoint."""
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
+    """An artifact if the file starts as one or is named .qlab, else a checkpoint; decoded, on the CPU."""
     return load_artifact(path, spec) if is_artifact(path) else load_checkpoint(path, spec)
 
 
 def is_artifact(path: Path) -> bool:
-    """True if the file starts with the .qlab magic or has its suffix."""
+    """True if the file starts with the .qlab magic or has its suffix. CheckpointError if there is no such file."""
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
     if path.is_dir():
         return False
     with path.open("rb") as file:

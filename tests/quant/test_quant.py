@@ -9,7 +9,6 @@ from hypothesis.extra.numpy import arrays
 
 from quantlab.artifact.manifest import code_limit
 from quantlab.errors import StatisticsError
-from quantlab.kernels.gptq_block import gptq_block_ref
 from quantlab.quant.distortion import Use, column_hessian, distortion
 from quantlab.quant.gptq import feedback, gptq
 from quantlab.quant.grid import RowGrid, row_grid
@@ -123,18 +122,6 @@ def test_gptq_zeroes_columns_that_never_saw_input_and_leaves_its_arguments():
 def test_a_hessian_that_is_none_is_named(H):
     with pytest.raises(StatisticsError, match=r"tensor blocks\.0\.w"):
         feedback("blocks.0.w", H)
-
-
-def test_block_errors_are_what_later_columns_need():
-    """Within one block: w - codes · step = errors · diag(U), and nothing is left uninitialised."""
-    w, H, _ = correlated(columns=16)
-    U = feedback("w", H).U_II
-    steps = torch.linspace(0.2, 0.5, 16 * 48).view(16, 48)
-    codes, errors = gptq_block_ref(w.T.contiguous(), steps, 127, U)
-    rest = w.T.clone()
-    for j in range(16):
-        assert torch.allclose(rest[j] - codes[j] * steps[j], errors[j] * U[j, j], atol=1e-5)  # float32, values near 1
-        rest -= U[j][:, None] * errors[j]
 
 
 def test_distortion_is_half_the_weighted_quadratic_form():

@@ -7,9 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from quantlab.errors import ConfigError
+from quantlab.errors import ConfigError, TrainingError
+from quantlab.quant.shape import ShapedGrid
 from quantlab.trainer.config import TrainConfig
-from quantlab.trainer.late_quant import on_grid, quantize_, shaped_steps, stop_quantizing
+from quantlab.trainer.late_quant import (
+    Steps,
+    grid_from_tensors,
+    grid_tensors,
+    on_grid,
+    quantize_,
+    shaped_steps,
+    steps_of,
+    stop_quantizing,
+)
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
 from quantlab.trainer.run import CHECKPOINT_NAME
@@ -43,13 +53,34 @@ def trained_a_little():
     return model
 
 
+def dense(steps):
+    return steps.row_scale_O[:, None] * steps.column_scale_I
+
+
 def test_gradients_go_straight_through():
     w = torch.tensor([[0.3, -1.2], [2.6, 0.1]], requires_grad=True)
-    step = torch.tensor([[1.0, 0.5], [1.0, 0.25]])
-    seen = on_grid(step)(w)
-    torch.testing.assert_close(seen, torch.tensor([[0.0, -1.0], [3.0, 0.0]]))
+    seen = on_grid(Steps(torch.tensor([1.0, 0.5]), torch.tensor([1.0, 0.5])))(w)
+    torch.testing.assert_close(seen, torch.tensor([[0.0, -1.0], [2.5, 0.0]]))
     (seen * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
     assert w.grad.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_steps_are_those_of_the_file_to_a_unit_in_the_last_place():
+    """All fractions of an octave that level, row and column can have."""
+    shapes = np.arange(-2, 6, dtype=np.int8)
+    for level in range(-640, -640 + 64):
+        grid = ShapedGrid(8, level, shapes, shapes)
+        product = dense(steps_of(grid, torch.device("cpu"))).numpy()
+        assert np.abs(product.view(np.int32) - grid.steps_OI.view(np.int32)).max() <= 1
+
+
+def test_a_grid_goes_into_a_checkpoint_and_comes_back():
+    grid = {"blocks.0.w": Steps(torch.ones(3), torch.ones(5))}
+    tensors = grid_tensors(grid) | {"average_count": torch.tensor(3)}
+    back = grid_from_tensors(tensors, torch.device("cpu"))
+    assert torch.equal(dense(back["blocks.0.w"]), dense(grid["blocks.0.w"])) and len(back) == 1
+    with pytest.raises(TrainingError, match="the checkpoint's grid is of another version of quantlab"):
+        grid_from_tensors({"grid.blocks.0.w.weight": torch.ones(3, 5)}, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("bits", [1.5, 4.0])
@@ -61,7 +92,7 @@ def test_the_grid_has_about_the_wanted_entropy(bits):
     assert set(steps) == {n for n, p in matrices.items() if p.ndim == 2 and min(p.shape) > 2}
     total, weights = 0.0, 0
     for name, step in steps.items():
-        codes = torch.round(matrices[name].detach() / step)
+        codes = torch.round(matrices[name].detach() / dense(step))
         for row in codes:
             share = torch.unique(row, return_counts=True)[1].double() / len(row)
             total -= float((share * share.log2()).sum()) * len(row)
@@ -81,8 +112,8 @@ def test_the_model_sees_rounded_weights_and_then_its_own_again():
         assert torch.equal(model(IDS), before)
         for name, step in steps.items():
             p = model.get_parameter(name)
-            p.copy_(torch.round(p / step) * step)
-        torch.testing.assert_close(model(IDS), seen, atol=1e-4, rtol=0)  # w + (ŵ - w) rounds in float32
+            p.copy_(torch.round(p / dense(step)) * dense(step))
+        assert torch.equal(model(IDS), seen)
     assert not torch.allclose(before, seen, atol=1e-2)
 
 
@@ -93,8 +124,9 @@ def test_it_begins_when_it_should_and_what_is_saved_is_not_rounded(tmp_path):
     assert seen == [False] * 4 + [True] * 3 + [False]  # the last is the saved model
     plain = train(replace(CONFIG, quant_from=1.0), TOKENS, out=tmp_path / "plain")
     assert result.losses[:4] == plain.losses[:4] and result.losses[5] != plain.losses[5]
-    steps = load_file(tmp_path / CHECKPOINT_NAME)["extra.grid.blocks.0.mlp.fc.weight"]
-    saved = load_file(result.model_path)["blocks.0.mlp.fc.weight"]
+    name, checkpoint = "blocks.0.mlp.fc.weight", load_file(tmp_path / CHECKPOINT_NAME)
+    steps = dense(Steps(checkpoint[f"extra.grid.{name}.row_scale_O"], checkpoint[f"extra.grid.{name}.column_scale_I"]))
+    saved = load_file(result.model_path)[name]
     assert not torch.allclose(saved, torch.round(saved / steps) * steps, atol=1e-3)
 
 
@@ -127,9 +159,9 @@ def test_a_bigram_table_is_on_the_grid_too():
         for p in model.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
         before = model(IDS)
-        quantize_(model, {"bigram.embed.weight": torch.full((300, 32), 0.5)})
+        quantize_(model, {"bigram.embed.weight": Steps(torch.full((300,), 0.5), torch.ones(32))})
         assert not torch.allclose(model(IDS), before)
         stop_quantizing(model)
         assert torch.equal(model(IDS), before)
     with pytest.raises(ConfigError, match="tensor blocks.0.attn_scale cannot be trained"):
-        quantize_(model, {"blocks.0.attn_scale": torch.ones(64)})
+        quantize_(model, {"blocks.0.attn_scale": Steps(torch.ones(64), torch.ones(1))})
