@@ -15,6 +15,7 @@ from quantlab.artifact.encode import encode_artifact
 from quantlab.artifact.verify import digest_in_fresh_process
 from quantlab.errors import QuantlabError
 from quantlab.files import write_whole
+from quantlab.kernels.check import check_kernels
 from quantlab.quant.distortion import Use, distortion
 from quantlab.search.measure import TensorMeter
 
@@ -32,7 +33,18 @@ def examine() -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "round_trip": _round_trip(),
+        "kernels": _kernels(),
     }
+
+
+def _kernels() -> list[dict[str, Any]]:
+    """How each kernel runs here, and how far it is from float64 or from its twin."""
+    checks = check_kernels(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    for check in checks:
+        if not check.ok:
+            wrong = f"kernel {check.kernel} differs from {check.against} by {check.error:.2g}, allowed is {check.allowed:.2g}"
+            raise QuantlabError(f"{wrong}: this GPU or its Triton cannot be trusted", hint="evaluate with --decoded")
+    return [check.to_dict() for check in checks]
 
 
 def _version(name: str) -> str | None:
