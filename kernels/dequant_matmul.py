@@ -139,7 +139,8 @@ def dequant_matmul_triton(x: Tensor, packed: Packed, splits: int | None = None) 
         return out_MO.view(*x.shape[:-1], O)
     fixed = shape_arguments(packed)
     R, W, _ = packed.words.shape
-    block_m = min(64, max(16, 1 << (M - 1).bit_length()))
+    widest = 64 if x.dtype != torch.float32 and packed.bits <= 8 else 16  # sums of float32 products spill beyond 16 rows
+    block_m = min(widest, max(16, 1 << (M - 1).bit_length()))
     periods = -(I // -(fixed["SLOTS"] * LANES))
     loops = -(periods // -(splits or splits_of(M, R, I, packed.bits, periods)))
     S = -(periods // -loops)

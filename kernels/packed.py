@@ -89,8 +89,8 @@ def pack(
 
     Args:
         codes_OI: int8 or int16 [O, I], neither side empty.
-        row_scale_O, column_scale_I: float32 [O] and [I]. A power of two moves from columns to rows, which leaves every weight as
-            it is, bit for bit, unless a product of them overflows or underflows.
+        row_scale_O, column_scale_I: float32 [O] and [I]. A power of two moves from columns to rows, which changes no bit of the
+            weights unless a product overflows or underflows.
         row_class_O, column_class_I: of a trellis, int16 [O] and [I]; None for a plain grid.
         bits: width of a code, one of WIDTHS; None takes the width that needs the fewest bytes, outliers and padding included.
     Returns:
@@ -133,7 +133,7 @@ def _half_rows(row_class_O: Tensor, column_class_I: Tensor) -> tuple[Tensor, Ten
     column_class_I = column_class_I.int()
     threshold_O = HALF_CLASS - row_class_O.int()
     threshold_O = threshold_O.clamp(column_class_I.min(), column_class_I.max() + 1)  # one for all rows of nothing but halves
-    thresholds, which_O = threshold_O.unique(return_inverse=True)
+    thresholds, which_O = torch.unique(threshold_O, return_inverse=True)
     return (which_O + len(row_class_O)).to(torch.int32), column_class_I >= thresholds[:, None]
 
 
@@ -142,7 +142,7 @@ def _words(codes_RI: Tensor, bits: int) -> Tensor:
     R, I = codes_RI.shape
     count = _word_count(I, bits)
     words = torch.zeros(R, count + 1, LANES, dtype=torch.int64, device=codes_RI.device)
-    for slot, part in enumerate(codes_RI.split(LANES, dim=1)):
+    for slot, part in enumerate(torch.split(codes_RI, LANES, dim=1)):
         word, at = divmod(slot * bits, 32)
         code_RL = part.long().clamp(-_limit(bits), _limit(bits)) + 2 ** (bits - 1)
         if part.shape[1] < LANES:

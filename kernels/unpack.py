@@ -40,7 +40,7 @@ def _codes(words_NWL: Tensor, bits: int, columns: int) -> Tensor:
     words_NWL = F.pad(words_NWL.long() & 0xFFFFFFFF, (0, 0, 0, 1))
     bit = bits * torch.arange(-(columns // -LANES), device=words_NWL.device)
     pair_NSL = words_NWL[:, bit // 32] | words_NWL[:, bit // 32 + 1] << 32  # 64 bits from the word in which a slot begins
-    code_NSL = (pair_NSL >> (bit % 32)[:, None] & 2**bits - 1) - 2 ** (bits - 1)
+    code_NSL: Tensor = (pair_NSL >> (bit % 32)[:, None] & 2**bits - 1) - 2 ** (bits - 1)
     return code_NSL.flatten(1)[:, :columns].float()
 
 
@@ -48,13 +48,13 @@ def _codes(words_NWL: Tensor, bits: int, columns: int) -> Tensor:
 def load_words(  # type: ignore[no-untyped-def]
     p_rows, m_rows, left, COUNT: tl.constexpr, LANES: tl.constexpr, IS_EVEN: tl.constexpr
 ):
-    """COUNT words of all lanes from where each row's pointer stands: a tuple of [rows, LANES]. `left` are there; if even, all."""
+    """COUNT words of all lanes from where each row's pointer stands: a tuple of [rows, LANES]. If not even, `left` exist."""
     words = ()
     for word in tl.static_range(COUNT):
         o_l = word * LANES + tl.arange(0, LANES)[None, :]
         mask = m_rows[:, None] if IS_EVEN else m_rows[:, None] & (o_l < left * LANES)
         b_words = tl.load(p_rows[:, None] + o_l, mask=mask, other=0)
-        words = words + (b_words.to(tl.uint32, bitcast=True),)  # noqa: RUF005: Triton knows no unpacking here
+        words = words + (b_words.to(tl.uint32, bitcast=True),)  # type: ignore[assignment]  # noqa: RUF005
     return words
 
 
@@ -66,15 +66,13 @@ def codes_at(words, SLOT: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-
     """
     word: tl.constexpr = SLOT * BITS // 32
     shift: tl.constexpr = SLOT * BITS % 32
-    if shift + BITS <= 23:
-        b_bits = words[word]
-        at: tl.constexpr = shift
-    elif shift + BITS <= 32:
-        b_bits = words[word] >> 9  # which the fields of the upper bits share
-        at: tl.constexpr = shift - 9
-    else:
+    at: tl.constexpr = 0 if shift + BITS > 32 else shift - 9 if shift + BITS > 23 else shift
+    if shift + BITS > 32:
         b_bits = (words[word] >> shift) | (words[word + 1] << (32 - shift))
-        at: tl.constexpr = 0
+    elif shift + BITS > 23:
+        b_bits = words[word] >> 9  # shared by all fields up there
+    else:
+        b_bits = words[word]
     mask: tl.constexpr = (2**BITS - 1) << at
     exponent: tl.constexpr = (150 - at) << 23
     offset: tl.constexpr = 2.0 ** (23 - at) + 2.0 ** (BITS - 1)
@@ -164,7 +162,7 @@ def _outlier_kernel(  # type: ignore[no-untyped-def]
 def shape_arguments(packed: Packed) -> dict[str, Any]:
     """What kernels that read words are compiled for.
 
-    SLOTS is the period of the layout in slots, the fewest that fill whole words; at least 16, so that enough loads are under way.
+    SLOTS is the period of the layout, the fewest slots that fill whole words; at least 16, so that enough loads are under way.
     """
     slots = max(16, 32 // math.gcd(packed.bits, 32))
     is_even = packed.shape[1] % (slots * LANES) == 0

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from exact_interpreter import exact_interpreter  # noqa: F401 - a fixture of all tests here
 
 from quantlab.kernels import (
     check,

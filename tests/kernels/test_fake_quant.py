@@ -1,10 +1,9 @@
 """Weights on a grid of row times column scales: kernel against twin in every bit, twin against float64, gradients by hand."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
+from exact_interpreter import exact_interpreter  # noqa: F401 - a fixture of all tests here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -19,33 +18,14 @@ from quantlab.kernels.fake_quant import (
     fake_quant_ref,
     fake_quant_triton,
 )
-from quantlab.kernels.launch import tl
 
-interpreter = pytest.importorskip("triton.runtime.interpreter")
+pytest.importorskip("triton")
 
 SHAPES = [(1, 1), (1, 500), (63, 63), (33, 257), (100, 1)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LIMITS = [None, 1, 7]
 SUM_TOLERANCE = 1e-4
 """Of float32 sums of up to 500 terms below 7 · 4: half a unit in the last place of each partial sum, 2**-24 · 500 · 3."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def exact_interpreter() -> Iterator[None]:
-    """Memory that a kernel does not write is NaN, and float32 becomes bfloat16 as on a GPU: Triton's interpreter truncates."""
-    convert = interpreter._convert_float
-
-    def rounded(x, source, target, mode):
-        if (source, target) != (tl.float32, tl.bfloat16):
-            return convert(x, source, target, mode)
-        return torch.from_numpy(np.array(x)).bfloat16().view(torch.int16).numpy().view(np.uint16)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_convert_float", rounded)
-        torch.use_deterministic_algorithms(True)
-        assert torch.empty(3).isnan().all()
-        yield
-        torch.use_deterministic_algorithms(False)
 
 
 def sample(shape, dtype=torch.float32, seed=0):

@@ -1,7 +1,6 @@
 """Cross-entropy of softcapped logits: kernels against float64 and the twin, and the losses of a model that uses them."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from exact_interpreter import exact_interpreter  # noqa: F401 - a fixture of all tests here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -42,14 +42,6 @@ def loss_tolerance(softcap, V):
     """Tanh from exp(-2|x|) is off by up to 2 units in the last place of 1, 2.4e-7, near 0 too, and so is a logarithm of up to
     softcap + ln V. With the exp of a GPU, off by 2 units, as with the interpreter's."""
     return 1e-6 * (softcap + math.log(V))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unwritten_memory_is_nan() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
