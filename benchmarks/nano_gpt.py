@@ -53,8 +53,8 @@ class NanoGPT(nn.Module):
         return F.linear(self.norm(x), self.tokens.weight)
 
 
-def train(model: NanoGPT, batch: Batch, *, seconds: float, lr: float, micro: int, warmup: int = 50) -> tuple[int, float]:
-    """AdamW for `seconds`, cosine over the time; gives steps done and seconds taken."""
+def train(model: NanoGPT, batch: Batch, *, seconds: float, lr: float, micro: int, warmup: float = 0.05) -> tuple[int, float]:
+    """AdamW for `seconds`: warmup over a share of the time, then cosine; gives steps done and seconds taken."""
     groups = [
         {"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
@@ -62,7 +62,8 @@ def train(model: NanoGPT, batch: Batch, *, seconds: float, lr: float, micro: int
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
     started, step = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - started) < seconds:
-        rate = lr * min((step + 1) / warmup, 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * elapsed / seconds)))
+        done = elapsed / seconds
+        rate = lr * min(0.02 + done / warmup, 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         x, y = batch(step)

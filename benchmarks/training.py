@@ -125,8 +125,8 @@ def show(rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=120.0, help="of training each, on a CPU")
-    parser.add_argument("--rates", default="1e-3,3e-3", help="learning rates of the plain loop")
+    parser.add_argument("--seconds", type=float, default=240.0, help="of training each, on a CPU")
+    parser.add_argument("--rates", default="1e-3,3e-3,1e-2", help="learning rates of the plain loop")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if torch.cuda.is_available():

@@ -55,6 +55,14 @@ class ExpansionError(FormatError):
         self.least_bytes = least_bytes
 
 
+class ReportError(QuantlabError):
+    """A report or an evaluation record is missing, damaged, or of another file."""
+
+
+class StageError(QuantlabError):
+    """The folder of a pipeline's stage is damaged."""
+
+
 class BudgetError(QuantlabError):
     """The byte budget cannot be met; `smallest_bytes` is the smallest total that can, when it is known."""
 

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable
@@ -30,6 +31,22 @@ def write_whole(path: Path, data: bytes) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def hash_file(path: Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of a file, or of all files in a folder with their names."""
+    digest, size = hashlib.sha256(), 0
+    if path.is_dir():
+        for part in sorted(p for p in path.rglob("*") if p.is_file()):
+            part_size, part_sha256 = hash_file(part)
+            digest.update(f"{part.relative_to(path).as_posix()}\0{part_sha256}\n".encode())
+            size += part_size
+        return size, digest.hexdigest()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return size, digest.hexdigest()
 
 
 def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:

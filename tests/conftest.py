@@ -4,6 +4,8 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"  # before any kernel module is imported; later has no effect
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ["QUANTLAB_RUNS"] = ""  # commands under test leave no run folders
+os.environ.pop("QUANTLAB_MIRROR", None)
 
 import sysconfig
 from collections.abc import Iterator

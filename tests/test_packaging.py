@@ -14,6 +14,7 @@ SOURCES = ("quantlab", "kernels", "trainer", "calib")
 LAYERS = [
     "cli",
     "pipeline",
+    "runs",
     "report",
     "search",
     "trainer",
@@ -50,7 +51,7 @@ def _imports(path: Path) -> set[str]:
 def test_imports_point_one_way(layer):
     folder = ROOT / layer if (ROOT / layer).is_dir() else ROOT / "quantlab" / layer
     allowed = set(LAYERS[LAYERS.index(layer) :])
-    wrong = {f"{f.name} imports {name}" for f in folder.glob("*.py") for name in _imports(f) - allowed}
+    wrong = {f"{f.name} imports {name}" for f in folder.rglob("*.py") for name in _imports(f) - allowed}
     assert not wrong
 
 

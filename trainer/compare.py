@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quantlab.errors import DataError, QuantlabError, ShapeError
+from quantlab.trainer.evaluate import device_of
 
 Z95 = 1.959964
 """Half-width of a 95 % normal interval in standard errors."""
@@ -30,6 +31,8 @@ class Comparison:
     """99th percentile over positions, nats."""
     top1_flips: float
     """Share of positions whose most likely token differs."""
+    reference_loss: float
+    """The reference alone: mean nats per token on the true next tokens."""
     loss_difference: float
     """Model minus reference, mean nats per token on the true next tokens."""
     loss_difference_low: float
@@ -48,14 +51,16 @@ def compare(
     tokens: NDArray[np.integer],
     *,
     seq_len: int = 1024,
-    batch_tokens: int = 8192,
+    batch_tokens: int = 2048,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Run both models over `tokens` in sequences that do not overlap, as `evaluate` does.
 
     Args:
-        reference, model: map ids int64 [B, T] to logits [B, T, V] of the same vocabulary; both in eval mode.
+        reference, model: map ids int64 [B, T] to logits [B, T, V] of the same vocabulary; both in eval mode, on one device.
         tokens: ids, [N]; (N-1) // seq_len sequences are compared, at least two.
+        batch_tokens: most tokens in one call of the models, one sequence at least. Few: allocators hand float64 logits of more
+            back to the system after every batch, and the pages cost as much time as the models.
         progress: called with (sequences done, sequences in all).
     Raises:
         DataError: fewer than two sequences.
@@ -69,28 +74,27 @@ def compare(
         )
     stream = torch.from_numpy(tokens[: count * seq_len + 1].astype(np.int64))
     x_NT, y_NT = stream[:-1].view(count, seq_len), stream[1:].view(count, seq_len)
-    step, parts = max(1, batch_tokens // seq_len), []
+    step, device, parts = max(1, batch_tokens // seq_len), device_of(model), []
     with torch.inference_mode():
         for at in range(0, count, step):
-            x_BT = x_NT[at : at + step]
-            parts.append(_compare_batch(reference(x_BT), model(x_BT), y_NT[at : at + step]))
+            x_BT, y_BT = x_NT[at : at + step].to(device), y_NT[at : at + step].to(device)
+            parts.append([column.cpu() for column in _compare_batch(reference(x_BT), model(x_BT), y_BT)])
             if progress:
                 progress(min(at + step, count), count)
-    kl_NT, flips_NT, difference_NT = (torch.cat(column) for column in zip(*parts, strict=True))
-    return _summary(kl_NT, flips_NT, difference_NT)
+    return _summary(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _compare_batch(reference_BTV: Tensor, model_BTV: Tensor, y_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KL in nats, whether the top token flips, and loss difference in nats, each float64 [B, T]."""
+def _compare_batch(reference_BTV: Tensor, model_BTV: Tensor, y_BT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """KL in nats, whether the top token flips, the reference's loss and the loss difference in nats, each float64 [B, T]."""
     if reference_BTV.shape != model_BTV.shape:
         raise ShapeError(f"logits of the models are {list(reference_BTV.shape)} and {list(model_BTV.shape)}")
     p, q = reference_BTV.double().log_softmax(-1), model_BTV.double().log_softmax(-1)
     kl_BT = (p.exp() * (p - q)).sum(-1)
-    difference_BT = (p - q).gather(-1, y_BT[..., None]).squeeze(-1)
-    return kl_BT, (p.argmax(-1) != q.argmax(-1)).double(), difference_BT
+    p_BT, q_BT = (x.gather(-1, y_BT[..., None]).squeeze(-1) for x in (p, q))
+    return kl_BT, (p.argmax(-1) != q.argmax(-1)).double(), -p_BT, p_BT - q_BT
 
 
-def _summary(kl_NT: Tensor, flips_NT: Tensor, difference_NT: Tensor) -> Comparison:
+def _summary(kl_NT: Tensor, flips_NT: Tensor, loss_NT: Tensor, difference_NT: Tensor) -> Comparison:
     if not bool(torch.isfinite(kl_NT).all()):
         raise QuantlabError(f"{int((~torch.isfinite(kl_NT)).sum())} predictions are not finite")
     by_sequence = difference_NT.mean(1)
@@ -101,6 +105,7 @@ def _summary(kl_NT: Tensor, flips_NT: Tensor, difference_NT: Tensor) -> Comparis
         kl_mean=float(kl_NT.mean()),
         kl_q99=float(np.quantile(kl_NT.numpy(), 0.99)),
         top1_flips=float(flips_NT.mean()),
+        reference_loss=float(loss_NT.mean()),
         loss_difference=mean,
         loss_difference_low=mean - Z95 * error,
         loss_difference_high=mean + Z95 * error,

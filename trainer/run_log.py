@@ -78,6 +78,14 @@ class RunLog:
                     self.board.add_scalar(f"{kind}/{name}", value, step)  # type: ignore[no-untyped-call]
 
 
+def last_validation(folder: Path) -> dict[str, float]:
+    """val_loss and val_bpb of the last validation that the folder's metrics tell of; empty where there was none."""
+    path = folder / METRICS_NAME
+    records = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    found = [record for record in records if record["kind"] == "validation"]
+    return {"val_loss": found[-1]["loss"], "val_bpb": found[-1]["bpb"]} if found else {}
+
+
 def _drop_metrics_from(step: int, kind: str, path: Path) -> None:
     """Take off what a resumed run, whose first record this is, does again, and what a kill left of a last line."""
     if not path.exists():

@@ -5,7 +5,8 @@ import sys
 import time
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 PLAIN_SECONDS = 15.0  # between lines when stderr is a file
@@ -62,6 +63,13 @@ def note(text: str) -> None:
 def print_json(value: Any) -> None:
     """A result for a program, on stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def show_whole(result: RenderableType) -> None:
+    """A result whose tables may be wider than the terminal: lines are wrapped there, never cut."""
+    out = console()
+    out.width = max(out.width, Measurement.get(out, out.options.update(max_width=10_000), result).maximum)
+    out.print(result)
 
 
 def console() -> Console:

@@ -7,6 +7,7 @@ import typer
 
 from quantlab.cli import options
 from quantlab.cli.display import ProgressDisplay, note, print_json
+from quantlab.cli.recording import recorder_of
 
 
 def evaluate(
@@ -40,6 +41,13 @@ def evaluate(
         ),
     ] = None,
     model: options.Model = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Also write the result to TARGET's stem.eval.json beside it, for quantlab compare.")
+    ] = False,
+    force: options.Force = False,
+    runs: options.Runs = None,
+    no_run: options.NoRun = False,
+    mirror: options.Mirror = None,
     as_json: options.Json = False,
 ) -> None:
     """Score a model in bits per byte, the way the challenge counts them; on several GPUs under torchrun.
@@ -50,19 +58,31 @@ def evaluate(
 
     Example: torchrun --standalone --nproc_per_node=8 -m quantlab eval model.qlab --mode sliding --text val.txt
     """
+    from contextlib import ExitStack
+
     from quantlab.errors import ConfigError
+    from quantlab.files import write_whole
     from quantlab.pipeline.evaluate import compare_targets, evaluate_target, evaluation_tokens
     from quantlab.pipeline.memory import memory_of
     from quantlab.pipeline.models import load_packed, load_target, load_tokenizer, stays_packed
+    from quantlab.pipeline.record import Reference, record_of, refuse_record
+    from quantlab.report.evaluation import record_path
     from quantlab.trainer.windows import as_mode, stride_of
     from quantlab.trainer.world import close_world, open_world
 
     if (text is None) == (tokens is None):
         raise ConfigError("eval needs exactly one of --text and --tokens")
     windows = as_mode(mode)
-    stride_of(windows, seq_len, stride)  # before anything is loaded
-    world = open_world()
-    try:
+    asked = {"target": target, "text": text, "tokens": tokens, "tokenizer": tokenizer, "against": against, "seq_len": seq_len}
+    asked |= {"mode": windows, "stride": stride_of(windows, seq_len, stride), "packed": packed, "model": model}
+    recorder = recorder_of(runs, no_run, mirror)
+    if save:
+        refuse_record(target, force=force)
+    with recorder.run("eval", asked) as run, ExitStack() as stack:
+        world = open_world()
+        stack.callback(close_world, world)
+        if target.exists():
+            run.result(artifact=target)
         is_packed = stays_packed(target, model, world.device) if packed is None else packed
         loaded = load_packed(target, model, world.device) if is_packed else load_target(target, model)
         known = load_tokenizer(tokenizer or tokenizer_beside(target, say=world.is_main), loaded)
@@ -72,24 +92,36 @@ def evaluate(
                 loaded, ids, known, seq_len=seq_len, mode=windows, stride=stride, world=world, progress=progress
             )
             memory = memory_of(loaded, world.device)
-            compared = None
+            before = held = None
+            if save and against is not None and windows != "chunked":  # the comparison runs on chunks alone
+                whole = load_target(against, model)
+                before = evaluate_target(
+                    whole, ids, known, seq_len=seq_len, mode=windows, stride=stride, world=world, progress=progress
+                )
             if against is not None and world.is_main:
                 reference = load_target(against, model)
-                compared = compare_targets(reference, loaded, ids, seq_len=seq_len, progress=progress).to_dict()
-    finally:
-        close_world(world)
+                compared = compare_targets(reference, loaded, ids, seq_len=seq_len, progress=progress)
+                held = Reference(against, reference, compared, before)
+        record = None
+        if world.is_main and (save or run.is_recorded):
+            same_mode = held if before or windows == "chunked" else None
+            record = record_of(target, score, ids, known, device=memory["device"], reference=same_mode)
+            run.result(evaluation=record, metrics=memory)
     if not world.is_main:
         return
+    if save and record:
+        write_whole(record_path(target), record.to_json())
+        note(f"wrote {record_path(target)}")
     if as_json:
-        print_json(score.to_dict() | {"memory": memory} | ({"against": compared} if compared else {}))
+        print_json(score.to_dict() | {"memory": memory} | ({"against": held.compared.to_dict()} if held else {}))
         return
     _print_score(score.to_dict())
     print(
         f"weights {memory['weights']}: {memory['weight_bytes']:,} bytes in memory, peak {memory['peak_bytes']:,} bytes "
         f"({memory['device']})"
     )
-    if compared:
-        _print_comparison(against, compared)
+    if held:
+        _print_comparison(against, held.compared.to_dict())
 
 
 def tokenizer_beside(target: Path, *, say: bool = True) -> Path:

@@ -8,7 +8,9 @@ from types import FrameType
 import typer
 
 from quantlab import __version__
-from quantlab.cli import calibrate, data, demo, doctor, evaluate, inspect, pack, probe, train, unpack
+from quantlab.cli import calibrate, compare, data, demo, doctor, evaluate, inspect, pack, probe, runs, train, unpack
+from quantlab.cli import run as run_pipeline
+from quantlab.cli.recording import COMMAND
 from quantlab.errors import QuantlabError
 
 app = typer.Typer(
@@ -25,11 +27,14 @@ app.command("pack")(pack.pack)
 app.command("unpack")(unpack.unpack)
 app.command("inspect")(inspect.inspect)
 app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
 app.command("probe")(probe.probe)
 app.command("calibrate")(calibrate.calibrate)
 app.command("train")(train.train)
+app.command("run")(run_pipeline.run)
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
+app.add_typer(runs.app, name="runs")
 
 # typer's usage errors: the base class is found through one that typer exports, because some versions bring their own click
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -58,6 +63,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Exit code of one command line; never raises for an expected failure."""
+    COMMAND.set(tuple(arguments))
     try:
         code = app(arguments, standalone_mode=False)
         if code == _TYPER_INTERRUPTED:

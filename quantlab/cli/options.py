@@ -28,6 +28,20 @@ Calib = Annotated[
 CalibTokens = Annotated[int, typer.Option("--calib-tokens", metavar="N", help="Calibration tokens.")]
 CalibSeqLen = Annotated[int, typer.Option("--calib-seq-len", metavar="T", help="Tokens in one calibration sequence.")]
 
+Runs = Annotated[
+    str | None,
+    typer.Option("--runs", metavar="DIR", help="Folder of runs. Default: the variable QUANTLAB_RUNS, or else runs."),
+]
+NoRun = Annotated[bool, typer.Option("--no-run", help="Write no run folder; so does an empty QUANTLAB_RUNS.")]
+Mirror = Annotated[
+    str | None,
+    typer.Option(
+        "--mirror",
+        metavar="TRACKER",
+        help="Also send config and results to trackio or wandb at the end, as NAME or NAME:PROJECT. Default: QUANTLAB_MIRROR.",
+    ),
+]
+
 
 def parse_widths(text: str) -> tuple[int, ...]:
     """Widths of `5,6,8`. ConfigError unless every part is a whole number; PackConfig checks the range."""

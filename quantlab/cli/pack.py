@@ -7,6 +7,7 @@ import typer
 
 from quantlab.cli import options
 from quantlab.cli.display import ProgressDisplay, console, note, print_json
+from quantlab.cli.recording import recorder_of
 
 
 def pack(
@@ -57,22 +58,29 @@ def pack(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run with the same options stopped.")] = False,
     force: options.Force = False,
+    runs: options.Runs = None,
+    no_run: options.NoRun = False,
+    mirror: options.Mirror = None,
     as_json: options.Json = False,
 ) -> None:
     """Pack a checkpoint into a byte budget: writes M.qlab, never over the budget, and M.report.json.
 
     Example: quantlab pack final_model.pt --budget 16MB -o model.qlab --code train_gpt.py
     """
+    from dataclasses import asdict
+
     from quantlab.budget import code_bytes, parse_bytes
     from quantlab.calib.sources import CalibrationConfig
     from quantlab.errors import ConfigError
     from quantlab.files import refuse_existing
     from quantlab.pipeline import pack as job
     from quantlab.pipeline.models import load_checkpoint, load_tokenizer
+    from quantlab.report.packing import report_path
     from quantlab.report.table import render
+    from quantlab.runs.record import Checkpoint, packing_of
     from quantlab.search.rounder import RoundingOptions
 
-    report = report or output.with_name(f"{output.stem}.report.json")
+    report = report or report_path(output)
     if report.resolve() == output.resolve():
         raise ConfigError(f"--report and --output are both {output}")
     if stats is not None and calib != "self":
@@ -82,6 +90,7 @@ def pack(
     if emit_decoder is not None and emit_decoder.resolve() in (output.resolve(), report.resolve()):
         raise ConfigError(f"--emit-decoder and another output are both {emit_decoder}")
     refuse_existing([output, report], force=force)
+    recorder = recorder_of(runs, no_run, mirror)
     if emit_decoder is not None:
         _write_decoder(emit_decoder, force)  # before code files are counted: it may be one of them
     calibration = CalibrationConfig(source=calib, tokens=calib_tokens, seq_len=calib_seq_len, seed=seed)
@@ -96,9 +105,11 @@ def pack(
         calibration=calibration,
     )
     note(f"budget {config.budget_bytes:,} bytes, counted code {config.code_bytes:,}")
-    loaded = load_checkpoint(checkpoint, model)
-    known = load_tokenizer(tokenizer, loaded) if tokenizer else None
-    with ProgressDisplay() as progress:
+    asked = {"checkpoint": checkpoint, "output": output, "model": model, "tokenizer": tokenizer, "stats": stats}
+    with recorder.run("pack", asked | asdict(config), seeds={"seed": seed}) as run, ProgressDisplay() as progress:
+        loaded = load_checkpoint(checkpoint, model)
+        run.result(checkpoint=Checkpoint(path=str(checkpoint), fingerprint=loaded.fingerprint))
+        known = load_tokenizer(tokenizer, loaded) if tokenizer else None
         result = job.pack(
             loaded,
             config,
@@ -110,6 +121,7 @@ def pack(
             resume=resume,
             progress=progress,
         )
+        run.result(artifact=output, packing=packing_of(result), metrics={"timings_s": result.timings_s}, files=[report])
     if as_json:
         print_json(result.to_dict())
     else:

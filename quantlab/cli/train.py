@@ -2,12 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quantlab.cli import options
 from quantlab.cli.display import ProgressDisplay, print_json
+from quantlab.cli.recording import recorder_of
+
+if TYPE_CHECKING:
+    from quantlab.runs.recording import RunWriter
+    from quantlab.trainer.train import TrainResult
 
 
 def train(
@@ -18,6 +23,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in DIR.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard scalars.")] = False,
     force: options.Force = False,
+    runs: options.Runs = None,
+    no_run: options.NoRun = False,
+    mirror: options.Mirror = None,
     as_json: options.Json = False,
 ) -> None:
     """Train the challenge's architectures on a CPU, one GPU, or several under torchrun.
@@ -40,8 +48,13 @@ def train(
         typer.echo(f"without effect here: {', '.join(ignored)}", err=True)
     if is_main and not resume:
         refuse_existing([out / MODEL_NAME, out / CHECKPOINT_NAME] if out.exists() else [], force=force)
-    with ProgressDisplay() as progress:
-        result = train_to_folder(*configs, out, resume=resume, tensorboard=tensorboard, progress=progress)
+    settings, data = configs
+    asked = {"config": config, "out": out, "resume": resume, **settings.to_dict(), "data": data}
+    recorder = recorder_of(runs, no_run, mirror)
+    with recorder.run("train", asked, seeds={"seed": settings.seed}) as run, ProgressDisplay() as progress:
+        result = train_to_folder(settings, data, out, resume=resume, tensorboard=tensorboard, progress=progress)
+        if run.is_recorded:
+            _record(run, result, out)
     if not is_main:
         return
     summary = {
@@ -54,3 +67,19 @@ def train(
         print_json(summary)
     else:
         print(f"wrote {result.model_path}: {result.steps} steps in {result.elapsed_seconds:.0f} s")
+
+
+def _record(run: "RunWriter", result: "TrainResult", out: Path) -> None:
+    """The model by hash and fingerprint, its last validation, and the logs."""
+    from quantlab.pipeline.models import load_checkpoint
+    from quantlab.runs.record import Checkpoint
+    from quantlab.trainer.run_log import LOG_NAME, METRICS_NAME, last_validation
+
+    fingerprint = load_checkpoint(result.model_path, None).fingerprint
+    metrics = {"steps": result.steps, "train_seconds": round(result.elapsed_seconds, 3), **last_validation(out)}
+    run.result(
+        checkpoint=Checkpoint(path=str(result.model_path), fingerprint=fingerprint),
+        artifact=result.model_path,
+        metrics=metrics | {"timeline": result.timeline.to_dict()},
+        files=[out / METRICS_NAME, out / LOG_NAME],
+    )

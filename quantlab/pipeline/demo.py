@@ -15,12 +15,15 @@ from quantlab.pipeline.pack import PackConfig, pack
 from quantlab.pipeline.progress import Progress, silent
 from quantlab.pipeline.train import TOKENIZER_NAME, VAL_NAME, train_to_folder
 from quantlab.pipeline.train_config import read_train_config
-from quantlab.report.packing import PackReport
+from quantlab.report.evaluation import EvaluationRecord, read_evaluation, record_path
+from quantlab.report.packing import PackReport, report_path
 from quantlab.trainer.run import CHECKPOINT_NAME, MODEL_NAME
+from quantlab.trainer.run_log import LOG_NAME, METRICS_NAME
 
 TRAIN_SHARE = 0.55
 """Of the minutes; the rest goes to the tokenizer, calibration, the search and two evaluations."""
 CALIBRATION_TOKENS = 32768
+ARTIFACT_NAME = "model.qlab"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,9 @@ class DemoResult:
 
 
 def demo(out: Path, *, minutes: float, budget_bytes: int, progress: Progress = silent) -> DemoResult:
-    """Fill the folder `out` with a trained model, its artifact, its report and summary.json.
+    """Fill the folder `out` with a trained model, its artifact, report and evaluation record, and summary.json.
 
-    Both scores come from `quantlab eval` run as fresh processes on the files in `out`.
+    Both scores come from one `quantlab eval --against --save`, a fresh process on the files in `out`.
     """
     if not 0.1 <= minutes <= 600:
         raise ConfigError(f"minutes must be 0.1 to 600, got {minutes:g}")
@@ -46,15 +49,14 @@ def demo(out: Path, *, minutes: float, budget_bytes: int, progress: Progress = s
     tokenizer = load_tokenizer(out / TOKENIZER_NAME, loaded)
     calibration = CalibrationConfig(tokens=CALIBRATION_TOKENS, seq_len=config.seq_len)
     packing = PackConfig(budget_bytes=budget_bytes, calibration=calibration)
-    artifact = out / "model.qlab"
-    report_path = out / "model.report.json"
+    artifact, json_path = out / ARTIFACT_NAME, report_path(out / ARTIFACT_NAME)
     report = pack(
-        loaded, packing, artifact, checkpoint=result.model_path, report=report_path, tokenizer=tokenizer, progress=progress
+        loaded, packing, artifact, checkpoint=result.model_path, report=json_path, tokenizer=tokenizer, progress=progress
     )
-    before, after = (_score(target, out, config.seq_len, progress) for target in (result.model_path, artifact))
+    record = _score(artifact, result.model_path, config.seq_len, progress)
     summary = {
-        "fp_bpb": before["val_bpb"],
-        "packed_bpb": after["val_bpb"],
+        "fp_bpb": record.against.val_bpb if record.against else None,
+        "packed_bpb": record.val_bpb,
         "total_bytes": report.total_bytes,
         "budget_bytes": report.budget_bytes,
         "seconds": round(time.perf_counter() - started, 1),
@@ -62,25 +64,28 @@ def demo(out: Path, *, minutes: float, budget_bytes: int, progress: Progress = s
         "n_params": report.n_params,
         "bpw": report.bpw,
         "train_steps": result.steps,
-        "tokens": after["tokens"],
-        "bytes": after["bytes"],
+        "tokens": record.data.tokens,
+        "bytes": record.data.bytes,
     }
     write_whole(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     return DemoResult(report, summary)
 
 
-def _score(target: Path, out: Path, seq_len: int, progress: Progress) -> dict[str, Any]:
-    """What a user gets who types `quantlab eval` for this file."""
+def _score(target: Path, checkpoint: Path, seq_len: int, progress: Progress) -> EvaluationRecord:
+    """The record that a user gets who types `quantlab eval --save` for this file."""
     progress(f"evaluate {target.name}", 0, 1)
+    out = target.parent
     data = ["--tokens", str(out / VAL_NAME), "--tokenizer", str(out / TOKENIZER_NAME), "--seq-len", str(seq_len)]
-    score: dict[str, Any] = json.loads(run_module("quantlab", "eval", str(target), *data, "--json"))
+    run_module("quantlab", "eval", str(target), *data, "--against", str(checkpoint), "--save", "--force", "--no-run")
     progress(f"evaluate {target.name}", 1, 1)
-    return score
+    return read_evaluation(record_path(target))
 
 
 def _refuse_foreign(out: Path) -> None:
     """Raise ConfigError if the folder holds files that a demo does not write."""
-    ours = {MODEL_NAME, CHECKPOINT_NAME, TOKENIZER_NAME, VAL_NAME, "model.qlab", "model.report.json", "summary.json"}
+    artifact = Path(ARTIFACT_NAME)
+    beside = {path.name for path in (artifact, report_path(artifact), record_path(artifact))}
+    ours = {MODEL_NAME, CHECKPOINT_NAME, LOG_NAME, METRICS_NAME, TOKENIZER_NAME, VAL_NAME, "summary.json", *beside}
     foreign = sorted({f.name for f in out.iterdir()} - ours) if out.is_dir() else []
     if foreign or (out.exists() and not out.is_dir()):
         raise ConfigError(f"{out} is no folder that a demo can fill: it has {foreign[0] if foreign else 'content'}")

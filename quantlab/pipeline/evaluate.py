@@ -67,8 +67,9 @@ def evaluate_target(
 def compare_targets(
     reference: Loaded, loaded: Loaded, tokens: NDArray[Any], *, seq_len: int, progress: Progress = silent
 ) -> Comparison:
-    """KL, flips and paired loss difference of `loaded` against `reference` on the same sequences."""
-    return compare(reference.model, loaded.model, tokens, seq_len=seq_len, progress=stage(progress, "compare"))
+    """KL, flips and paired loss difference of `loaded` against `reference` on the same sequences, where `loaded` is."""
+    with _on(reference.model, device_of(loaded.model)):
+        return compare(reference.model, loaded.model, tokens, seq_len=seq_len, progress=stage(progress, "compare"))
 
 
 def probe_target(

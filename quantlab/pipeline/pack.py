@@ -1,5 +1,6 @@
 """The main job: a checkpoint and a number of bytes in, one file that is never over the number out."""
 
+import hashlib
 import json
 import os
 import time
@@ -221,7 +222,7 @@ def _report(
     output: Path,
     timings_s: dict[str, float],
 ) -> PackReport:
-    data, points = solution.data, solution.points
+    data = solution.data
     manifest, sections = parse_artifact(data)
     n_params = sum(t.numel() for t in loaded.state.values())
     total = len(data) + config.code_bytes
@@ -240,15 +241,16 @@ def _report(
         slack_bytes=config.budget_bytes - total,
         n_params=n_params,
         bpw=8 * len(data) / n_params,
-        distortion=sum(p.distortion for p in points.values()),
+        distortion=sum(p.distortion for p in solution.points.values()),
         bytes_by_kind=bytes_by_kind(len(data), sections),
         code_files=config.code,
         calibration={**stats.source, "tokens": stats.tokens, "fingerprint": stats.fingerprint},
         tensors_sha256=tensors_sha256,
         timings_s={**timings_s, "total": round(sum(timings_s.values()), 3)},
-        tensors=tuple(_tensor_reports(manifest, sections, points)),
+        tensors=tuple(_tensor_reports(manifest, sections, solution)),
         kept=tuple({"name": t.name, "shape": list(t.shape), "dtype": t.dtype} for t in manifest.tensors if t.kind == "raw"),
         producer=manifest.producer,
+        artifact_sha256=hashlib.sha256(data).hexdigest(),
     )
 
 
@@ -258,25 +260,38 @@ def _tuned(tuned: Tuned | None) -> dict[str, Any]:
     return {"kl_before": tuned.kl_before, "kl_after": tuned.kl_after, "kept": tuned.is_better}
 
 
-def _tensor_reports(manifest: Manifest, sections: Sequence[Section], points: dict[str, Point]) -> Iterator[TensorReport]:
+def _tensor_reports(manifest: Manifest, sections: Sequence[Section], solution: Solution) -> Iterator[TensorReport]:
     """Bytes of a tensor: its codes, its steps and classes before their codec, and its line in the section table."""
     grids = iter(sections[CODES:])
     for tensor in manifest.tensors:
         if isinstance(tensor, RawTensor):
             continue
-        point = points[tensor.name]
+        point = solution.points[tensor.name]
         if isinstance(tensor, GridTensor):
             section = next(grids)
-            codec, size = CODECS[section.codec].name, len(section.stored) + SECTION.size + 2 * tensor.shape[0]
+            codec, coded, side = CODECS[section.codec].name, len(section.stored), SECTION.size + 2 * tensor.shape[0]
         else:
-            codec, size = "rans", point.bytes + 2 * sum(tensor.shape)
+            codec, coded, side = "rans", point.bytes, 2 * sum(tensor.shape)
         yield TensorReport(
             name=tensor.name,
             shape=tensor.shape,
             width_bits=tensor.bits,
             grid_size=point.size,
             codec=codec,
-            bytes=size,
-            bpw=8 * size / (tensor.shape[0] * tensor.shape[1]),
+            bytes=coded + side,
+            bpw=8 * (coded + side) / (tensor.shape[0] * tensor.shape[1]),
             distortion=point.distortion,
+            code_bytes=coded,
+            points=_other_points(solution.measured.get(tensor.name, []), point, coded + side - point.bytes),
         )
+
+
+def _other_points(measured: Sequence[Point], chosen: Point, side_bytes: int) -> tuple[tuple[int, float], ...]:
+    """What the search measured within an octave of the chosen point's bytes, but for what another point beats in both."""
+    near = [p for p in measured if chosen.bytes / 2 < p.bytes < 2 * chosen.bytes and p != chosen]
+    kept: list[tuple[int, float]] = []
+    for point in sorted(near, key=lambda p: (p.bytes, p.distortion)):
+        cost = float(f"{point.distortion:.4g}")  # the report is read by people too
+        if not kept or cost < kept[-1][1]:
+            kept.append((point.bytes + side_bytes, cost))
+    return tuple(kept)

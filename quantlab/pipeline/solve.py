@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from quantlab.artifact.encode import Payload, TrellisPayload, coded_bytes, encode_artifact, keep
+from quantlab.artifact.encode import Payload, TrellisPayload, encode_artifact, keep
 from quantlab.calib.statistics import Statistics
 from quantlab.checkpoint.classify import split_state
 from quantlab.pipeline.models import Loaded
@@ -54,6 +54,8 @@ class Solution:
     effort: Effort | None = None
     """What the trellis method spent."""
     tuned: Tuned | None = None
+    measured: dict[str, list[Point]] = field(default_factory=dict)
+    """What else the search measured of each quantized tensor."""
 
 
 class Solver:
@@ -89,7 +91,8 @@ class Solver:
         meters = [TensorMeter(n, w, self.stats.uses(n), method, widths) for n, w in self.matrices.items()]
         data, points = Planner(meters, self.assemble, stage(self.progress, "search grids")).solve(budget_bytes)
         found = {m.name: m.reconstruct(p) for m, p in zip(meters, points, strict=True)}
-        return Solution(data, dict(zip(self.matrices, points, strict=True)), found | self._kept())
+        chosen, measured = dict(zip(self.matrices, points, strict=True)), {m.name: m.points for m in meters}
+        return Solution(data, chosen, found | self._kept(), measured=measured)
 
     def _trellis(self, budget_bytes: int) -> Solution:
         rounding, widths = self.options.rounding, self.options.widths
@@ -109,11 +112,9 @@ class Solver:
             tuned = self._tune(payloads, effort.tune_steps)
             data, payloads = planner.refill(budget_bytes, payloads, c)
         found = {p.entry.name: torch.from_numpy(weights(p)) for p in payloads}
-        sizes = coded_bytes(payloads)
-        points = {
-            r.name: Point(p.entry.bits, c, size, r.distortion(p)) for r, p, size in zip(rounders, payloads, sizes, strict=True)
-        }
-        return Solution(data, points, found | self._kept(), effort, tuned)
+        points = dict(zip(self.matrices, planner.points(c, payloads), strict=True))
+        measured = dict(zip(self.matrices, map(list, zip(*planner.passes, strict=True)), strict=True))
+        return Solution(data, points, found | self._kept(), effort, tuned, measured)
 
     def _effort(self, rounders: Sequence[Rounder]) -> Effort:
         """What was asked for, or what fits into the time; a resumed packing keeps its first choice."""

@@ -1,6 +1,5 @@
 """A training run's configs from one TOML file or a preset, with changes from the command line or the environment."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -10,6 +9,7 @@ from typing import Any
 
 from quantlab.errors import ConfigError
 from quantlab.pipeline.data import DataConfig
+from quantlab.pipeline.toml_file import apply_changes_, read_toml, set_key_
 from quantlab.trainer.config import TrainConfig
 from quantlab.trainer.from_dict import dataclass_from_dict
 from quantlab.trainer.from_env import overrides_from_env
@@ -28,17 +28,13 @@ def read_train_config(source: str, *, changes: Sequence[str] = (), environment: 
         ConfigError: the file cannot be read or is not TOML, or a key is unknown (the hint has the nearest one), of another type
             or out of range.
     """
-    raw = _read_toml(source)
+    raw = read_train_file(source)
     if environment is not None:
         config, data = _configs(raw)
         found, _ = overrides_from_env(environment, {**asdict(config), "data": asdict(data)})
         for key, value in found.items():
-            _set(raw, key, value)
-    for change in changes:
-        key, equals, text = change.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set must look like key=value, got {change!r}")
-        _set(raw, key.strip(), _value(text.strip()))
+            set_key_(raw, key, value)
+    apply_changes_(raw, changes)
     return _configs(raw)
 
 
@@ -54,7 +50,8 @@ def presets() -> dict[str, Path]:
     return {Path(str(f)).stem: Path(str(f)) for f in sorted(folder.iterdir(), key=str) if str(f).endswith(".toml")}
 
 
-def _read_toml(source: str) -> dict[str, Any]:
+def read_train_file(source: str) -> dict[str, Any]:
+    """The keys of a TOML file or of the preset with that name. ConfigError if there is neither."""
     path = Path(source)
     if not path.is_file() and not path.suffix:
         known = presets()
@@ -63,12 +60,7 @@ def _read_toml(source: str) -> dict[str, Any]:
             hint = f"did you mean {near[0]}?" if near else f"presets: {', '.join(known)}"
             raise ConfigError(f"no file and no preset is named {source}", hint=hint)
         path = known[source]
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path} is not TOML: {error}") from error
+    return read_toml(path, "config")
 
 
 def _configs(raw: Mapping[str, Any]) -> Configs:
@@ -77,20 +69,3 @@ def _configs(raw: Mapping[str, Any]) -> Configs:
         raise ConfigError(f"data must be a table, got {data!r}")
     rest = {key: value for key, value in raw.items() if key != "data"}
     return TrainConfig.from_dict(rest), dataclass_from_dict(DataConfig, data, where="data.")
-
-
-def _set(raw: dict[str, Any], key: str, value: Any) -> None:
-    *tables, name = key.split(".")
-    for table in tables:
-        raw = raw.setdefault(table, {})
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{key}: {table} is not a table")
-    raw[name] = value
-
-
-def _value(text: str) -> Any:
-    """As TOML reads it; what is no TOML value is a text."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text

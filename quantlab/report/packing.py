@@ -2,7 +2,10 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+from quantlab.report.fields import read_fields, read_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +25,10 @@ class TensorReport:
     """8 · bytes / weights."""
     distortion: float
     """Predicted cost, nats per token."""
+    code_bytes: int = 0
+    """The coded stream alone; of all tensors they add up to the codes of bytes_by_kind, but for the coder's own state."""
+    points: tuple[tuple[int, float], ...] = ()
+    """(bytes, distortion) of other roundings that the search measured, none worse than another in both, fewest bytes first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +65,8 @@ class PackReport:
     kept: tuple[dict[str, Any], ...] = field(default=())
     """Tensors that were not quantized: name, shape, stored dtype."""
     producer: str = ""
+    artifact_sha256: str = ""
+    """Of the file that a fresh process decoded; empty in reports of quantlab 0.1.0 before it had `compare`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -66,3 +75,13 @@ class PackReport:
     def to_json(self) -> bytes:
         """The report file."""
         return (json.dumps(self.to_dict(), indent=2) + "\n").encode()
+
+
+def report_path(artifact: Path) -> Path:
+    """Where the report of an artifact lies unless `pack --report` said otherwise."""
+    return artifact.with_name(f"{artifact.stem}.report.json")
+
+
+def read_report(path: Path) -> PackReport:
+    """The report at `path`. ReportError if it is missing or damaged."""
+    return read_fields(PackReport, read_json(path), str(path))

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.artifact.encode import TrellisPayload, fit_sets
+from quantlab.artifact.encode import TrellisPayload, coded_bytes, fit_sets
 from quantlab.coding.tables import TableSet
 from quantlab.errors import BudgetError, ExpansionError
 from quantlab.search.bracket import Bracket
+from quantlab.search.frontier import Point
 from quantlab.search.rounder import Classes, Rounder, narrowest, next_classes
 from quantlab.search.workers import worker_pool
 
@@ -81,6 +82,8 @@ class SlopePlanner:
         self._progress = progress or (lambda done, total: None)
         self._steps = 0
         self._rounded: dict[tuple[int, int], TrellisPayload] = {}  # of the settled context, by tensor and level
+        self.passes: list[list[Point]] = []
+        """What each pass of `approach` made of each tensor."""
 
     def check_feasible(self, budget_bytes: int) -> None:
         """Raise BudgetError, with the smallest reachable size, unless a file of nothing but zeros fits."""
@@ -101,6 +104,7 @@ class SlopePlanner:
         with worker_pool() as pool:
             for number in range(MOST_PASSES):
                 payloads = self._round(pool, c, context)
+                self.passes.append(self.points(c, payloads))
                 size = len(self.assemble(payloads))
                 context = Context.of(payloads)
                 off = abs(size - budget_bytes) / budget_bytes
@@ -137,6 +141,13 @@ class SlopePlanner:
             return self.settle(budget_bytes, c)
         with worker_pool() as pool:
             return self._fill(pool, Candidate(slack, data, tuple(p.entry.level for p in payloads)))
+
+    def points(self, c: float, payloads: Sequence[TrellisPayload]) -> list[Point]:
+        """Coded bytes and predicted cost of each payload."""
+        with worker_pool() as pool:
+            costs = list(pool.map(Rounder.distortion, self.rounders, payloads))
+        sizes = coded_bytes(payloads)
+        return [Point(p.entry.bits, c, size, cost) for p, size, cost in zip(payloads, sizes, costs, strict=True)]
 
     def _nothing(self, budget_bytes: int) -> "Candidate":
         """The file of nothing but zeros, which fits (check_feasible); no file at all where readers would not take that one."""

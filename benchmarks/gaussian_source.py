@@ -1,0 +1,84 @@
+"""How far scalar and trellis rounding of independent Gaussian weights, with the packer's own coder, are from the bound.
+
+    .venv/bin/python benchmarks/gaussian_source.py      # prints a table, saves JSON; a minute
+
+One matrix of N(0, 1) goes through the packer's rounding and into a whole .qlab file; the rate is that file in bits a weight.
+With unit statistics nothing is fed back and all steps are equal, so what is left is the code. The bound is the rate-distortion
+function R(D) = ½ log2(1 / D). At high rates the mean squared error in squared steps depends on the code alone.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import ROOT, machine
+
+from quantlab.artifact.encode import TrellisPayload, encode_artifact
+from quantlab.artifact.steps import LEVELS
+from quantlab.coding.trellis import STATES
+from quantlab.quant.distortion import Use
+from quantlab.search.rounder import Rounder, RoundingOptions, weights
+from quantlab.search.slope import LEAST_PASSES, Context
+
+SHAPE = (1024, 512)
+RATES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
+TRELLIS_OCTAVE = 1.0
+"""At equal rate the union grid of a trellis has half the step of a scalar grid."""
+
+Row = dict[str, Any]
+
+
+def measure(states: int, w_OI: torch.Tensor) -> Iterator[Row]:
+    """One row for each of RATES, about."""
+    O, I = w_OI.shape
+    unit = Use(torch.eye(I), torch.ones(O))
+    rounder = Rounder("w", w_OI, (unit,), RoundingOptions(states=states), bits=16)
+    for rate in RATES:
+        octaves = math.log2(math.sqrt(2 * math.pi * math.e)) - rate - (TRELLIS_OCTAVE if states > 1 else 0.0)
+        level = round(LEVELS * octaves)
+        payload = settled(rounder, level)
+        bits = 8 * len(encode_artifact([payload])) / w_OI.numel()
+        error_OI = w_OI.numpy() - weights(payload)
+        mse = float(np.square(error_OI, dtype=np.float64).mean())
+        yield {
+            "states": states,
+            "rate_bits": bits,
+            "mse": mse,
+            "gap_bits": bits - 0.5 * math.log2(1 / mse),
+            "error_in_squared_steps": mse / 4 ** (level / LEVELS),
+        }
+
+
+def settled(rounder: Rounder, level: int) -> TrellisPayload:
+    """The codes at a level after as many passes as the packer takes until tables and classes have settled."""
+    classes, bits = rounder.first_classes(level), None
+    for _ in range(LEAST_PASSES):
+        payload = rounder.payload(level, classes, rounder.codes(level, classes, bits))
+        context = Context.of([payload])
+        (classes,), bits = context.classes, context.bits
+    return payload
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gaussian_source.json")
+    arguments = parser.parse_args()
+    w_OI = torch.from_numpy(np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32))
+    rows = []
+    print("states   bits    error in squared steps   bits above the bound")
+    for states in STATES:
+        for row in measure(states, w_OI):
+            rows.append(row)
+            print(f"{states:>6}  {row['rate_bits']:5.3f}  {row['error_in_squared_steps']:>22.4f}  {row['gap_bits']:>20.4f}")
+    record = {"machine": {**machine(), "numba": version("numba")}, "shape": SHAPE, "rows": rows}
+    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Draw the figures of docs/method.md from the code and from benchmarks/results/*.json.
+
+    .venv/bin/python docs/figures/draw.py
+
+Each picture carries the digest of what it was drawn from (tests/docs/test_figures.py): a new result asks for a new picture.
+"""
+
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from quantlab.coding.trellis import next_states
+
+FOLDER = Path(__file__).resolve().parent
+RESULTS = FOLDER.parents[1] / "benchmarks" / "results"
+COLOURS = ("tab:red", "tab:blue", "tab:green", "tab:orange")
+"""Of the four subsets of the union grid."""
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150, "legend.frameon": False}
+
+
+def sources(*names: str) -> list[dict[str, Any]]:
+    """Results by the name of their file."""
+    return [json.loads((RESULTS / f"{name}.json").read_text()) for name in names]
+
+
+def digest(draw: Callable[[], Figure], names: Iterable[str]) -> str:
+    """Names what a figure was drawn from: its results and its function."""
+    results = [(RESULTS / f"{name}.json").read_bytes() for name in names]
+    return hashlib.sha256(b"".join([inspect.getsource(draw).encode(), *results])).hexdigest()
+
+
+def gaussian_gap() -> Figure:
+    """Bits above the rate-distortion bound, by rate and states."""
+    (data,) = sources("gaussian_source")
+    figure, axes = plt.subplots(figsize=(6, 3.6))
+    for states, colour in zip((1, 4, 8, 16, 32), ("0.45", *plt.cm.viridis(np.linspace(0.15, 0.85, 4))), strict=True):
+        rows = [row for row in data["rows"] if row["states"] == states]
+        label = "scalar" if states == 1 else f"trellis, {states} states"
+        axes.plot([r["rate_bits"] for r in rows], [r["gap_bits"] for r in rows], "o-", ms=3.5, color=colour, label=label)
+    high_rate = 0.5 * math.log2(2 * math.pi * math.e / 12)
+    axes.axhline(high_rate, color="0.45", lw=0.8, ls=":")
+    axes.text(6.1, high_rate - 0.004, "½ log₂(2πe/12)", ha="right", va="top", color="0.35", fontsize=9)
+    axes.set(xlabel="bits a weight, of the whole file", ylabel="bits above R(D)", ylim=(0, None), xlim=(0, None))
+    axes.legend(fontsize=9, loc="upper right", ncols=2)
+    return figure
+
+
+def trellis() -> Figure:
+    """The union grid with its subsets, and one step of the trellis of 8 states."""
+    figure, (grid, graph) = plt.subplots(2, 1, figsize=(6, 5.2), height_ratios=(1, 3.2))
+    for t in range(-5, 7):
+        grid.plot(t - 0.5, 0, "o", ms=9, color=COLOURS[t % 4])
+        grid.text(t - 0.5, 0.55, f"{t}", ha="center", fontsize=9)
+    grid.axhline(0, color="0.7", lw=0.8, zorder=0)
+    grid.set(ylim=(-0.6, 1.1), yticks=[], xticks=range(-5, 7, 1), xlabel="weight in steps: code t stands for t - ½")
+    grid.spines["left"].set_visible(False)
+    table = next_states(8)
+    for state in range(8):
+        for parity in (0, 1):
+            subset = 2 * parity + (state & 1)
+            graph.plot([0, 1], [-state, -int(table[state, parity])], color=COLOURS[subset], lw=1.8)
+        for x in (0, 1):
+            graph.plot(x, -state, "o", ms=13, color="white", mec="0.3", zorder=3)
+            graph.text(x, -state, f"{state}", ha="center", va="center", fontsize=9, zorder=4)
+    for subset, colour in enumerate(COLOURS):
+        graph.plot([], [], color=colour, lw=3, label=f"t mod 4 = {subset}")
+    graph.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=4, fontsize=9, handlelength=1.2, columnspacing=1)
+    graph.axis("off")
+    figure.subplots_adjust(hspace=0.32)
+    return figure
+
+
+def antidiagonals() -> Figure:
+    """The order of rounding, and what feeds one weight."""
+    rows, columns, weight = 5, 7, (2, 3)
+    figure, axes = plt.subplots(figsize=(6, 3.9))
+    for i in range(rows):
+        for j in range(columns):
+            s = i + j
+            feeds = i >= weight[0] and j >= weight[1] and (i, j) != weight
+            face = "#d9e6f5" if feeds else "white"
+            if (i, j) == weight:
+                face = "#f6c9c3"
+            axes.add_patch(plt.Rectangle((j, i), 1, 1, facecolor=face, edgecolor="0.6"))
+            axes.text(j + 0.5, i + 0.5, f"{rows + columns - 1 - s}", ha="center", va="center", color="0.25")
+    s = sum(weight)
+    first, last = max(0, s - columns + 1), min(rows - 1, s)
+    for i in range(first, last):
+        start, end = (s - i + 0.35, i + 0.68), (s - i - 1 + 0.68, i + 1 + 0.35)
+        axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "->", "color": "tab:red", "lw": 1.6})
+    axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal", xlabel="column j", ylabel="row i", xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def ladder() -> Figure:
+    """KL at equal bytes, one step of the method after the other."""
+    figure, axes = plt.subplots(figsize=(6, 3.8))
+    web, demo = sources("rate_distortion", "rate_distortion_demo")
+    for data, colour, label in ((web, "tab:red", "web4, 1,367,000 B"), (demo, "tab:blue", "demo, 250,000 B")):
+        rows = [row for row in data["rows"] if row["step"] <= 9]
+        names = [row["method"] for row in rows]
+        axes.plot([row["kl_mean"] for row in rows], range(len(rows)), "o-", ms=5, lw=1, color=colour, label=label)
+    axes.set(xscale="log", xlabel="KL to the float model, nats per token", yticks=range(len(names)), yticklabels=names)
+    axes.invert_yaxis()
+    axes.grid(axis="x", which="both", color="0.9", lw=0.6)
+    axes.legend(fontsize=9, loc="lower right")
+    return figure
+
+
+def predicted() -> Figure:
+    """KL measured on held-out text against the cost that the factors predict."""
+    figure, axes = plt.subplots(figsize=(6, 4.2))
+    web, demo = sources("rate_distortion", "rate_distortion_demo")
+    for data, colour, label in ((web, "tab:red", "web4"), (demo, "tab:blue", "demo")):
+        rows = [row for key in ("rows", "curves") for row in data.get(key, ()) if row["step"] >= 4 and "predicted" in row]
+        points = sorted({(row["predicted"], row["kl_mean"]) for row in rows})
+        axes.plot(*zip(*points, strict=True), "o", ms=5, color=colour, label=label)
+    ends = np.array([0.00015, 0.04])
+    axes.plot(ends, ends, color="0.5", lw=0.9, label="equal")
+    axes.set(xscale="log", yscale="log", xlabel="predicted cost, nats per token", ylabel="measured KL, nats per token")
+    axes.grid(which="both", color="0.92", lw=0.6)
+    axes.legend(fontsize=9)
+    return figure
+
+
+def water_filling() -> Figure:
+    """What shaped steps save on each matrix of the demo model."""
+    (data,) = sources("water_filling_demo")
+    figure, axes = plt.subplots(figsize=(6, 4.2))
+    names = [row["tensor"].removeprefix("blocks.").removesuffix(".weight") for row in data["rows"]]
+    columns, rows = ([row[key] for row in data["rows"]] for key in ("column_bits", "row_bits"))
+    axes.barh(names, columns, color="tab:blue", label="columns, 1 / d of H")
+    axes.barh(names, rows, left=columns, color="tab:orange", label="rows, 1 / d of G")
+    axes.set(xlabel="bits a weight saved at equal cost")
+    axes.invert_yaxis()
+    axes.legend(fontsize=9, loc="upper right")
+    return figure
+
+
+FIGURES: dict[str, tuple[Callable[[], Figure], tuple[str, ...]]] = {
+    "gaussian_gap": (gaussian_gap, ("gaussian_source",)),
+    "trellis": (trellis, ()),
+    "antidiagonals": (antidiagonals, ()),
+    "ladder": (ladder, ("rate_distortion", "rate_distortion_demo")),
+    "predicted": (predicted, ("rate_distortion", "rate_distortion_demo")),
+    "water_filling": (water_filling, ("water_filling_demo",)),
+}
+"""By name: how to draw it, and the results that it shows."""
+
+
+def main() -> None:
+    with plt.rc_context(STYLE):
+        for name, (draw, names) in FIGURES.items():
+            figure = draw()
+            figure.savefig(
+                FOLDER / f"{name}.png", bbox_inches="tight", metadata={"Source": digest(draw, names), "Software": None}
+            )
+            plt.close(figure)
+            print(f"wrote {FOLDER / name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Tables of the benchmark page, made from benchmarks/results/*.json when the site is built.
+
+`<!-- results: rate_distortion.rows -->` in the page becomes the table of that list. Files and lists that the page does not name
+come at `<!-- other results -->`, so that no result is left out.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import Files
+from mkdocs.structure.pages import Page
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+PAGE = "benchmarks.md"
+OTHERS = "<!-- other results -->"
+_MARK = re.compile(r"<!-- results: (\w+)\.(\w+) -->")
+_ABOUT = ("card", "processor", "processors", "python", "torch", "triton", "numpy", "numba", "commit", "dirty")
+
+Row = dict[str, Any]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _plus_minus(row: Row, key: str, low: str, digits: int) -> str:
+    return f"{row[key]:.{digits}f} ± {row[key] - row[low]:.{digits}f}"
+
+
+COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
+    "rate_distortion": {
+        "method": lambda r: r["method"],
+        "file, bytes": lambda r: f"{r['bytes']:,}",
+        "KL, nats per token": lambda r: _plus_minus(r, "kl_mean", "kl_low", 5),
+        "KL q99": lambda r: f"{r['kl_q99']:.3f}",
+        "BPB gap": lambda r: _plus_minus(r, "bpb_gap", "bpb_gap_low", 4),
+        "top-1 flips": lambda r: _percent(r["top1_flips"]),
+        "predicted": lambda r: f"{r['predicted']:.5f}" if "predicted" in r else "",
+        "pack, s": lambda r: f"{r['pack_s']:.0f}",
+        "unpack, s": lambda r: f"{r['unpack_s']:.1f}",
+    },
+    "gaussian_source": {
+        "states": lambda r: f"{r['states']}",
+        "bits a weight": lambda r: f"{r['rate_bits']:.3f}",
+        "mean squared error": lambda r: f"{r['mse']:.3e}",
+        "bits above the bound": lambda r: f"{r['gap_bits']:.3f}",
+    },
+}
+"""By the beginning of a file's name: columns of its lists. Other files show what their rows hold."""
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fill the page in."""
+    if page.file.src_uri != PAGE:
+        return markdown
+    named = {match.groups() for match in _MARK.finditer(markdown)}
+    text = _MARK.sub(lambda match: _named_table(*match.groups()), markdown)
+    return text.replace(OTHERS, others(named))
+
+
+def others(named: set[tuple[str, str]]) -> str:
+    """A section for each file with lists that the page does not name."""
+    parts = []
+    for path in sorted(RESULTS.glob("*.json")):
+        data = json.loads(path.read_text())
+        lists = [key for key, value in data.items() if is_rows(value) and (path.stem, key) not in named]
+        if lists:
+            parts += [f"## {path.name}", machine_line(data), *(named_table(path.stem, data[key]) for key in lists)]
+    return "\n\n".join(parts)
+
+
+def is_rows(value: Any) -> bool:
+    """A list of objects makes a table."""
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def machine_line(data: Row) -> str:
+    """Where it was measured."""
+    about = {**data, **data.get("machine", {})}
+    return ", ".join(f"{key} {about[key]}" for key in _ABOUT if about.get(key) is not None) + "."
+
+
+def named_table(stem: str, rows: list[Row]) -> str:
+    """Rows with the columns of their file, or with all plain values that they hold."""
+    columns = next((c for start, c in COLUMNS.items() if stem.startswith(start)), None) or _plain_columns(rows)
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _named_table(stem: str, key: str) -> str:
+    path = RESULTS / f"{stem}.json"
+    data = json.loads(path.read_text()) if path.is_file() else {}
+    if not is_rows(data.get(key)):
+        raise PluginError(f"{PAGE} names {stem}.{key}, but {path.name} has no such list")
+    return f"{named_table(stem, data[key])}\n\nMeasured with {machine_line(data)}"
+
+
+def _plain_columns(rows: list[Row]) -> dict[str, Callable[[Row], str]]:
+    flat = [dict(_flat(row)) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    return {name.replace("_", " "): lambda row, name=name: dict(_flat(row)).get(name, "") for name in names}
+
+
+def _flat(row: Row, before: str = "") -> list[tuple[str, str]]:
+    """Names and texts of the plain values; those of an object within have its name before theirs."""
+    found = []
+    for key, value in row.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{before}{key} ")
+        elif not isinstance(value, list):
+            found.append((before + key, _text(value)))
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value).replace("|", "\\|")
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,0 +1,159 @@
+"""Figures of what is in the files: bytes by kind, bits per weight, codes."""
+
+from collections.abc import Sequence
+
+from quantlab.artifact.histogram import CODE_LIMIT
+from quantlab.report.compare import Comparison
+from quantlab.report.entry import Entry
+from quantlab.report.plot import (
+    COLOURS,
+    MUTED,
+    Figure,
+    Trace,
+    file_names,
+    height_of,
+    hover,
+    layout_of,
+    log_axis,
+    marker,
+    rows,
+    text,
+    ticks,
+)
+from quantlab.report.roles import place_of
+
+MOST_ROLES = 14
+"""Bars of the waterfall before the smallest roles are joined."""
+TOTAL = "#8896a5"
+
+Layer = tuple[str, int | None]
+
+
+def waterfalls(comparison: Comparison, entries: Sequence[Entry]) -> list[Figure]:
+    """For each file its bytes up to the budget, kind by kind; codes by role where the report tells."""
+    longest = max(max(e.total_bytes, e.report.budget_bytes if e.report else 0) for e in entries)
+    names = file_names(comparison)
+    titles = names if len(names) > 1 else [""]
+    return [_waterfall(n, names[n], titles[n], entry, longest) for n, entry in enumerate(entries)]
+
+
+def _waterfall(n: int, name: str, title: str, entry: Entry, longest: int) -> Figure:
+    steps = [(label, size, "relative") for label, size in _byte_steps(entry) if size]
+    steps.append(("artifact", entry.artifact_bytes, "total"))
+    if entry.report:
+        code = [("code", entry.report.code_bytes, "relative")] if entry.report.code_bytes else []
+        slack = entry.report.budget_bytes - entry.total_bytes
+        steps += [*code, ("slack" if slack >= 0 else "over budget", slack, "relative")]
+        steps.append(("budget", entry.report.budget_bytes, "total"))
+    trace = {
+        "type": "waterfall",
+        "orientation": "h",
+        "y": list(range(len(steps))),
+        "x": [size for _, size, _ in steps],
+        "measure": [measure for *_, measure in steps],
+        "text": [f"{size:,}" for _, size, _ in steps],
+        "textposition": "outside",
+        "cliponaxis": False,
+        "connector": {"line": {"color": MUTED, "width": 0.5}},
+        "increasing": {"marker": {"color": COLOURS[n % len(COLOURS)]}},
+        "decreasing": {"marker": {"color": "var(--bad)"}},
+        "totals": {"marker": {"color": TOTAL}},
+        **hover([f"{label}: {size:,} bytes" for label, size, _ in steps]),
+    }
+    across = {"range": [0, 1.25 * longest], "nticks": 4, "tickformat": ".3~s"}
+    down = rows([text(label) for label, *_ in steps])
+    layout = layout_of(height=height_of(len(steps)), title=title, xaxis=across, yaxis=down)
+    return Figure(f"bytes-{n}", f"Bytes of {name} by kind", [trace], layout)
+
+
+def _byte_steps(entry: Entry) -> list[tuple[str, int]]:
+    kinds, by_role = dict(entry.bytes_by_kind), dict[str, int]()
+    for t in entry.tensors:
+        role = place_of(t.name).role
+        by_role[role] = by_role.get(role, 0) + t.code_bytes
+    coded = sum(by_role.values())
+    if not 0 < coded <= kinds.get("codes", 0):
+        return list(kinds.items())
+    ranked = sorted(by_role.items(), key=lambda item: -item[1])
+    others = sum(size for _, size in ranked[MOST_ROLES:])
+    return [*ranked[:MOST_ROLES], ("other roles", others), ("coder's state", kinds.pop("codes") - coded), *kinds.items()]
+
+
+def heat_maps(comparison: Comparison, entries: Sequence[Entry]) -> list[Figure]:
+    """For each file that tells them the bits per weight of every layer (down) and role (across), all on one scale."""
+    places = {row.name: place_of(row.name) for row in comparison.tensors}
+    layers = sorted({(p.stack, p.layer) for p in places.values()}, key=lambda at: (at[1] is not None, at[0], at[1] or 0))
+    in_layers_first = sorted(places.values(), key=lambda p: (p.layer is None, p.role))
+    roles = list(dict.fromkeys(p.role for p in in_layers_first))
+    figures = []
+    for n, (name, entry) in enumerate(zip(file_names(comparison), entries, strict=True)):
+        cells = {(places[t.name].stack, places[t.name].layer, places[t.name].role): t.bpw for t in entry.tensors}
+        if any(bpw is not None for bpw in cells.values()):
+            z = [[cells.get((*layer, role)) for role in roles] for layer in layers]
+            figures.append(_heat_map(n, name, name if len(entries) > 1 else "", z, layers, roles))
+    values = [bpw for f in figures for line in f.data[0]["z"] for bpw in line if bpw is not None]
+    for figure in figures:
+        figure.data[0] |= {"zmin": min(values), "zmax": max(values)}
+    return figures
+
+
+def _heat_map(n: int, name: str, title: str, z: list[list[float | None]], layers: list[Layer], roles: list[str]) -> Figure:
+    stacks = {stack for stack, layer in layers if layer is not None}
+    lines = ["no layer" if layer is None else f"{layer}" if len(stacks) < 2 else f"{stack} {layer}" for stack, layer in layers]
+    trace: Trace = {
+        "type": "heatmap",
+        "z": z,
+        "text": [["" if bpw is None else f"{bpw:.2f}" for bpw in line] for line in z],
+        "texttemplate": "%{text}",
+        "textfont": {"size": 10},
+        "colorscale": "Cividis",
+        "showscale": False,
+        "xgap": 1,
+        "ygap": 1,
+        "hovertemplate": "%{customdata}: %{z:.3f} bits per weight<extra></extra>",
+        "customdata": [[f"{text(line)}, {text(role)}" for role in roles] for line in lines],
+    }
+    across = {**ticks([text(role) for role in roles]), "tickangle": -45, "showgrid": False, "tickfont": {"size": 11}}
+    down = {**rows([text(line) for line in lines]), "range": [len(lines) - 0.5, -0.5]}
+    layout = layout_of(height=height_of(len(lines), 130), title=title, xaxis=across, yaxis=down)
+    return Figure(f"bits-{n}", f"Bits per weight of {name} by layer and role", [trace], layout)
+
+
+def code_shares(comparison: Comparison, counts: Sequence[dict[str, list[int]]]) -> list[Figure]:
+    """How often each code occurs in all tensors of each file; page.js draws single tensors from the same counts."""
+    totals = [[sum(column) for column in zip(*one.values(), strict=True)] for one in counts]
+    drawn = [(n, name, t) for n, (name, t) in enumerate(zip(file_names(comparison), totals, strict=True)) if sum(t[1:-1])]
+    if not drawn:
+        return []
+    traces = [_shares(n, name, total) for n, name, total in drawn]
+    values = [share for trace in traces for share in trace["y"] if share]
+    end = max(_reach(total) for *_, total in drawn) + 0.5
+    across = {"title": {"text": "code"}, "range": [-end, end], "nticks": 9}
+    up = log_axis(values, "share of weights", lambda share: f"{100 * share:g} %")
+    return [Figure("codes", "How often each code occurs", traces, layout_of(height=340, legend=True, xaxis=across, yaxis=up))]
+
+
+def _shares(n: int, name: str, total: list[int]) -> Trace:
+    """The ends hold all codes beyond them too: they are named, not drawn."""
+    whole, beyond = sum(total), total[0] + total[-1]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "line": {"shape": "hvh", "width": 1.5, "color": COLOURS[n % len(COLOURS)]},
+        "marker": marker(n, 4),
+        "name": name + (f", {beyond / whole:.2%} beyond".replace("%", " %") if beyond else ""),
+        "meta": {"file": n, "name": name},
+        "x": list(range(1 - CODE_LIMIT, CODE_LIMIT)),
+        "y": [count / whole or None for count in total[1:-1]],
+        "hovertemplate": "code %{x}: %{y:.3%}<extra></extra>",
+    }
+
+
+def _reach(total: list[int]) -> int:
+    """The code that all drawn ones but a thousandth lie within, 4 at least."""
+    left = sum(total[1:-1]) / 1000
+    for reach in range(CODE_LIMIT - 1, 4, -1):
+        left -= total[CODE_LIMIT - reach] + total[CODE_LIMIT + reach]
+        if left < 0:
+            return reach
+    return 4

@@ -1,0 +1,84 @@
+"""The site that `make docs` builds: complete, without warnings, and nothing in it is loaded from elsewhere."""
+
+import json
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+import typer
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+from quantlab.cli.main import app
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the built site. A warning is an error (strict)."""
+    folder = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_MKDOCS_2_WARNING", "1")
+        config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder))
+        config.plugins.on_startup(command="build", dirty=False)
+        build(config)
+        config.plugins.on_shutdown()
+    return folder
+
+
+def text_of(page: Path) -> str:
+    """What a page shows, without tags."""
+    html = page.read_text()
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", html[html.index("<article") : html.index("</article>")])).split())
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path):
+    loads = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=["']?(?:https?:)?//[^"'>\s]+""")
+    for page in site.rglob("*.html"):
+        assert not loads.findall(page.read_text()), page
+    for style in site.rglob("*.css"):
+        assert not re.findall(r"""(?:@import|url\()\s*["']?(?:https?:)?//[^"')]+""", style.read_text()), style
+
+
+def test_every_command_has_a_page_with_all_its_options(site: Path):
+    def walk(command, before=()):
+        for word, inner in command.commands.items():
+            yield from walk(inner, (*before, word)) if hasattr(inner, "commands") else [((*before, word), inner)]
+
+    overview = text_of(site / "commands.html")
+    for words, command in walk(typer.main.get_command(app)):
+        text = text_of(site / "commands" / f"{'_'.join(words)}.html")
+        assert text.startswith(f"quantlab {' '.join(words)}")
+        options = [name for p in command.params if p.param_type_name == "option" for name in (*p.opts, *p.secondary_opts)]
+        assert not [name for name in options if name not in text], words
+        assert "Example" in text, f"{words} has no example in its help"
+        assert f"quantlab {' '.join(words)}" in overview
+
+
+def test_formulas_are_mathml(site: Path):
+    html = (site / "method.html").read_text()
+    assert html.count("<math") > 30
+    assert "arithmatex" not in html and "\\frac" not in html and "$$" not in html
+
+
+def test_the_benchmark_page_shows_every_result(site: Path):
+    text = text_of(site / "benchmarks.html")
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        assert path.stem in text or "Measured with" in text
+        for row in json.loads(path.read_text()).get("rows", []):
+            assert str(row.get("method", "")) in text
+            if "kl_mean" in row:
+                assert f"{row['bytes']:,}" in text and f"{row['kl_mean']:.5f}" in text
+    assert "<!--" not in text and "results:" not in text
+
+
+def test_sources_that_pages_link_to_are_on_the_site(site: Path):
+    assert "Dense weights, or some of their rows" in text_of(site / "source" / "kernels" / "unpack.py.html")
+    assert (site / "source" / "benchmarks" / "results" / "gaussian_source.json").is_file()
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#\s]+)\)", (ROOT / "README.md").read_text()):
+        assert link.startswith("https://") or (ROOT / link).exists(), link

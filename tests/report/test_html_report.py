@@ -1,0 +1,257 @@
+"""The HTML report: well formed, self-contained, safe against what files may hold, and usable in a browser."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from chromium import BINARY, open_page
+from report_samples import OTHER_CODES, entry, tensor, without
+
+from quantlab.artifact.histogram import CODE_LIMIT
+from quantlab.errors import QuantlabError
+from quantlab.report import html
+from quantlab.report.byte_figures import code_shares, heat_maps, waterfalls
+from quantlab.report.compare import compare
+from quantlab.report.cost_figures import predictions, rate_distortion, slopes
+from quantlab.report.html import render_page
+from quantlab.report.plot import log_axis, short_cost, short_count
+
+HOSTILE = [
+    "</script><script>window.hacked = 1</script>",
+    "<img src=x onerror='window.hacked = 1'>",
+    '<a href="javascript:window.hacked = 1">blocks</a>.1.weight',
+    "{{ 7 * 7 }}{% raw %}",
+    "%{x}<extra>x</extra>",
+    "__proto__",
+    "constructor",
+    "line\nbreak\u2028\x1b[31m",
+    "]]>--><!--",
+    "long" * 100,
+]
+VOID = {"meta", "link", "br", "img", "input", "wbr", "hr"}
+
+
+class Reader(HTMLParser):
+    """Checks that elements nest, and keeps what a test asks about."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.scripts, self.names = [], [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.open += [] if tag in VOID else [tag]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+
+
+def codes(names):
+    """Codes of a few values, none beyond the limit."""
+    tally = [0] * (2 * CODE_LIMIT + 1)
+    tally[CODE_LIMIT - 2 : CODE_LIMIT + 3] = [1, 5, 10, 5, 1]
+    return dict.fromkeys(names, tally)
+
+
+def page_of(*entries):
+    return render_page(compare(entries), entries, [codes(t.name for t in e.tensors) for e in entries])
+
+
+def read(page):
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == []
+    return reader
+
+
+TENSORS = tuple(
+    tensor(f"blocks.{layer}.{role}.weight", size, cost, points=((size - 200, 2 * cost), (size + 200, cost / 2)))
+    for layer in range(3)
+    for role, size, cost in (("attn.q", 900 + layer, 2e-4), ("mlp.fc", 1500 - layer, 4e-4))
+)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    hostile = tuple(tensor(name, 1000 + n, 1e-4 * (n + 1)) for n, name in enumerate(HOSTILE))
+    first = entry("out/<b>a.qlab", tensors=TENSORS + hostile, checkpoint="<u>model.pt</u>")
+    return first, entry("out/b.qlab", kl=0.03, tensors=TENSORS[:-1], method="gptq")
+
+
+def test_a_page_is_well_formed_and_asks_for_nothing(pair):
+    for entries in (pair, pair[:1], [without(pair[0], report=None, evaluation=None)], [without(pair[0], file=None)]):
+        reader = read(page_of(*entries))
+        addresses = [a[key] for _, a in reader.tags for key in ("src", "href", "data", "action") if key in a]
+        assert addresses == [] and not any(tag in ("link", "iframe", "img", "object", "base", "form") for tag, _ in reader.tags)
+        policy = next(a["content"] for tag, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy")
+        assert policy.startswith("default-src 'none'; ")
+        ids = [a["id"] for _, a in reader.tags if "id" in a]
+        assert len(ids) == len(set(ids))
+
+
+def test_what_files_hold_is_text_and_never_markup(pair):
+    page = page_of(*pair)
+    reader = read(page)
+    assert [a.get("type") for tag, a in reader.tags if tag == "script"] == ["application/json", None, None]
+    assert not any("onerror" in a for _, a in reader.tags) and not any(tag in ("b", "u") and a for tag, a in reader.tags)
+    assert page.count("<u>") == 0 and "&lt;u&gt;model.pt&lt;/u&gt;" in page
+    assert "49" not in re.findall(r"<th scope=\"row\" data-value=\"(.*?)\"", page) and "{{ 7 * 7 }}" in page
+    data = json.loads(reader.scripts[0])
+    assert list(data["codes"][0])[len(TENSORS)] == HOSTILE[0]
+    labels = json.dumps([figure["layout"] for figure in data["figures"].values()])
+    assert "<a href" not in labels and "<img" not in labels and "</script" not in labels
+
+
+def test_a_missing_package_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(html, "PACKAGES", ("jinja2", "no_such_package"))
+    with pytest.raises(QuantlabError, match="the HTML report needs the package no_such_package") as caught:
+        html.check_packages()
+    assert caught.value.hint == "pip install 'quantlab[html]'"
+
+
+def test_the_steps_of_a_waterfall_add_up_to_artifact_and_budget(pair):
+    for figure, one in zip(waterfalls(compare(pair), pair), pair, strict=True):
+        (trace,) = figure.data
+        steps = dict(zip(trace["customdata"], zip(trace["x"], trace["measure"], strict=True), strict=True))
+        relative = [size for size, measure in steps.values() if measure == "relative"]
+        assert sum(relative) == one.report.budget_bytes == steps["budget: 6,100 bytes"][0]
+        assert steps["artifact: 6,000 bytes"] == (6000, "total") and steps["slack: 100 bytes"][0] == 100
+
+
+def test_codes_of_tensors_that_do_not_add_up_stay_one_step():
+    overfull = entry(tensors=(tensor(size=9000),))
+    (figure,) = waterfalls(compare([overfull]), [overfull])
+    assert figure.data[0]["customdata"][0] == "codes: 4,700 bytes"
+
+
+def test_the_heat_map_has_a_row_for_each_layer_and_a_column_for_each_role(pair):
+    first, second = heat_maps(compare(pair[1:] + pair[1:]), pair[1:] + pair[1:])
+    assert first.layout["yaxis"]["ticktext"] == ["0", "1", "2"] and first.layout["xaxis"]["ticktext"] == ["attn.q", "mlp.fc"]
+    assert first.data[0]["z"][2] == [pytest.approx(8 * 902 / 2048), None]  # the last tensor was left out
+    assert (first.data[0]["zmin"], first.data[0]["zmax"]) == (second.data[0]["zmin"], second.data[0]["zmax"])
+
+
+def test_measured_points_alone_are_drawn(pair):
+    comparison, second = compare(pair), pair[1]
+    (figure,) = rate_distortion(comparison, pair)
+    curve = next(t for t in figure.data if t["mode"] == "lines" and t["line"]["color"] == "#e0862b")
+    measured = {size for t in second.tensors for size, _ in t.points} | {t.bytes for t in second.tensors}
+    assert {x for x in curve["x"] if x} == measured and len(curve["x"]) == 4 * len(second.tensors)
+    (steep,) = slopes(comparison, pair)
+    first = steep.data[0]["x"]
+    assert first == sorted(first, reverse=True) and len(first) == len(TENSORS)
+    plain = entry(tensors=(tensor(),))
+    assert slopes(compare([plain]), [plain]) == []
+    assert {t["mode"] for t in rate_distortion(compare([plain]), [plain])[0].data} == {"markers"}
+
+
+def test_shares_of_codes_add_up_to_all_that_are_within_the_limit(pair):
+    counts = [OTHER_CODES, {}]
+    (figure,) = code_shares(compare(pair), counts)
+    (trace,) = figure.data
+    assert trace["name"] == "A &lt;b&gt;a.qlab, 20.00 % beyond" and sum(y or 0 for y in trace["y"]) == pytest.approx(0.8)
+    assert len(trace["x"]) == len(trace["y"]) == 2 * CODE_LIMIT - 1 and figure.layout["xaxis"]["range"] == [-7.5, 7.5]
+    assert code_shares(compare(pair), [{}, {}]) == []
+
+
+def test_predictions_need_both_costs(pair):
+    (figure,) = predictions(compare(pair))
+    assert [t["name"] for t in figure.data[1:]] == ["A &lt;b&gt;a.qlab", "B b.qlab"]
+    assert predictions(compare([without(pair[0], evaluation=None)])) == []
+
+
+def test_logarithmic_axes_have_few_round_ticks():
+    assert log_axis([2000, 90_000], "x", short_count)["ticktext"] == ["2k", "5k", "10k", "20k", "50k", "100k"]
+    assert log_axis([1e-6, 1.0], "x", short_cost)["ticktext"] == ["1e-6", "1e-5", "1e-4", "1e-3", "0.01", "0.1", "1"]
+    assert log_axis([1.5e-3, 1.5e-3], "x", short_cost)["ticktext"] == ["1.5e-3"]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if BINARY is None:
+        pytest.skip("no Chromium found: chromium, chromium-browser and google-chrome are not in PATH")
+    with open_page(tmp_path_factory.mktemp("chromium")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def page_file(pair, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "compare.html"
+    path.write_text(page_of(*pair))
+    return path
+
+
+def names(browser):
+    return browser.run("[...document.querySelectorAll('#tensors tbody tr:not([hidden]) th')].map(th => th.dataset.value)")
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, True)])
+def test_a_browser_shows_it_without_errors_requests_or_sideways_scrolling(browser, page_file, width, dark):
+    browser.open(page_file, width=width, dark=dark, mobile=width < 500)
+    assert browser.errors() == [] and browser.requests() == []
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.run("window.hacked === undefined")
+    assert browser.run("[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg'))")
+    wide = "[...document.querySelectorAll('.main-svg')].filter(s => s.getBoundingClientRect().right > innerWidth).length"
+    assert browser.run(wide) == 0
+    ink = browser.run("getComputedStyle(document.querySelector('#curves text')).fill")
+    assert ink == ("rgb(228, 232, 236)" if dark else "rgb(29, 36, 44)")
+    if dark:  # the mode may change while the page is open
+        browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "light"}])
+        browser.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert browser.run("getComputedStyle(document.querySelector('#curves text')).fill") == "rgb(29, 36, 44)"
+
+
+def test_the_table_sorts_by_click_and_by_keyboard_and_filters(browser, page_file):
+    browser.open(page_file)
+    everything = names(browser)
+    browser.click("#tensors th:nth-child(3) button")  # bytes A
+    sizes = "[...document.querySelectorAll('#tensors tbody td:nth-child(3)')].map(td => +td.dataset.value)"
+    assert browser.run(sizes) == sorted(browser.run(sizes), reverse=True)
+    assert browser.run("document.querySelector('#tensors th:nth-child(3)').ariaSort") == "descending"
+    browser.press("Enter", code=13, text="\r")  # the button has the focus
+    assert browser.run(sizes) == sorted(browser.run(sizes))
+    browser.press("Tab", code=9)
+    browser.press(" ", code=32, text=" ")
+    assert browser.run("document.querySelector('#tensors [aria-sort]').textContent.trim()") == "bpw A"
+    browser.click("#tensors th:nth-child(6) button")  # bytes B-A: what B does not have comes last, either way
+    assert sorted(names(browser)) == sorted(everything)
+    missing = "[...document.querySelectorAll('#tensors tbody td:nth-child(6)')].map(td => td.dataset.value === '')"
+    for _ in range(2):
+        assert browser.run(missing) == sorted(browser.run(missing))
+        browser.press("Enter", code=13, text="\r")
+    browser.click("#filter")
+    browser.call("Input.insertText", text="MLP.FC")
+    assert sorted(names(browser)) == [t.name for t in TENSORS[1::2]]
+    assert browser.run("document.querySelector('#shown').textContent") == f"3 of {len(everything)}"
+    assert browser.errors() == []
+
+
+def test_codes_of_every_tensor_can_be_chosen_whatever_its_name(browser, page_file):
+    browser.open(page_file)
+    for name in (HOSTILE[0], "__proto__", "constructor", TENSORS[-1].name, ""):
+        choose = f"c.value = {json.dumps(name)}; c.dispatchEvent(new Event('change')); return c.value"
+        assert browser.run(f"(() => {{ const c = document.getElementById('code-tensor'); {choose} }})()") == name
+        shown = browser.run("document.getElementById('codes').data.map(trace => trace.name)")
+        both = ["A &lt;b&gt;a.qlab", "B b.qlab"]
+        assert shown == (both if not name else both[:1])
+        peak = browser.run("Math.max(...document.getElementById('codes').data[0].y)")
+        assert peak == pytest.approx(10 / 22)
+    assert browser.errors() == [] and browser.run("window.hacked === undefined")
+
+
+def test_it_prints_in_light_colours_within_the_paper(browser, page_file, tmp_path):
+    browser.open(page_file, dark=True)
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    assert browser.run("getComputedStyle(document.querySelector('#curves text')).fill") == "rgb(29, 36, 44)"
+    assert browser.run("Math.max(...[...document.querySelectorAll('.main-svg')].map(s => s.clientWidth))") == 660
+    browser.run("dispatchEvent(new Event('afterprint'))")
+    assert browser.run("getComputedStyle(document.querySelector('#curves text')).fill") == "rgb(228, 232, 236)"
+    browser.pdf(tmp_path / "page.pdf")
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+    assert browser.errors() == []
