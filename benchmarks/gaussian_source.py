@@ -48,6 +48,7 @@ def measure(states: int, w_OI: torch.Tensor) -> Iterator[Row]:
         mse = float(np.square(error_OI, dtype=np.float64).mean())
         yield {
             "states": states,
+            "target_bits": rate,
             "rate_bits": bits,
             "mse": mse,
             "gap_bits": bits - 0.5 * math.log2(1 / mse),

@@ -97,7 +97,7 @@ def page_text(name: str, command: Any, context: Any, guide: str) -> str:
         parts += ["## Examples", "\n\n".join(f"```\n{example}\n```" for example in examples)]
     if guide:
         title = Path(guide).stem.replace("_", " ")
-        parts.append(f"More in [{title}](../{guide}).")
+        parts.append(f"See also [{title}](../{guide}).")
     return "\n\n".join(parts) + "\n"
 
 
@@ -141,7 +141,7 @@ def _parts(command: Any) -> tuple[list[str], list[str]]:
 
 def _names(text: str) -> str:
     """`-o, --output M.qlab` as two names; `<int>` as N."""
-    text = text.replace("<int>", "N").replace("<float>", "X").replace("<str>", "NAME").replace("<path>", "")
+    text = text.replace("<int>", "N").replace("<float>", "X").replace("<str>", "TEXT").replace("<path>", "")
     return " ".join(f"<code>{part.strip()}</code>" for part in re.split(r",| / ", text))
 
 
@@ -157,5 +157,6 @@ def _sentences(text: str) -> str:
     notes = []
     for note in match[1].split("; "):
         key, _, value = note.partition(": ")
-        notes.append(f"Default: `{value}`." if key == "default" else f"{note.capitalize()}.")
+        least = note.removeprefix("x>=")
+        notes.append(f"Default: `{value}`." if value else f"At least {least}." if least != note else f"{key.capitalize()}.")
     return " ".join([text[: match.start()].strip(), *notes]).strip()

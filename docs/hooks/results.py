@@ -19,7 +19,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 PAGE = "benchmarks.md"
 OTHERS = "<!-- other results -->"
 _MARK = re.compile(r"<!-- results: (\w+)\.(\w+) -->")
-_ABOUT = ("card", "processor", "processors", "python", "torch", "triton", "numpy", "numba", "commit", "dirty")
+_VERSIONS = ("python", "torch", "triton", "numpy", "numba")
 
 Row = dict[str, Any]
 
@@ -44,12 +44,6 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
         "pack, s": lambda r: f"{r['pack_s']:.0f}",
         "unpack, s": lambda r: f"{r['unpack_s']:.1f}",
     },
-    "gaussian_source": {
-        "states": lambda r: f"{r['states']}",
-        "bits a weight": lambda r: f"{r['rate_bits']:.3f}",
-        "mean squared error": lambda r: f"{r['mse']:.3e}",
-        "bits above the bound": lambda r: f"{r['gap_bits']:.3f}",
-    },
 }
 """By the beginning of a file's name: columns of its lists. Other files show what their rows hold."""
 
@@ -58,6 +52,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Fill the page in."""
     if page.file.src_uri != PAGE:
         return markdown
+    page.meta["hide"] = ["toc"]  # tables are wide
     named = {match.groups() for match in _MARK.finditer(markdown)}
     text = _MARK.sub(lambda match: _named_table(*match.groups()), markdown)
     return text.replace(OTHERS, others(named))
@@ -81,16 +76,32 @@ def is_rows(value: Any) -> bool:
 
 def machine_line(data: Row) -> str:
     """Where it was measured."""
-    about = {**data, **data.get("machine", {})}
-    return ", ".join(f"{key} {about[key]}" for key in _ABOUT if about.get(key) is not None) + "."
+    about = data.get("machine", {})
+    place = [data["card"]] if "card" in data else [f"{about.get('processors')} processors ({about.get('processor')})"]
+    versions = [f"{key} {about[key]}" for key in _VERSIONS if about.get(key)]
+    commit = [f"commit {about['commit']}" + (" with changes" if about.get("dirty") else "")] if "commit" in about else []
+    return f"Measured on {', '.join([*place, *versions, *commit])}."
 
 
 def named_table(stem: str, rows: list[Row]) -> str:
     """Rows with the columns of their file, or with all plain values that they hold."""
-    columns = next((c for start, c in COLUMNS.items() if stem.startswith(start)), None) or _plain_columns(rows)
+    if stem == "gaussian_source":
+        rows, columns = _by_rate(rows)
+    else:
+        columns = next((c for start, c in COLUMNS.items() if stem.startswith(start)), None) or _plain_columns(rows)
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows]
-    return "\n".join(lines)
+    return '<div class="results" markdown>\n\n' + "\n".join(lines) + "\n\n</div>"
+
+
+def _by_rate(rows: list[Row]) -> tuple[list[Row], dict[str, Callable[[Row], str]]]:
+    """A row for each rate that was aimed at, a column for each number of states: the distance at the rate that came out."""
+    states = list(dict.fromkeys(row["states"] for row in rows))
+    at = {(row["target_bits"], row["states"]): f"{row['gap_bits']:.3f} at {row['rate_bits']:.2f}" for row in rows}
+    titles = {n: "scalar" if n == 1 else f"{n} states" for n in states}
+    columns: dict[str, Callable[[Row], str]] = {"bits aimed at": lambda r: f"{r['target_bits']:g}"}
+    columns |= {titles[n]: lambda r, n=n: at[r["target_bits"], n] for n in states}
+    return [{"target_bits": rate} for rate in dict.fromkeys(row["target_bits"] for row in rows)], columns
 
 
 def _named_table(stem: str, key: str) -> str:
@@ -98,7 +109,7 @@ def _named_table(stem: str, key: str) -> str:
     data = json.loads(path.read_text()) if path.is_file() else {}
     if not is_rows(data.get(key)):
         raise PluginError(f"{PAGE} names {stem}.{key}, but {path.name} has no such list")
-    return f"{named_table(stem, data[key])}\n\nMeasured with {machine_line(data)}"
+    return f"{named_table(stem, data[key])}\n\n{machine_line(data)}"
 
 
 def _plain_columns(rows: list[Row]) -> dict[str, Callable[[Row], str]]:

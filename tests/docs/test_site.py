@@ -66,7 +66,6 @@ def test_formulas_are_mathml(site: Path):
 def test_the_benchmark_page_shows_every_result(site: Path):
     text = text_of(site / "benchmarks.html")
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):
-        assert path.stem in text or "Measured with" in text
         for row in json.loads(path.read_text()).get("rows", []):
             assert str(row.get("method", "")) in text
             if "kl_mean" in row:
