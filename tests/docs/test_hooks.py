@@ -24,13 +24,6 @@ def page(src_uri: str) -> SimpleNamespace:
     return SimpleNamespace(file=SimpleNamespace(src_uri=src_uri), meta={})
 
 
-def test_pages_that_are_not_written_yet_leave_the_navigation(tmp_path: Path):
-    (tmp_path / "here.md").touch()
-    nav = [{"A": "here.md"}, {"B": [{"C": "not_here.md"}]}, {"D": [{"E": "not_here.md"}, "here.md"]}, {"F": "lost.md"}]
-    config = SimpleNamespace(nav=nav, extra={"optional_pages": ["here.md", "not_here.md"]}, docs_dir=str(tmp_path))
-    assert hook("optional").on_config(config).nav == [{"A": "here.md"}, {"D": ["here.md"]}, {"F": "lost.md"}]
-
-
 @pytest.mark.parametrize(
     ("link", "there"),
     [
