@@ -273,7 +273,7 @@ def test_a_full_disk_is_one_clear_line(artifact, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-COMMANDS = ["demo", "pack", "unpack", "inspect", "eval", "calibrate", "train", "run", "probe", "doctor"]
+COMMANDS = ["demo", "pack", "unpack", "inspect", "eval", "compare", "calibrate", "train", "run", "probe", "doctor"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
