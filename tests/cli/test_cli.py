@@ -296,6 +296,14 @@ def test_a_demo_does_not_fill_a_folder_of_other_files(tmp_path, capsys):
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_doctor_fails_where_a_kernel_is_wrong(capsys, monkeypatch):
+    from quantlab.kernels.check import Check
+
+    wrong = Check("unpack", "kernel", "float64", 0.5, 1e-7)
+    monkeypatch.setattr("quantlab.pipeline.doctor.check_kernels", lambda device: [wrong])
+    fails(capsys, ["doctor"], 1, "kernel unpack differs from float64 by 0.5, allowed is 1e-07")
+
+
 def test_version_and_doctor(capsys):
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("quantlab 0.")

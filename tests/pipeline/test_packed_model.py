@@ -79,6 +79,16 @@ def test_every_matrix_of_the_model_is_packed(artifact):
     torch.testing.assert_close(torch.cat([model(ids[:, :3], cache), model(ids[:, 3:], cache)], 1), model(ids))
 
 
+def test_autocast_reaches_packed_products(artifact):
+    """As nn.functional.linear: the product is in the dtype of autocast, the table's rows are float32."""
+    model = packed_gpt(*read_artifact(artifact), CPU)
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.blocks[0].mlp.fc(x).dtype == torch.bfloat16
+        assert model.tok_emb(torch.zeros(1, 2, dtype=torch.int64)).dtype == torch.float32
+    assert model.blocks[0].mlp.fc(x).dtype == torch.float32
+
+
 def test_all_options_of_the_model_work_packed(tmp_path, capsys):
     """Bigrams, gates and an untied head."""
     config = GPTConfig(

@@ -1,6 +1,6 @@
 """The tables of a pipeline file: what each stage is told. Paths in them are resolved already."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from quantlab.budget import parse_bytes
 from quantlab.calib.sources import CalibrationConfig
@@ -69,28 +69,15 @@ class TrainOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CalibrateOptions:
-    """[calibrate]: which tokens statistics are measured on."""
-
-    source: str = "self"
-    """`self`, `random`, `text:FILE`, `tokens:GLOB`, or `train` for the training tokens of the stage data."""
-    tokens: int = 65536
-    """Calibration tokens."""
-    seq_len: int = 512
-    """Tokens in one calibration sequence."""
-    temperature: float = 1.0
-    """Of the model's own text."""
-    seed: int = 0
-    """Of the draws and of the choice of sequences."""
+class CalibrateOptions(CalibrationConfig):
+    """[calibrate]: which tokens statistics are measured on; also `train`, the training tokens of the stage data."""
 
     def __post_init__(self) -> None:
         self.config("random" if self.source == TRAINING_TOKENS else self.source)
 
     def config(self, source: str) -> CalibrationConfig:
         """What `quantlab calibrate` would be told, with the source filled in."""
-        return CalibrationConfig(
-            source=source, tokens=self.tokens, seq_len=self.seq_len, temperature=self.temperature, seed=self.seed
-        )
+        return CalibrationConfig(**asdict(self) | {"source": source})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
