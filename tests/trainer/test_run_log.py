@@ -61,3 +61,10 @@ def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="--tensorboard needs the package tensorboard"):
         RunLog(tmp_path, tensorboard=True)
+
+
+def test_a_validation_done_again_leaves_the_training_record_of_its_step(tmp_path):
+    RunLog(tmp_path).train(step=4, steps=4, loss=9.0, seconds=1.5, tokens_per_second=100.0, lr=1.0)
+    RunLog(tmp_path, resume=True).validation(step=4, steps=4, loss=2.0, bpb=1.0, seconds=2.0)
+    records = [json.loads(line) for line in (tmp_path / METRICS_NAME).read_text().splitlines()]
+    assert [r["kind"] for r in records] == ["train", "validation"]
