@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs notebooks clean
 
 demo: $(VENV)/.ready
 	$(BIN)/quantlab demo $(DEMO_ARGS)
@@ -18,6 +18,9 @@ lint: $(VENV)/.ready
 
 docs: $(VENV)/.ready  # the site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(VENV)/.ready  # run all anew and keep their outputs
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quantlab needs Python 3.11 or newer, this is " + sys.version)'

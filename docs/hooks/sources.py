@@ -12,6 +12,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "source"
+NOTEBOOK = ".ipynb"
 _LINK = re.compile(r"(?<=\]\()([^)\s#?]+)(?=[)#])")
 _SHOWN = {".py": "python", ".toml": "toml", ".sh": "bash"}
 """Kinds of files that get a page."""
@@ -19,10 +20,10 @@ _SHOWN = {".py": "python", ".toml": "toml", ".sh": "bash"}
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what the pages link to."""
-    pages = [f for f in files.documentation_pages() if f.generated_by is None]
+    pages = [f for f in files.documentation_pages() if f.generated_by is None or f.src_uri.startswith("notebooks/")]
     paths = {path for f in pages for _, path in outside_links(f.content_string, f.src_uri)}
     inside = {file.relative_to(ROOT).as_posix() for path in paths for file in files_in(path)}
-    for path in sorted(paths | inside):
+    for path in sorted(p for p in paths | inside if not p.endswith(NOTEBOOK)):
         if is_shown(path):
             files.append(File.generated(config, address(path), content=shown(path)))
         else:
@@ -68,5 +69,7 @@ def outside_links(markdown: str, src_uri: str) -> Iterator[tuple[str, str]]:
 
 
 def address(path: str) -> str:
-    """Where a file of the repository lies on the site."""
+    """Where a file of the repository lies on the site; notebooks have pages (notebooks.py)."""
+    if path.endswith(NOTEBOOK):
+        return path.removesuffix(NOTEBOOK) + ".md"
     return f"{FOLDER}/{path}.md" if is_shown(path) else f"{FOLDER}/{path}"

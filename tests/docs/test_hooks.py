@@ -30,6 +30,7 @@ def page(src_uri: str) -> SimpleNamespace:
         ("../kernels/unpack.py", "source/kernels/unpack.py.md"),
         ("../benchmarks/results/gaussian_source.json", "source/benchmarks/results/gaussian_source.json"),
         ("../examples", "source/examples.md"),
+        ("../notebooks/4_the_trellis_by_hand.ipynb", "notebooks/4_the_trellis_by_hand.md"),
         ("figures/draw.py", "source/docs/figures/draw.py.md"),
         ("format.md", "format.md"),
         ("../no_such_file.py", "../no_such_file.py"),

@@ -81,3 +81,16 @@ def test_sources_that_pages_link_to_are_on_the_site(site: Path):
 def test_links_of_the_readme_lead_somewhere():
     for link in re.findall(r"\]\(([^)#\s]+)\)", (ROOT / "README.md").read_text()):
         assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
+def test_notebooks_are_pages_with_their_pictures(site: Path):
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        page = site / "notebooks" / f"{notebook.stem}.html"
+        kept = sum(
+            "image/png" in output.get("data", {})
+            for cell in json.loads(notebook.read_text())["cells"]
+            for output in cell.get("outputs", [])
+        )
+        drawn = re.findall(rf'<img [^>]*src="({notebook.stem}-[^"]+\.png)"', page.read_text())
+        assert len(drawn) == kept > 0
+        assert all((page.parent / name).read_bytes().startswith(b"\x89PNG") for name in drawn)

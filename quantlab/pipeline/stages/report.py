@@ -43,9 +43,7 @@ class ReportStage:
 
     def _work(self, job: Job) -> Done:
         packing = read_report(self.packed.report(job.root))
-        text = io.StringIO()
-        Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False).print(render(packing))
-        write_whole(job.folder / TEXT_NAME, text.getvalue().encode())
+        write_whole(job.folder / TEXT_NAME, report_text(packing).encode())
         if not self.options.html:
             return Done(outputs=[TEXT_NAME])
         write_whole(job.folder / PAGE_NAME, self._page(job.root, packing).encode())
@@ -58,3 +56,10 @@ class ReportStage:
         evaluation = read_evaluation(self.evaluated.evaluation(root)) if self.evaluated else None
         entry = Entry(path=ARTIFACT_NAME, file=read_facts(artifact), report=packing, evaluation=evaluation)
         return render_page(compare([entry]), [entry], [read_code_counts(artifact)])
+
+
+def report_text(packing: PackReport) -> str:
+    """The report as `quantlab pack` prints it; in a notebook too, where rich would show it instead of writing it."""
+    text = io.StringIO()
+    Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False, force_jupyter=False).print(render(packing))
+    return text.getvalue()
