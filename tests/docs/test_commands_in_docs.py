@@ -1,5 +1,6 @@
-"""Every `quantlab ...` line of README.md and docs/ names commands and options that exist."""
+"""Every `quantlab ...` line of README.md, docs/ and notebooks/ names commands and options that exist."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -54,7 +55,18 @@ def calls_in(path: Path) -> Iterator[tuple[str, list[str]]]:
                     yield f"{path.relative_to(ROOT)}:{fence.line + number}", words
 
 
+def calls_in_notebook(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """(place, arguments) of each whole command line between backticks; with an option or a file, not `quantlab run` alone."""
+    for number, cell in enumerate(json.loads(path.read_text())["cells"]):
+        if cell["cell_type"] == "markdown":
+            for line in re.findall(r"`(quantlab [^`]+)`", "".join(cell["source"])):
+                words = [word for word in shlex.split(line)[1:] if word not in PLACEHOLDERS]
+                if len(words) > 2 and words[-1] != "--set" and "…" not in line.split(" --")[0]:
+                    yield f"{path.name}:{number}", words
+
+
 CALLS = [call for page in PAGES for call in calls_in(page)]
+CALLS += [call for path in sorted((ROOT / "notebooks").glob("*.ipynb")) for call in calls_in_notebook(path)]
 
 
 def parse(words: list[str]) -> None:
