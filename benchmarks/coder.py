@@ -1,4 +1,4 @@
-"""Size and speed of the entropy coder on synthetic codes: Gaussian weights in classes of many scales, three kinds of planes.
+"""Size and speed of the entropy coder on synthetic codes: Gaussian weights in classes of many scales, three kinds of contexts.
 
 `path`: 8-state trellis, classes 9 to 27. `mixed`: the same trellis, classes 0 to 40, so some weights are off the path and some
 send raw bits. `wide`: no trellis, classes 28 to 60, codes up to thousands of steps, as in an embedding.
@@ -23,8 +23,8 @@ import numpy as np
 from machine import ROOT, machine
 
 from quantlab.coding import rans, rans_numba
-from quantlab.coding.classes import TABLE_CLASSES, Plane, classes_of, raw_bits
 from quantlab.coding.codecs import encode_smallest
+from quantlab.coding.contexts import TABLE_CLASSES, TensorContext, classes_of, raw_bits
 from quantlab.coding.rans import lanes_for
 from quantlab.coding.symbols import from_symbols
 from quantlab.coding.tables import fit_tables, sets_to_bytes
@@ -49,37 +49,37 @@ def main() -> None:
     print(table(rows))
 
 
-def synthetic(kind: str, millions: int) -> tuple[list[np.ndarray], list[Plane]]:
-    """Square-ish int16 codes on trellis paths, and their planes."""
+def synthetic(kind: str, millions: int) -> tuple[list[np.ndarray], list[TensorContext]]:
+    """Square-ish int16 codes on trellis paths, and their contexts."""
     states, lowest, highest = KINDS[kind]
     rng = np.random.default_rng(millions)
     width = WIDTHS.get(millions, 512)
     shape = (2 * width, width)
     half = (highest - lowest) // 2
-    codes, planes = [], []
+    codes, contexts = [], []
     for _ in range(round(millions * 1e6 / (2 * width * width))):
         rows, columns = (rng.integers(lowest, lowest + half + 1, n).astype(np.int16) for n in shape)
-        plane = Plane(shape=shape, states=states, rows_O=rows, columns_I=columns - np.int16(lowest), tables=0)
-        class_OI = classes_of(plane)
+        context = TensorContext(shape=shape, states=states, rows_O=rows, columns_I=columns - np.int16(lowest), tables=0)
+        class_OI = classes_of(context)
         deviation = 2 ** ((class_OI - np.float32(UNIT_CLASS)) / 4)
         limit = 32767 if states == 1 else 16383
         symbols = np.rint(rng.standard_normal(shape, np.float32) * deviation).clip(-limit, limit).astype(np.int16)
         codes.append(from_symbols(symbols, states, class_OI))
-        planes.append(plane)
-    return codes, planes
+        contexts.append(context)
+    return codes, contexts
 
 
 def measure(kind: str, millions: int, runs: int) -> dict[str, Any]:
     """Sizes in bytes, speeds in millions of weights a second."""
-    codes, planes = synthetic(kind, millions)
-    counts = sum(rans_numba.histogram(code, plane) for code, plane in zip(codes, planes, strict=True))
+    codes, contexts = synthetic(kind, millions)
+    counts = sum(rans_numba.histogram(code, context) for code, context in zip(codes, contexts, strict=True))
     sets = [fit_tables(counts)]
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    raw_bytes = sum(raw_bits(plane) for plane in planes) / 8
+    raw_bytes = sum(raw_bits(context) for context in contexts) / 8
     ideal = -(counts * np.log2(np.where(counts > 0, share, 1))).sum() / 8 + raw_bytes
     coded = (counts * sets[0].lengths).sum() / 8 + raw_bytes
     lanes = lanes_for(coded)
-    stream = rans_numba.encode(codes, planes, sets, lanes)
+    stream = rans_numba.encode(codes, contexts, sets, lanes)
     weights = int(counts.sum())
 
     def speed(call: Callable[[], list[np.ndarray] | bytes]) -> list[float]:
@@ -97,9 +97,9 @@ def measure(kind: str, millions: int, runs: int) -> dict[str, Any]:
         "stored_table_bytes": len(encode_smallest(sets_to_bytes(sets))[1]),
         "lane_waste_bytes": round(len(stream) - coded),
         "stream_bytes": len(stream),
-        "numpy_decode": speed(lambda: rans.decode(stream, planes, sets, lanes)),
-        "numba_decode": speed(lambda: rans_numba.decode(stream, planes, sets, lanes)),
-        "numba_encode": speed(lambda: rans_numba.encode(codes, planes, sets, lanes)),
+        "numpy_decode": speed(lambda: rans.decode(stream, contexts, sets, lanes)),
+        "numba_decode": speed(lambda: rans_numba.decode(stream, contexts, sets, lanes)),
+        "numba_encode": speed(lambda: rans_numba.encode(codes, contexts, sets, lanes)),
     }
 
 
@@ -118,7 +118,7 @@ def _speed(call: Callable[[], Any], codes: list[np.ndarray], weights: int, runs:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, one line per kind and size; speeds as median (slowest to fastest)."""
     lines = [
-        "| planes | weights | largest code | bits/weight | raw | ideal bytes | stream bytes | + tables | lost "
+        "| contexts | weights | largest code | bits/weight | raw | ideal bytes | stream bytes | + tables | lost "
         "| numpy M/s | numba M/s | encode M/s |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from machine import ROOT, machine
 
-from quantlab.artifact.encode import TrellisPayload, encode_artifact
-from quantlab.artifact.steps import LEVELS
-from quantlab.coding.trellis import STATES
-from quantlab.quant.distortion import Use
-from quantlab.search.rounder import Rounder, RoundingOptions, weights
-from quantlab.search.slope import LEAST_PASSES, Context
+from quantlab.artifact.shaped_grid import LEVELS
+from quantlab.artifact.writer import TrellisPayload, encode_artifact
+from quantlab.calib.fisher import Use
+from quantlab.format_rules import STATES
+from quantlab.methods.trellis.rounder import Rounder, RoundingOptions, weights
+from quantlab.methods.trellis.slope_search import LEAST_PASSES, EntropyModel
 
 SHAPE = (1024, 512)
 RATES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
@@ -61,7 +61,7 @@ def settled(rounder: Rounder, level: int) -> TrellisPayload:
     classes, bits = rounder.first_classes(level), None
     for _ in range(LEAST_PASSES):
         payload = rounder.payload(level, classes, rounder.codes(level, classes, bits))
-        context = Context.of([payload])
+        context = EntropyModel.of([payload])
         (classes,), bits = context.classes, context.bits
     return payload
 

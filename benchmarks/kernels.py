@@ -157,20 +157,20 @@ class Bench:
 
     def rans_decode(self) -> Iterator[Row]:
         """A whole code stream, from bytes on the host to codes on the card, beside both readers on a CPU."""
-        codes, planes = synthetic("path", 36 // self.scale or 1)
-        sets = [fit_tables(sum(rans_numba.histogram(*pair) for pair in zip(codes, planes, strict=True)))]
+        codes, contexts = synthetic("path", 36 // self.scale or 1)
+        sets = [fit_tables(sum(rans_numba.histogram(*pair) for pair in zip(codes, contexts, strict=True)))]
         weights = sum(code.size for code in codes)
         lanes = lanes_for(weights * 3.5 / 8)
-        stream = rans_numba.encode(codes, planes, sets, lanes)
-        got = rans_device.decode(stream, planes, sets, lanes, self.device)
+        stream = rans_numba.encode(codes, contexts, sets, lanes)
+        got = rans_device.decode(stream, contexts, sets, lanes, self.device)
         if not all(np.array_equal(a.cpu().numpy(), b) for a, b in zip(got, codes, strict=True)):
             raise SystemExit("error: rans_decode gives other codes than were encoded")
         few = min(self.runs, 5)
-        ms = time_ms(lambda i: rans_device.decode(stream, planes, sets, lanes, self.device), self.device, few)
+        ms = time_ms(lambda i: rans_device.decode(stream, contexts, sets, lanes, self.device), self.device, few)
         peers = {}
         for name, decode in (("numpy", rans.decode), ("numba", rans_numba.decode)):
             start = perf_counter()
-            decode(stream, planes, sets, lanes)
+            decode(stream, contexts, sets, lanes)
             peers[name] = 1e3 * (perf_counter() - start)
         yield self.row("rans_decode", f"{weights:,} weights, {lanes} lanes", ms, len(stream) + 2 * weights, peers) | {
             "weights_per_s": weights / ms * 1e3

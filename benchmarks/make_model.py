@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantlab.checkpoint.write import write_safetensors
-from quantlab.trainer.from_state_dict import expected_shapes
+from quantlab.models.challenge import expected_shapes
+from quantlab.tensor_file import write_safetensors
 from quantlab.trainer.model_config import GPTConfig
 
 ROW_SPREAD = 0.25

@@ -37,17 +37,17 @@ from quantlab.artifact.decode import decode_artifact, read_artifact
 from quantlab.budget import parse_bytes
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import write_statistics
-from quantlab.pipeline.calibrate import measure_statistics, reuse_statistics
-from quantlab.pipeline.evaluate import evaluate_target, evaluation_tokens
-from quantlab.pipeline.models import Loaded, load_checkpoint, load_tokenizer
-from quantlab.pipeline.pack import PackConfig, pack
-from quantlab.pipeline.train import TOKENIZER_NAME, VAL_NAME, train_to_folder
-from quantlab.pipeline.train_config import read_train_config
-from quantlab.search.rounder import RoundingOptions
+from quantlab.evaluation.divergence import Z95, measure_divergence
+from quantlab.evaluation.scoring import Score
+from quantlab.jobs.calibrate import measure_statistics, reuse_statistics
+from quantlab.jobs.evaluate import evaluate_target, evaluation_tokens
+from quantlab.jobs.pack import PackConfig, pack
+from quantlab.jobs.train import TOKENIZER_NAME, VAL_NAME, train_to_folder
+from quantlab.jobs.train_file import read_train_config
+from quantlab.methods.trellis.rounder import RoundingOptions
+from quantlab.models.loading import Loaded, load_checkpoint, load_tokenizer
 from quantlab.text.tokenizer import Tokenizer
-from quantlab.trainer.compare import Z95, compare
-from quantlab.trainer.evaluate import Score
-from quantlab.trainer.run import MODEL_NAME
+from quantlab.trainer.training_loop import MODEL_NAME
 
 PUBLISHED, BEST, GPTQ, DEFAULT = 1, 2, 3, 9
 RECORD = {PUBLISHED: "record pipeline, published k", BEST: "record pipeline, best k by group"}
@@ -95,7 +95,7 @@ class Bench:
     def score(self, state: dict[str, Tensor]) -> Row:
         """KL, BPB gap with their intervals, and flips of a model with these weights; `kl_N` is the KL of each sequence."""
         model = with_weights(self.loaded, state)
-        result = compare(self.loaded.model, model, self.tokens, seq_len=self.calibration.seq_len)
+        result = measure_divergence(self.loaded.model, model, self.tokens, seq_len=self.calibration.seq_len)
         kl_N = sequence_kl(self.loaded.model, model, self.tokens, self.calibration.seq_len)
         half = Z95 * kl_N.std(ddof=1) / math.sqrt(len(kl_N))
         bpb = self.float_score.tokens / (math.log(2) * self.float_score.bytes)
@@ -178,7 +178,7 @@ def packed(bench: Bench, step: int, budget: int) -> Row:
         **bench.score({key: torch.from_numpy(array) for key, array in arrays.items()}),
         "pack_s": report.timings_s["search"] + report.timings_s["verify"],
         "unpack_s": unpack_s,
-        "predicted": report.distortion,
+        "predicted": report.predicted_kl,
         "effort": report.effort,
         "tuned": report.tuned,
     }

@@ -26,12 +26,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quantlab.calib.fisher import column_hessian
 from quantlab.calib.statistics import Statistics
-from quantlab.checkpoint.classify import split_state
-from quantlab.pipeline.models import Loaded
-from quantlab.quant.distortion import column_hessian
-from quantlab.quant.gptq import feedback, gptq
-from quantlab.quant.grid import RowGrid
+from quantlab.methods.classic.gptq import feedback, gptq
+from quantlab.methods.classic.row_grid import RowGrid
+from quantlab.models.loading import Loaded
+from quantlab.models.weights import split_state
 
 DAMPING = 0.01
 LIMITS = {"embedding": 63, "attention": 31, "mlp": 31}

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens
 from quantlab.errors import BudgetError, DataError
-from quantlab.pipeline.models import Loaded
+from quantlab.evaluation.divergence import measure_divergence
+from quantlab.models.loading import Loaded
 from quantlab.text.tokenizer import Tokenizer
-from quantlab.trainer.compare import compare
 
 EMBEDDING_FACTORS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 ATTENTION_FACTORS = (1 / 2, 3 / 4, 1.0)
@@ -84,7 +84,7 @@ def _grid(record: RecordPipeline, base: Clips, tokens: NDArray[Any], seq_len: in
 
     def scored(row: dict[str, float]) -> dict[str, float]:
         model = with_weights(record.loaded, record.state(base.times(**row)))
-        return row | {"kl": compare(reference, model, tokens, seq_len=seq_len).kl_mean}
+        return row | {"kl": measure_divergence(reference, model, tokens, seq_len=seq_len).kl_mean}
 
     def rows(pairs: Iterable[tuple[float, float]]) -> list[dict[str, float]]:
         balanced = [row for pair in pairs if (row := _balanced(record, base, *pair))]

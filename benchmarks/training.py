@@ -23,14 +23,13 @@ import torch
 from machine import ROOT, machine
 from torch import nn
 
-from quantlab.pipeline.data import TokenizedData, load_data
-from quantlab.pipeline.train_config import read_train_config
-from quantlab.trainer.config import TrainConfig
-from quantlab.trainer.denormals import flush_denormals
-from quantlab.trainer.evaluate import evaluate
+from quantlab.evaluation.scoring import score_tokens
+from quantlab.jobs.train import TokenizedData, load_data
+from quantlab.jobs.train_file import read_train_config
 from quantlab.trainer.loader import Loader
-from quantlab.trainer.run import StepRecord
-from quantlab.trainer.train import train
+from quantlab.trainer.train_config import TrainConfig
+from quantlab.trainer.training import flush_denormals, train
+from quantlab.trainer.training_loop import StepRecord
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16, of the vendor's data sheets."""
@@ -106,7 +105,7 @@ def plain_row(config: TrainConfig, data: TokenizedData, seconds: float, lr: floa
 
 def scored(model: nn.Module, config: TrainConfig, data: TokenizedData) -> Row:
     assert data.val is not None
-    score = evaluate(model, data.val, data.tokenizer.token_bytes(), seq_len=config.seq_len)
+    score = score_tokens(model, data.val, data.tokenizer.token_bytes(), seq_len=config.seq_len)
     weights = sum(p.numel() for p in model.parameters())
     return {"parameters": weights, "val_loss": score.val_loss, "val_bpb": score.val_bpb}
 

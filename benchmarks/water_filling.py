@@ -16,12 +16,12 @@ from machine import ROOT, machine
 from torch import Tensor
 
 from quantlab.calib.sources import CalibrationConfig
-from quantlab.checkpoint.classify import split_state
-from quantlab.pipeline.calibrate import measure_statistics
-from quantlab.pipeline.models import load_checkpoint, load_tokenizer
-from quantlab.pipeline.train import TOKENIZER_NAME
-from quantlab.quant.factors import factors
-from quantlab.trainer.run import MODEL_NAME
+from quantlab.jobs.calibrate import measure_statistics
+from quantlab.jobs.train import TOKENIZER_NAME
+from quantlab.methods.trellis.factors import factors
+from quantlab.models.loading import load_checkpoint, load_tokenizer
+from quantlab.models.weights import split_state
+from quantlab.trainer.training_loop import MODEL_NAME
 
 
 def main() -> None:

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantlab.calib.prediction import sample_labels
+from quantlab.calib.fisher import Use
 from quantlab.calib.statistics import Statistics
-from quantlab.calib.watch import FisherSums, Sums, Watcher
+from quantlab.calib.watch import FisherSums, Sums, Watcher, sample_labels
 from quantlab.errors import QuantlabError, ShapeError, StatisticsError, first_line
-from quantlab.quant.distortion import Use
 
 BATCH_TOKENS = 2048
 PRIOR = 0.5

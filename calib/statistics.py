@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from quantlab.checkpoint.write import write_safetensors
+from quantlab.calib.fisher import Use
 from quantlab.errors import StatisticsError, first_line
-from quantlab.quant.distortion import Use
+from quantlab.tensor_file import write_safetensors
 
 STATISTICS_VERSION = 2
 

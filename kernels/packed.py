@@ -30,7 +30,7 @@ LANES = 16
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
 """Bits that a code may have. Up to 8, codes and halves are exact in bfloat16."""
 HALF_CLASS = 9
-"""SCALAR_CLASSES of quantlab.coding.classes, which this layer may not import."""
+"""SCALAR_CLASSES of quantlab.coding.contexts, which this layer may not import."""
 _OUTLIER_BYTES = 8
 
 

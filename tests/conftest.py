@@ -15,8 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantlab.text.tokenizer import Tokenizer
-from quantlab.text.train_tokenizer import train_tokenizer
+from quantlab.text.tokenizer import Tokenizer, train_tokenizer
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
 

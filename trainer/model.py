@@ -15,11 +15,8 @@ from torch import Tensor, nn
 
 from quantlab.errors import ShapeError
 from quantlab.kernels.softcap_cross_entropy import softcap_cross_entropy
-from quantlab.trainer.attention import Attention, Mask, document_mask, rms_norm, rope_table
-from quantlab.trainer.cache import KVCache
-from quantlab.trainer.embedding import BigramHash, SmearGate, without_previous
-from quantlab.trainer.init import initialise_
-from quantlab.trainer.linear import Linear
+from quantlab.trainer.attention import Attention, KVCache, Mask, document_mask, rms_norm, rope_table
+from quantlab.trainer.layers import BigramHash, Linear, SmearGate, initialise_, without_previous
 from quantlab.trainer.model_config import GPTConfig, at_least
 from quantlab.trainer.packed import PackedEmbedding
 

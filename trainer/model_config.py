@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from quantlab.errors import ConfigError
-from quantlab.trainer.from_dict import dataclass_from_dict
+from quantlab.fields import dataclass_from_dict
 
 INITS = ("uniform", "orthogonal", "spectral")
 SMEAR_WINDOW = 12

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from quantlab.trainer.config import TrainConfig
 from quantlab.trainer.model import GPT
 from quantlab.trainer.muon import Job, Muon
+from quantlab.trainer.train_config import TrainConfig
 from quantlab.trainer.world import World
 
 

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from quantlab.coding.trellis import next_states
+from quantlab.format_rules import next_states
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER.parents[1] / "benchmarks" / "results"

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from quantlab.artifact.container import Section, check_expansion, read_container
 from quantlab.artifact.manifest import CodedTensor, GridTensor, Manifest, RawTensor, TrellisTensor, code_limit
-from quantlab.artifact.planes import plane_of, weights_of
+from quantlab.artifact.shaped_grid import context_of, weights_of
 from quantlab.coding import rans
-from quantlab.coding.classes import Plane
-from quantlab.coding.planes import bytes_to_codes, from_byte_planes
+from quantlab.coding.codecs import bytes_to_codes, from_byte_planes
+from quantlab.coding.contexts import TensorContext
 from quantlab.coding.tables import sets_from_bytes
 from quantlab.errors import FormatError
 
@@ -77,15 +77,15 @@ def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Ar
     for grid, codes_OI, step_O in decode_row_grids(manifest, sections):
         with np.errstate(over="ignore", invalid="ignore"):
             arrays[grid.name] = _checked(grid, codes_OI.astype(np.float32) * step_O[:, None])
-    for tensor, codes_OI, plane, a_O, b_I in decode_planes(manifest, sections):
-        arrays[tensor.name] = _checked(tensor, weights_of(tensor, codes_OI, plane, a_O, b_I))
+    for tensor, codes_OI, context, a_O, b_I in decode_trellis(manifest, sections):
+        arrays[tensor.name] = _checked(tensor, weights_of(tensor, codes_OI, context, a_O, b_I))
     return {tensor.name: arrays[tensor.name] for tensor in manifest.tensors}
 
 
-def decode_planes(
+def decode_trellis(
     manifest: Manifest, sections: list[Section], decode: Callable[..., list[Any]] = rans.decode
-) -> Iterator[tuple[TrellisTensor, Any, Plane, Array, Array]]:
-    """For each trellis tensor: entry, codes int16 [O, I], plane, and shapes a int8 [O] and b int8 [I].
+) -> Iterator[tuple[TrellisTensor, Any, TensorContext, Array, Array]]:
+    """For each trellis tensor: entry, codes int16 [O, I], context, and shapes a int8 [O] and b int8 [I].
 
     Args:
         decode: rans.decode, or a twin of it: codes are what it returns.
@@ -96,12 +96,12 @@ def decode_planes(
     if not tensors:
         return
     sides = [_sides(tensors, sections[number].decode()) for number in (SHAPES, CLASSES)]
-    planes = [plane_of(t, *shape, *cls) for t, shape, cls in zip(tensors, *sides, strict=True)]
+    contexts = [context_of(t, *shape, *cls) for t, shape, cls in zip(tensors, *sides, strict=True)]
     sets = sets_from_bytes(sections[TABLES].decode())
-    codes = decode(sections[STREAM].decode(), planes, sets, manifest.lanes)
+    codes = decode(sections[STREAM].decode(), contexts, sets, manifest.lanes)
     for tensor, codes_OI in zip(tensors, codes, strict=True):
         _check_width(tensor, codes_OI)
-    yield from ((t, q, plane, *shape) for t, q, plane, shape in zip(tensors, codes, planes, sides[0], strict=True))
+    yield from ((t, q, context, *shape) for t, q, context, shape in zip(tensors, codes, contexts, sides[0], strict=True))
 
 
 def decode_row_grids(manifest: Manifest, sections: list[Section]) -> Iterator[tuple[GridTensor, NDArray[np.int8], Array]]:

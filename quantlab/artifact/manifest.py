@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from quantlab.coding.rans import MAX_LANES, MIN_LANES
 from quantlab.coding.tables import MAX_SETS
-from quantlab.coding.trellis import STATES
 from quantlab.errors import FormatError
+from quantlab.format_rules import STATES
 
 MAX_ELEMENTS = 1 << 32  # of one tensor
 RAW_DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")

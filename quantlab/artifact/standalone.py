@@ -89,14 +89,14 @@ def _kept(entry: Entry, raw: bytes) -> tuple[torch.Tensor, bytes]:
     """A raw tensor from its byte planes, and the bytes after it."""
     dtype = {name: getattr(torch, name) for name in _DTYPES.split()}[entry["dtype"]]
     tensor = torch.empty(math.prod(entry["shape"]), dtype=dtype)
-    planes = np.frombuffer(raw[: tensor.nbytes], np.uint8).reshape(dtype.itemsize, -1)
-    tensor.view(torch.uint8).numpy()[:] = planes.T.reshape(-1)
+    contexts = np.frombuffer(raw[: tensor.nbytes], np.uint8).reshape(dtype.itemsize, -1)
+    tensor.view(torch.uint8).numpy()[:] = contexts.T.reshape(-1)
     value = tensor.float() if dtype in (torch.float16, torch.bfloat16) else tensor
     return value.reshape(entry["shape"]), raw[tensor.nbytes :]
 
 
 def _weights(manifest: Entry, sections: list[bytes]) -> Iterator[Array]:
-    """Weights float32 [O, I] of one trellis tensor after the other (artifact/planes.py, coding/rans.py)."""
+    """Weights float32 [O, I] of one trellis tensor after the other (artifact/contexts.py, coding/rans.py)."""
     _, shapes, _, shares, tables, stream = sections
     entries = [entry for entry in manifest["tensors"] if entry["kind"] != "raw"]
     sides = list(zip(entries, *_sides(entries, shapes), *_sides(entries, shares), strict=True))

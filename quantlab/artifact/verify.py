@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from quantlab.artifact.decode import decode_artifact, digest, read_artifact
-from quantlab.fresh_process import run_module
+from quantlab.child_process import run_module
 
 
 def digest_in_fresh_process(path: Path) -> str:

@@ -8,9 +8,20 @@ from types import FrameType
 import typer
 
 from quantlab import __version__
-from quantlab.cli import calibrate, compare, data, demo, doctor, evaluate, inspect, pack, probe, runs, train, unpack
-from quantlab.cli import run as run_pipeline
-from quantlab.cli.recording import COMMAND
+from quantlab.cli import packing as calibrate
+from quantlab.cli import packing as inspect
+from quantlab.cli import packing as pack
+from quantlab.cli import packing as unpack
+from quantlab.cli import pipelines as run_pipeline
+from quantlab.cli import runs
+from quantlab.cli import scoring as compare
+from quantlab.cli import scoring as evaluate
+from quantlab.cli import scoring as probe
+from quantlab.cli import start as demo
+from quantlab.cli import start as doctor
+from quantlab.cli import training as data
+from quantlab.cli import training as train
+from quantlab.cli.options import COMMAND
 from quantlab.errors import QuantlabError
 
 app = typer.Typer(

@@ -7,9 +7,9 @@ import typer
 
 from quantlab.cli import options
 from quantlab.cli.display import note, print_json
-from quantlab.cli.recording import folder_of_runs
+from quantlab.cli.options import folder_of_runs
 from quantlab.errors import ConfigError
-from quantlab.runs.record import KINDS
+from quantlab.runs.run_record import KINDS
 from quantlab.runs.store import Store, find_run, read_store, whereabouts
 
 app = typer.Typer(help="List, compare and draw the runs that train, pack, eval and run have left.", rich_markup_mode=None)
@@ -35,9 +35,9 @@ def list_runs(
 
     Example: quantlab runs list --kind pack --where method=trellis --sort bpb
     """
-    from quantlab.runs import keys
-    from quantlab.runs.text import list_lines
-    from quantlab.runs.validity import join
+    from quantlab.runs import listing as keys
+    from quantlab.runs.listing import list_lines
+    from quantlab.runs.store import join
 
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"--kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -61,10 +61,9 @@ def show(name: Name, runs: options.Runs = None, as_json: options.Json = False) -
 
     Example: quantlab runs show 3f9a1c2d
     """
-    from quantlab.runs.keys import flat
-    from quantlab.runs.record import plain
-    from quantlab.runs.text import show_lines, shown
-    from quantlab.runs.validity import join
+    from quantlab.runs.listing import flat, show_lines, shown
+    from quantlab.runs.run_record import plain
+    from quantlab.runs.store import join
 
     store = _store(runs)
     run = find_run(store.runs, name)
@@ -86,9 +85,8 @@ def diff(left: Name, right: Name, runs: options.Runs = None, as_json: options.Js
 
     Example: quantlab runs diff 3f9a1c2d 77b0e1aa
     """
-    from quantlab.runs.keys import differences, flat
-    from quantlab.runs.text import diff_lines
-    from quantlab.runs.validity import join
+    from quantlab.runs.listing import diff_lines, differences, flat
+    from quantlab.runs.store import join
 
     store = _store(runs)
     entries = {e.run.name: e for e in join(store.runs)}
@@ -116,7 +114,7 @@ def best(
     """
     from quantlab.budget import parse_bytes
     from quantlab.runs.frontier import best_of, candidates, describe_data
-    from quantlab.runs.text import shown
+    from quantlab.runs.listing import shown
 
     found = best_of(candidates(_store(runs).runs), parse_bytes(budget) if budget else None)
     if as_json:
@@ -146,9 +144,9 @@ def frontier(
     """
     from quantlab.budget import parse_bytes
     from quantlab.files import refuse_existing, write_whole
-    from quantlab.runs.draw import check_format, draw, frontier_of
     from quantlab.runs.frontier import by_data, candidates, describe_data, one_group
-    from quantlab.runs.text import shown
+    from quantlab.runs.frontier_picture import check_format, draw, frontier_of
+    from quantlab.runs.listing import shown
 
     check_format(output)
     refuse_existing([output], force=force)
@@ -165,7 +163,7 @@ def frontier(
 
 def _store(runs: str | None) -> Store:
     """All runs; what cannot be read is named on stderr."""
-    from quantlab.runs.text import shown
+    from quantlab.runs.listing import shown
 
     store = read_store(folder_of_runs(runs))
     for line in store.broken:

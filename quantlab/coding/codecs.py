@@ -2,7 +2,9 @@
 
 A codec is known by its number in the file (docs/format.md), so a number is never given a new meaning.
 Every decoder takes the exact length of its output: it stops there, so a hostile stream cannot allocate more.
-"""
+
+
+The order in which arrays are laid out as bytes, chosen for the codecs that follow."""
 
 import lzma
 import zlib
@@ -10,7 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import brotli
+import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
 from quantlab.coding.byte_coder import decode_bytes, encode_bytes
 from quantlab.errors import FormatError
@@ -136,3 +140,28 @@ def decode(number: int, stored: bytes, raw_bytes: int) -> bytes:
         have = "more" if len(raw) > raw_bytes else str(len(raw))
         raise FormatError(f"{codec.name} stream holds {have} bytes, {raw_bytes} expected")
     return raw
+
+
+def codes_to_bytes(q_OI: NDArray[np.int8]) -> bytes:
+    """Codes [O, I] as one byte each, column after column.
+
+    Codes of one input channel share a scale of variation that neighbours in a row do not, so a codec's model fits better.
+    """
+    return np.ascontiguousarray(q_OI.T).tobytes()
+
+
+def bytes_to_codes(raw: bytes, rows: int, columns: int) -> NDArray[np.int8]:
+    """Inverse of `codes_to_bytes`: int8 [rows, columns] in row-major memory."""
+    return np.ascontiguousarray(np.frombuffer(raw, np.int8).reshape(columns, rows).T)
+
+
+def to_byte_planes(values: NDArray[np.generic]) -> bytes:
+    """All lowest bytes, then all next ones, and so on (little-endian): exponents lie together, mantissas too."""
+    flat = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"), copy=False).reshape(-1)
+    return np.ascontiguousarray(flat.view(np.uint8).reshape(-1, values.dtype.itemsize).T).tobytes()
+
+
+def from_byte_planes(raw: bytes, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+    """Inverse of `to_byte_planes`: a flat array of `dtype`; len(raw) must be a multiple of its size."""
+    contexts = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1)
+    return np.ascontiguousarray(contexts.T).reshape(-1).view(dtype.newbyteorder("<")).astype(dtype, copy=False)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.coding.classes import Plane, check_plane, classes_of, raw_bits, shifts_of, tables_of
+from quantlab.coding.contexts import TensorContext, check_context, classes_of, raw_bits, shifts_of, tables_of
 from quantlab.coding.lanes import LOWEST, STRAND, ReadSymbols, WriteSymbols, read_symbols, strands_of, write_symbols
 from quantlab.coding.symbols import from_symbols, join_low_bits_, low_bits, to_symbols
 from quantlab.coding.tables import ESCAPE, TABLE_CLASSES, TableSet
@@ -35,28 +35,28 @@ def lanes_for(stream_bytes: float) -> int:
     return strands * STRAND or MIN_LANES
 
 
-def check_planes(planes: Sequence[Plane], sets: Sequence[TableSet], lanes: int) -> None:
-    """Raise FormatError where planes, tables and lanes do not belong together."""
+def check_contexts(contexts: Sequence[TensorContext], sets: Sequence[TableSet], lanes: int) -> None:
+    """Raise FormatError where contexts, tables and lanes do not belong together."""
     if not 1 <= lanes <= MAX_LANES or (lanes > STRAND and lanes % STRAND):
         raise FormatError(f"{lanes} lanes: 1 to {STRAND}, or a multiple of {STRAND} to {MAX_LANES}, are allowed")
     for tables in sets:
         if len(tables.classes) != TABLE_CLASSES:
             raise FormatError(f"table set of {len(tables.classes)} classes, {TABLE_CLASSES} expected")
-    for number, plane in enumerate(planes):
-        if not 0 <= plane.tables < len(sets):
-            raise FormatError(f"plane {number}: table set {plane.tables} of {len(sets)}")
-        check_plane(plane)
+    for number, context in enumerate(contexts):
+        if not 0 <= context.tables < len(sets):
+            raise FormatError(f"context {number}: table set {context.tables} of {len(sets)}")
+        check_context(context)
 
 
-def check_codes(code_OI: NDArray[np.int16], plane: Plane) -> None:
-    """Raise ValueError where codes are not int16 of the plane's shape."""
-    if code_OI.shape != plane.shape or code_OI.dtype != np.int16:
-        raise ValueError(f"codes are {code_OI.dtype} {code_OI.shape}, their plane is int16 {plane.shape}")
+def check_codes(code_OI: NDArray[np.int16], context: TensorContext) -> None:
+    """Raise ValueError where codes are not int16 of the context's shape."""
+    if code_OI.shape != context.shape or code_OI.dtype != np.int16:
+        raise ValueError(f"codes are {code_OI.dtype} {code_OI.shape}, their context is int16 {context.shape}")
 
 
 def encode(
     codes: Sequence[NDArray[np.int16]],
-    planes: Sequence[Plane],
+    contexts: Sequence[TensorContext],
     sets: Sequence[TableSet],
     lanes: int,
     write: WriteSymbols = write_symbols,
@@ -64,19 +64,19 @@ def encode(
     """The stream that `decode` reads.
 
     Args:
-        codes: int16 [O, I] of each plane.
+        codes: int16 [O, I] of each context.
     Raises:
         ValueError: codes of another shape or dtype, or that `to_symbols` refuses.
-        FormatError: planes and tables that do not belong together.
+        FormatError: contexts and tables that do not belong together.
     """
-    check_planes(planes, sets, lanes)
+    check_contexts(contexts, sets, lanes)
     symbols, tables, bits = [np.zeros(0, np.int16)], [np.zeros(0, np.uint16)], [np.zeros(0, np.uint8)]
-    for code_OI, plane in zip(codes, planes, strict=True):
-        check_codes(code_OI, plane)
-        class_OI = classes_of(plane)
-        symbol_OI, shift_OI = to_symbols(code_OI, plane.states, class_OI), shifts_of(class_OI)
+    for code_OI, context in zip(codes, contexts, strict=True):
+        check_codes(code_OI, context)
+        class_OI = classes_of(context)
+        symbol_OI, shift_OI = to_symbols(code_OI, context.states, class_OI), shifts_of(class_OI)
         symbols.append((symbol_OI >> shift_OI).reshape(-1))
-        tables.append(numbers_of_tables(class_OI, plane))
+        tables.append(numbers_of_tables(class_OI, context))
         bits.append(low_bits(symbol_OI, shift_OI))
     states, words, escapes = write(np.concatenate(symbols), np.concatenate(tables), joined(sets), lanes)
     raw = np.packbits(np.concatenate(bits))
@@ -90,23 +90,23 @@ def joined(sets: Sequence[TableSet]) -> TableSet:
     return TableSet(tuple(table for one in sets for table in one.classes))
 
 
-def numbers_of_tables(class_OI: NDArray[np.uint8], plane: Plane) -> NDArray[np.uint16]:
-    """Which of the joined tables codes each symbol of a plane, uint16 [O·I]."""
-    return tables_of(class_OI).reshape(-1) + np.uint16(TABLE_CLASSES * plane.tables)
+def numbers_of_tables(class_OI: NDArray[np.uint8], context: TensorContext) -> NDArray[np.uint16]:
+    """Which of the joined tables codes each symbol of a context, uint16 [O·I]."""
+    return tables_of(class_OI).reshape(-1) + np.uint16(TABLE_CLASSES * context.tables)
 
 
 def decode(
-    stream: bytes, planes: Sequence[Plane], sets: Sequence[TableSet], lanes: int, read: ReadSymbols = read_symbols
+    stream: bytes, contexts: Sequence[TensorContext], sets: Sequence[TableSet], lanes: int, read: ReadSymbols = read_symbols
 ) -> list[NDArray[np.int16]]:
-    """The codes of every plane, int16 [O, I] each; work and memory are bounded by the planes' shapes.
+    """The codes of every context, int16 [O, I] each; work and memory are bounded by the contexts' shapes.
 
     Raises:
-        FormatError: truncated, altered or trailing data, or planes that do not fit the tables.
+        FormatError: truncated, altered or trailing data, or contexts that do not fit the tables.
     """
-    check_planes(planes, sets, lanes)
-    escapes, raw, states, words, counts = split(stream, lanes, sum(raw_bits(plane) for plane in planes))
-    classes = [classes_of(plane) for plane in planes]
-    tables = [np.zeros(0, np.uint16), *(numbers_of_tables(*pair) for pair in zip(classes, planes, strict=True))]
+    check_contexts(contexts, sets, lanes)
+    escapes, raw, states, words, counts = split(stream, lanes, sum(raw_bits(context) for context in contexts))
+    classes = [classes_of(context) for context in contexts]
+    tables = [np.zeros(0, np.uint16), *(numbers_of_tables(*pair) for pair in zip(classes, contexts, strict=True))]
     ends = np.cumsum(counts)
     used = ends - counts
     symbol_N = read(np.concatenate(tables), joined(sets).entries, np.append(words, np.uint16(0)), used, states).astype(np.int16)
@@ -114,11 +114,11 @@ def decode(
         raise FormatError(f"code stream is damaged: its strands end after {used.tolist()} words, {ends.tolist()} expected")
     _fill_escapes_(symbol_N, escapes)
     codes, at, bits = [], 0, 0
-    for class_OI, plane in zip(classes, planes, strict=True):
+    for class_OI, context in zip(classes, contexts, strict=True):
         symbol_OI = symbol_N[at : at + class_OI.size].reshape(class_OI.shape)
         at += class_OI.size
         bits = join_low_bits_(symbol_OI, shifts_of(class_OI), raw, bits)
-        codes.append(from_symbols(symbol_OI, plane.states, class_OI))
+        codes.append(from_symbols(symbol_OI, context.states, class_OI))
     return codes
 
 
@@ -126,7 +126,7 @@ Parts = tuple[NDArray[np.int16], NDArray[np.uint8], NDArray[np.int64], NDArray[n
 
 
 def split(stream: bytes, lanes: int, bits: int) -> Parts:
-    """What a stream whose planes have so many raw bits holds: escapes, raw bits with two bytes more, states, words, and how
+    """What a stream whose contexts have so many raw bits holds: escapes, raw bits with two bytes more, states, words, and how
     many of the words each strand has.
 
     Raises:
@@ -142,7 +142,7 @@ def split(stream: bytes, lanes: int, bits: int) -> Parts:
         held = f"{count} escapes, {raw_bytes} bytes of raw bits, {lanes} states and whole words"
         raise FormatError(f"code stream of {len(stream)} bytes cannot hold {held}")
     if raw_bytes != (bits + 7) // 8:
-        raise FormatError(f"code stream has {raw_bytes} bytes of raw bits, its planes need {bits} bits")
+        raise FormatError(f"code stream has {raw_bytes} bytes of raw bits, its contexts need {bits} bits")
     if bits % 8 and stream[at - 1] & (255 >> bits % 8):
         raise FormatError("unused raw bits of a code stream are not 0")
     states = np.frombuffer(stream, "<u4", lanes, at).astype(np.int64)

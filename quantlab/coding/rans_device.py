@@ -10,29 +10,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantlab.coding.classes import MAX_CLASS, Plane, raw_bits
+from quantlab.coding.contexts import MAX_CLASS, TensorContext, raw_bits
 from quantlab.coding.lanes import LOWEST
-from quantlab.coding.rans import check_planes, joined, split
+from quantlab.coding.rans import check_contexts, joined, split
 from quantlab.coding.tables import ESCAPE, FREQUENCY_SHIFT, PLACE_MASK, SYMBOL_SHIFT, TABLE_CLASSES, TableSet
-from quantlab.coding.trellis import PARITY_CHECKS
 from quantlab.errors import FormatError
+from quantlab.format_rules import PARITY_CHECKS
 from quantlab.kernels.rans_decode import rans_decode
 from quantlab.kernels.trellis_codes import trellis_codes
 
 
-def decode(stream: bytes, planes: Sequence[Plane], sets: Sequence[TableSet], lanes: int, device: torch.device) -> list[Tensor]:
-    """The codes of every plane, int16 [O, I] each, on `device`: those of rans.decode.
+def decode(
+    stream: bytes, contexts: Sequence[TensorContext], sets: Sequence[TableSet], lanes: int, device: torch.device
+) -> list[Tensor]:
+    """The codes of every context, int16 [O, I] each, on `device`: those of rans.decode.
 
     Raises:
         FormatError: as rans.decode does.
     """
-    check_planes(planes, sets, lanes)
-    escapes, raw, states, words, counts = split(stream, lanes, sum(raw_bits(plane) for plane in planes))
-    sides = [(_on(plane.rows_O, device), _on(plane.columns_I, device)) for plane in planes]
+    check_contexts(contexts, sets, lanes)
+    escapes, raw, states, words, counts = split(stream, lanes, sum(raw_bits(context) for context in contexts))
+    sides = [(_on(context.rows_O, device), _on(context.columns_I, device)) for context in contexts]
     class_N = torch.cat([torch.zeros(0, dtype=torch.int16, device=device), *(_classes(*side) for side in sides)])
     shift_N = ((class_N - (TABLE_CLASSES - 4)).clamp(min=0)) // 4
-    sizes = torch.tensor([plane.shape[0] * plane.shape[1] for plane in planes], dtype=torch.int64)
-    first = torch.tensor([TABLE_CLASSES * plane.tables for plane in planes], dtype=torch.int16).repeat_interleave(sizes)
+    sizes = torch.tensor([context.shape[0] * context.shape[1] for context in contexts], dtype=torch.int64)
+    first = torch.tensor([TABLE_CLASSES * context.tables for context in contexts], dtype=torch.int16).repeat_interleave(sizes)
     ends = np.cumsum(counts)
     read = rans_decode(
         class_N - 4 * shift_N + first.to(device),
@@ -46,7 +48,7 @@ def decode(stream: bytes, planes: Sequence[Plane], sets: Sequence[TableSet], lan
         raise FormatError(f"code stream is damaged: its strands end after {used} words, {ends.tolist()} expected")
     symbol_N = _whole_symbols(narrow_N, shift_N, _on(escapes, device), _on(raw, device))
     parts = torch.split(symbol_N, sizes.tolist())
-    return [_codes(part, plane, *side) for part, plane, side in zip(parts, planes, sides, strict=True)]
+    return [_codes(part, context, *side) for part, context, side in zip(parts, contexts, sides, strict=True)]
 
 
 def _on(array: NDArray[np.generic], device: torch.device) -> Tensor:
@@ -83,10 +85,10 @@ def _whole_symbols(narrow_N: Tensor, shift_N: Tensor, escapes: Tensor, raw: Tens
     return symbol_N
 
 
-def _codes(symbols: Tensor, plane: Plane, row_O: Tensor, column_I: Tensor) -> Tensor:
-    """Codes of one plane (see symbols.from_symbols)."""
-    limit = 32767 if plane.states == 1 else 16383
+def _codes(symbols: Tensor, context: TensorContext, row_O: Tensor, column_I: Tensor) -> Tensor:
+    """Codes of one context (see symbols.from_symbols)."""
+    limit = 32767 if context.states == 1 else 16383
     if len(symbols) and not -limit <= int(symbols.min()) <= int(symbols.max()) <= limit:
         raise FormatError(f"code symbols reach {int(symbols.min())} to {int(symbols.max())}, allowed are ±{limit}")
-    symbol_OI = symbols.reshape(plane.shape)
-    return symbol_OI if plane.states == 1 else trellis_codes(symbol_OI, row_O, column_I, *PARITY_CHECKS[plane.states])
+    symbol_OI = symbols.reshape(context.shape)
+    return symbol_OI if context.states == 1 else trellis_codes(symbol_OI, row_O, column_I, *PARITY_CHECKS[context.states])

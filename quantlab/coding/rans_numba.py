@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.coding import rans
-from quantlab.coding.classes import Plane, check_plane, classes_of, raw_bits, shifts_of, tables_of
+from quantlab.coding.contexts import TensorContext, check_context, classes_of, raw_bits, shifts_of, tables_of
 from quantlab.coding.lanes import LOWEST, STRAND, WORD_BITS, Written, strands_of
 from quantlab.coding.symbols import to_symbols
 from quantlab.coding.tables import (
@@ -26,37 +26,39 @@ from quantlab.coding.tables import (
 _compiled = numba.njit(cache=True, nogil=True)
 
 
-def histogram(code_OI: NDArray[np.int16], plane: Plane) -> NDArray[np.int64]:
+def histogram(code_OI: NDArray[np.int16], context: TensorContext) -> NDArray[np.int64]:
     """How often each table meets each symbol, int64 [TABLE_CLASSES, 256]: the counts of `fit_tables`.
 
     The low bits of wide classes are off; symbols beyond ±127, which always escape, are in column 0.
 
     Raises:
-        ValueError: the codes do not fit the plane.
-        FormatError: the plane contradicts itself.
+        ValueError: the codes do not fit the context.
+        FormatError: the context contradicts itself.
     """
-    check_plane(plane)
-    rans.check_codes(code_OI, plane)
-    class_OI = classes_of(plane)
-    symbol_OI = to_symbols(code_OI, plane.states, class_OI)
+    check_context(context)
+    rans.check_codes(code_OI, context)
+    class_OI = classes_of(context)
+    symbol_OI = to_symbols(code_OI, context.states, class_OI)
     counts = np.zeros((TABLE_CLASSES, 256), np.int64)
     _count_(counts, symbol_OI >> shifts_of(class_OI), tables_of(class_OI))
     return counts
 
 
-def code_bits(code_OI: NDArray[np.int16], plane: Plane, tables: TableSet) -> float:
+def code_bits(code_OI: NDArray[np.int16], context: TensorContext, tables: TableSet) -> float:
     """Bits of the codes under the integer tables, with escapes and raw bits; a stream adds only what its lanes waste."""
-    return float((histogram(code_OI, plane) * tables.lengths).sum()) + raw_bits(plane)
+    return float((histogram(code_OI, context) * tables.lengths).sum()) + raw_bits(context)
 
 
-def encode(codes: Sequence[NDArray[np.int16]], planes: Sequence[Plane], sets: Sequence[TableSet], lanes: int) -> bytes:
+def encode(
+    codes: Sequence[NDArray[np.int16]], contexts: Sequence[TensorContext], sets: Sequence[TableSet], lanes: int
+) -> bytes:
     """What `rans.encode` returns, and the errors it raises."""
-    return rans.encode(codes, planes, sets, lanes, write=_write_symbols)
+    return rans.encode(codes, contexts, sets, lanes, write=_write_symbols)
 
 
-def decode(stream: bytes, planes: Sequence[Plane], sets: Sequence[TableSet], lanes: int) -> list[NDArray[np.int16]]:
+def decode(stream: bytes, contexts: Sequence[TensorContext], sets: Sequence[TableSet], lanes: int) -> list[NDArray[np.int16]]:
     """What `rans.decode` returns, and the errors it raises."""
-    return rans.decode(stream, planes, sets, lanes, read=_read_symbols)
+    return rans.decode(stream, contexts, sets, lanes, read=_read_symbols)
 
 
 def _write_symbols(symbol_N: NDArray[np.int16], table_N: NDArray[np.uint16], tables: TableSet, lanes: int) -> Written:

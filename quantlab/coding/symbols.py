@@ -10,16 +10,16 @@ O: rows, I: columns.
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.coding.classes import SCALAR_CLASSES
-from quantlab.coding.trellis import next_states
+from quantlab.coding.contexts import SCALAR_CLASSES
 from quantlab.errors import FormatError
+from quantlab.format_rules import next_states
 
 _OFF_PATH = 64  # above all doubled states
 _CHUNK = 1 << 16  # symbols whose low bits are read at a time: keeps temporaries in the cache
 
 
 def code_limits(states: int) -> tuple[int, int]:
-    """Lowest and highest code of a plane."""
+    """Lowest and highest code of a context."""
     return (-32767, 32767) if states == 1 else (-32766, 32767)
 
 
@@ -89,7 +89,7 @@ def join_low_bits_(symbol_OI: NDArray[np.int16], shift_OI: NDArray[np.uint8], ra
 
     Args:
         raw: packed bits and at least two bytes more, uint8.
-        used: bits of it that belong to planes before.
+        used: bits of it that belong to contexts before.
     Raises:
         FormatError: a symbol does not fit 16 bits.
     """

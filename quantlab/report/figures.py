@@ -1,12 +1,281 @@
-"""All figures of the HTML report."""
+"""Figures of what is in the files: bytes by kind, bits per weight, codes.
+
+Figures of what bytes buy: rate and predicted_kl, slopes, predicted and measured cost.
+
+All figures of the HTML report."""
 
 from collections.abc import Iterator, Sequence
 
-from quantlab.report.byte_figures import code_shares, heat_maps, waterfalls
-from quantlab.report.compare import Comparison
-from quantlab.report.cost_figures import predictions, rate_distortion, slopes
-from quantlab.report.entry import Entry
-from quantlab.report.plot import Figure
+from quantlab.artifact.layout import CODE_LIMIT
+from quantlab.report.comparison import Comparison
+from quantlab.report.entry import Entry, TensorFacts, chosen_slope, place_of, slope_of
+from quantlab.report.plot import (
+    COLOURS,
+    MUTED,
+    Figure,
+    Trace,
+    file_names,
+    height_of,
+    hover,
+    layout_of,
+    log_axis,
+    marker,
+    rows,
+    short_cost,
+    short_count,
+    tensor_texts,
+    text,
+    ticks,
+)
+
+MOST_ROLES = 14
+"""Bars of the waterfall before the smallest roles are joined."""
+TOTAL = "#8896a5"
+
+Layer = tuple[str, int | None]
+
+
+def waterfalls(comparison: Comparison, entries: Sequence[Entry]) -> list[Figure]:
+    """For each file its bytes up to the budget, kind by kind; codes by role where the report tells."""
+    longest = max(max(e.total_bytes, e.report.budget_bytes if e.report else 0) for e in entries)
+    names = file_names(comparison)
+    titles = names if len(names) > 1 else [""]
+    return [_waterfall(n, names[n], titles[n], entry, longest) for n, entry in enumerate(entries)]
+
+
+def _waterfall(n: int, name: str, title: str, entry: Entry, longest: int) -> Figure:
+    steps = [(label, size, "relative") for label, size in _byte_steps(entry) if size]
+    steps.append(("artifact", entry.artifact_bytes, "total"))
+    if entry.report:
+        code = [("code", entry.report.code_bytes, "relative")] if entry.report.code_bytes else []
+        slack = entry.report.budget_bytes - entry.total_bytes
+        steps += [*code, ("slack" if slack >= 0 else "over budget", slack, "relative")]
+        steps.append(("budget", entry.report.budget_bytes, "total"))
+    trace = {
+        "type": "waterfall",
+        "orientation": "h",
+        "y": list(range(len(steps))),
+        "x": [size for _, size, _ in steps],
+        "measure": [measure for *_, measure in steps],
+        "text": [f"{size:,}" for _, size, _ in steps],
+        "textposition": "outside",
+        "cliponaxis": False,
+        "connector": {"line": {"color": MUTED, "width": 0.5}},
+        "increasing": {"marker": {"color": COLOURS[n % len(COLOURS)]}},
+        "decreasing": {"marker": {"color": "var(--bad)"}},
+        "totals": {"marker": {"color": TOTAL}},
+        **hover([f"{label}: {size:,} bytes" for label, size, _ in steps]),
+    }
+    across = {"range": [0, 1.25 * longest], "nticks": 4, "tickformat": ".3~s"}
+    down = rows([text(label) for label, *_ in steps])
+    layout = layout_of(height=height_of(len(steps)), title=title, xaxis=across, yaxis=down)
+    return Figure(f"bytes-{n}", f"Bytes of {name} by kind", [trace], layout)
+
+
+def _byte_steps(entry: Entry) -> list[tuple[str, int]]:
+    kinds, by_role = dict(entry.size_breakdown), dict[str, int]()
+    for t in entry.tensors:
+        role = place_of(t.name).role
+        by_role[role] = by_role.get(role, 0) + t.code_bytes
+    coded = sum(by_role.values())
+    if not 0 < coded <= kinds.get("codes", 0):
+        return list(kinds.items())
+    ranked = sorted(by_role.items(), key=lambda item: -item[1])
+    others = sum(size for _, size in ranked[MOST_ROLES:])
+    return [*ranked[:MOST_ROLES], ("other roles", others), ("coder's state", kinds.pop("codes") - coded), *kinds.items()]
+
+
+def heat_maps(comparison: Comparison, entries: Sequence[Entry]) -> list[Figure]:
+    """For each file that tells them the bits per weight of every layer (down) and role (across), all on one scale."""
+    places = {row.name: place_of(row.name) for row in comparison.tensors}
+    layers = sorted({(p.stack, p.layer) for p in places.values()}, key=lambda at: (at[1] is not None, at[0], at[1] or 0))
+    in_layers_first = sorted(places.values(), key=lambda p: (p.layer is None, p.role))
+    roles = list(dict.fromkeys(p.role for p in in_layers_first))
+    figures = []
+    for n, (name, entry) in enumerate(zip(file_names(comparison), entries, strict=True)):
+        cells = {(places[t.name].stack, places[t.name].layer, places[t.name].role): t.bpw for t in entry.tensors}
+        if any(bpw is not None for bpw in cells.values()):
+            z = [[cells.get((*layer, role)) for role in roles] for layer in layers]
+            figures.append(_heat_map(n, name, name if len(entries) > 1 else "", z, layers, roles))
+    values = [bpw for f in figures for line in f.data[0]["z"] for bpw in line if bpw is not None]
+    for figure in figures:
+        figure.data[0] |= {"zmin": min(values), "zmax": max(values)}
+    return figures
+
+
+def _heat_map(n: int, name: str, title: str, z: list[list[float | None]], layers: list[Layer], roles: list[str]) -> Figure:
+    stacks = {stack for stack, layer in layers if layer is not None}
+    lines = ["no layer" if layer is None else f"{layer}" if len(stacks) < 2 else f"{stack} {layer}" for stack, layer in layers]
+    trace: Trace = {
+        "type": "heatmap",
+        "z": z,
+        "text": [["" if bpw is None else f"{bpw:.2f}" for bpw in line] for line in z],
+        "texttemplate": "%{text}",
+        "textfont": {"size": 10},
+        "colorscale": "Cividis",
+        "showscale": False,
+        "xgap": 1,
+        "ygap": 1,
+        "hovertemplate": "%{customdata}: %{z:.3f} bits per weight<extra></extra>",
+        "customdata": [[f"{text(line)}, {text(role)}" for role in roles] for line in lines],
+    }
+    across = {**ticks([text(role) for role in roles]), "tickangle": -45, "showgrid": False, "tickfont": {"size": 11}}
+    down = {**rows([text(line) for line in lines]), "range": [len(lines) - 0.5, -0.5]}
+    layout = layout_of(height=height_of(len(lines), 130), title=title, xaxis=across, yaxis=down)
+    return Figure(f"bits-{n}", f"Bits per weight of {name} by layer and role", [trace], layout)
+
+
+def code_shares(comparison: Comparison, counts: Sequence[dict[str, list[int]]]) -> list[Figure]:
+    """How often each code occurs in all tensors of each file; page.js draws single tensors from the same counts."""
+    totals = [[sum(column) for column in zip(*one.values(), strict=True)] for one in counts]
+    drawn = [(n, name, t) for n, (name, t) in enumerate(zip(file_names(comparison), totals, strict=True)) if sum(t[1:-1])]
+    if not drawn:
+        return []
+    traces = [_shares(n, name, total) for n, name, total in drawn]
+    values = [share for trace in traces for share in trace["y"] if share]
+    end = max(_reach(total) for *_, total in drawn) + 0.5
+    across = {"title": {"text": "code"}, "range": [-end, end], "nticks": 9}
+    up = log_axis(values, "share of weights", lambda share: f"{100 * share:g} %")
+    return [Figure("codes", "How often each code occurs", traces, layout_of(height=340, legend=True, xaxis=across, yaxis=up))]
+
+
+def _shares(n: int, name: str, total: list[int]) -> Trace:
+    """The ends hold all codes beyond them too: they are named, not drawn."""
+    whole, beyond = sum(total), total[0] + total[-1]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "line": {"shape": "hvh", "width": 1.5, "color": COLOURS[n % len(COLOURS)]},
+        "marker": marker(n, 4),
+        "name": name + (f", {beyond / whole:.2%} beyond".replace("%", " %") if beyond else ""),
+        "meta": {"file": n, "name": name},
+        "x": list(range(1 - CODE_LIMIT, CODE_LIMIT)),
+        "y": [count / whole or None for count in total[1:-1]],
+        "hovertemplate": "code %{x}: %{y:.3%}<extra></extra>",
+    }
+
+
+def _reach(total: list[int]) -> int:
+    """The code that all drawn ones but a thousandth lie within, 4 at least."""
+    left = sum(total[1:-1]) / 1000
+    for reach in range(CODE_LIMIT - 1, 4, -1):
+        left -= total[CODE_LIMIT - reach] + total[CODE_LIMIT + reach]
+        if left < 0:
+            return reach
+    return 4
+
+
+TANGENT = (0.92, 0.96, 1.0, 1.04, 1.08)
+"""Of the chosen bytes, where the line of the file's slope is drawn."""
+PER = 1000
+"""Bytes in the unit of a slope."""
+
+Line = list[tuple[float, float]]
+
+
+def rate_distortion(comparison: Comparison, entries: Sequence[Entry]) -> list[Figure]:
+    """Bytes against predicted cost of every tensor: the chosen point, what else was measured, and the file's slope."""
+    lines: list[Trace] = []
+    points: list[Trace] = []
+    for n, (name, entry) in enumerate(zip(file_names(comparison), entries, strict=True)):
+        known = [t for t in entry.tensors if t.bytes and t.predicted_kl and t.predicted_kl > 0]
+        if known:
+            lines += [*_curves(n, known), *_tangents(known, chosen_slope(known))]
+            points.append(_chosen(n, name, known))
+    if not points:
+        return []
+    traces = [*lines, *points]
+    x, y = ([v for trace in traces for v in trace[axis] if v] for axis in "xy")
+    layout = layout_of(
+        height=440,
+        legend=len(entries) > 1,
+        xaxis=log_axis(x, "bytes of the tensor", short_count),
+        yaxis=log_axis(y, "predicted cost, nats per token", short_cost),
+    )
+    return [Figure("curves", "Bytes against predicted cost of every tensor", traces, layout)]
+
+
+def _curves(n: int, tensors: Sequence[TensorFacts]) -> list[Trace]:
+    """A line for each tensor through all its points, in one trace."""
+    lines: list[Line] = []
+    for t in tensors:
+        if t.points and t.bytes and t.predicted_kl:
+            lines.append(sorted(p for p in {*t.points, (t.bytes, t.predicted_kl)} if p[0] > 0 and p[1] > 0))
+    style = {"color": COLOURS[n % len(COLOURS)], "width": 1}
+    return [{**_broken(lines), "line": style, "opacity": 0.55}] if lines else []
+
+
+def _tangents(tensors: Sequence[TensorFacts], slope: float | None) -> list[Trace]:
+    """Through each chosen point a short piece of a line of the file's slope."""
+    if slope is None:
+        return []
+    lines = []
+    for t in tensors:
+        size, cost = t.bytes or 0, t.predicted_kl or 0.0
+        line = [(size * at, cost - slope * size * (at - 1)) for at in TANGENT]
+        lines.append([point for point in line if point[1] > cost / 4])
+    return [{**_broken(lines), "line": {"color": MUTED, "width": 1, "dash": "dot"}}]
+
+
+def _broken(lines: Sequence[Line]) -> Trace:
+    """One trace of many lines: plotly breaks a line where a value is missing."""
+    both: list[tuple[float | None, float | None]] = [p for line in lines for p in (*line, (None, None))]
+    values = {"x": [x for x, _ in both], "y": [y for _, y in both]}
+    return {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "showlegend": False, **values}
+
+
+def _chosen(n: int, name: str, tensors: Sequence[TensorFacts]) -> Trace:
+    values = {"x": [t.bytes for t in tensors], "y": [t.predicted_kl for t in tensors]}
+    says = hover([f"{t.name}: {t.bytes:,} bytes, {t.predicted_kl:.3g} nats per token" for t in tensors])
+    return {"type": "scatter", "mode": "markers", "name": name, "marker": marker(n, 8), **values, **says}
+
+
+def slopes(comparison: Comparison, entries: Sequence[Entry]) -> list[Figure]:
+    """What 1,000 more bytes would save in each tensor, by the first file's slopes, with the median of each file."""
+    found = [{t.name: PER * slope for t in e.tensors if (slope := slope_of(t)) is not None} for e in entries]
+    names = sorted({name for one in found for name in one}, key=lambda name: [-one.get(name, 0.0) for one in found])
+    if not names:
+        return []
+    traces, medians = [], []
+    for n, (label, entry, one) in enumerate(zip(file_names(comparison), entries, found, strict=True)):
+        at = [(row, name, one[name]) for row, name in enumerate(names) if name in one]
+        if at:
+            values = {"x": [slope for *_, slope in at], "y": [row for row, *_ in at]}
+            says = hover([f"{name}: {slope:.3g}" for _, name, slope in at])
+            traces.append({"type": "scatter", "mode": "markers", "name": label, "marker": marker(n, 9), **values, **says})
+            medians.append(_vertical(PER * (chosen_slope(entry.tensors) or 0.0), n))
+    across = log_axis([x for trace in traces for x in trace["x"]], "nats per token for 1,000 bytes", short_cost)
+    layout = layout_of(height=height_of(len(names), 90), legend=len(entries) > 1, xaxis=across)
+    layout |= {"yaxis": {**rows(tensor_texts(names)), "showgrid": True}, "shapes": medians}
+    return [Figure("slopes", "What 1,000 more bytes would save in each tensor", traces, layout)]
+
+
+def _vertical(x: float, n: int) -> Trace:
+    line = {"color": COLOURS[n % len(COLOURS)], "width": 1.5, "dash": "dot"}
+    return {"type": "line", "xref": "x", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line}
+
+
+def predictions(comparison: Comparison) -> list[Figure]:
+    """Predicted cost across, measured KL up, one marker a file; on the dotted line the prediction is exact."""
+    known = [(n, r.predicted_kl, r.kl) for n, r in enumerate(comparison.files) if r.predicted_kl and r.kl]
+    known = [(n, predicted, kl) for n, predicted, kl in known if predicted > 0 and kl > 0]
+    if not known:
+        return []
+    both = [value for _, *pair in known for value in pair]
+    ends = [min(both) / 1.5, max(both) * 1.5]
+    traces: list[Trace] = [{**_broken([[(end, end) for end in ends]]), "line": {"color": MUTED, "width": 1, "dash": "dot"}}]
+    names = file_names(comparison)
+    for n, predicted, kl in known:
+        says = hover([f"predicted {predicted:.3g}, measured {kl:.3g}"])
+        point = {"x": [predicted], "y": [kl], "name": names[n], "marker": marker(n, 11)}
+        traces.append({"type": "scatter", "mode": "markers", **point, **says})
+    layout = layout_of(
+        height=380,
+        legend=True,
+        xaxis=log_axis(ends, "predicted cost, nats per token", short_cost),
+        yaxis=log_axis(ends, "measured KL, nats per token", short_cost),
+    )
+    return [Figure("predictions", "Predicted cost against measured KL", traces, layout)]
 
 
 def all_figures(comparison: Comparison, entries: Sequence[Entry], counts: Sequence[dict[str, list[int]]]) -> Iterator[Figure]:

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from quantlab.errors import BudgetError, ConfigError, QuantlabError
-from quantlab.report.evaluation import EvaluationData, EvaluationRecord
-from quantlab.runs.store import Run
-from quantlab.runs.validity import (
+from quantlab.evaluation.evaluation_record import EvaluationData, EvaluationRecord
+from quantlab.runs.store import (
     UNKNOWN_PACKING,
+    Run,
     is_packed,
     know,
     own_scores,

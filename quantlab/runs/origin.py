@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from quantlab import __version__
-from quantlab.runs.record import Git, Process
+from quantlab.runs.run_record import Git, Process
 
 PACKAGES = ("torch", "numpy", "triton", "numba", "brotli", "zstandard", "sentencepiece", "safetensors")
 _MATTERS = re.compile(

@@ -1,9 +1,13 @@
-"""Write a run's folder while the run happens: `with recorder.run(kind, options) as run: ... run.result(...)`.
+"""A copy of config and results for an experiment tracker, sent when a run has ended: trackio or Weights & Biases.
+
+Write a run's folder while the run happens: `with recorder.run(kind, options) as run: ... run.result(...)`.
 
 run.json is whole at every moment. It is written when the run begins, after each result, and at the end, so that a killed run
 leaves what it had.
 """
 
+import importlib
+import importlib.util
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.errors import ConfigError, QuantlabError, first_line
+from quantlab.evaluation.evaluation_record import EvaluationRecord
 from quantlab.files import hash_file, write_whole
-from quantlab.report.evaluation import EvaluationRecord
-from quantlab.runs.mirror import Mirror
 from quantlab.runs.origin import git_state, relevant, this_process, versions
-from quantlab.runs.record import (
+from quantlab.runs.run_record import (
     DONE,
     FAILED,
     INTERRUPTED,
@@ -31,6 +34,54 @@ from quantlab.runs.record import (
     plain,
 )
 from quantlab.runs.store import new_run_folder
+
+TRACKERS = ("trackio", "wandb")
+"""Packages; both have the same init, log and finish."""
+PROJECT = "quantlab"
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """One tracker's project."""
+
+    tracker: str
+    project: str = PROJECT
+
+    def send(self, name: str, record: RunRecord) -> None:
+        """Make a run `name` with the record's options as its config and its numbers as its results."""
+        module = importlib.import_module(self.tracker)
+        module.init(project=self.project, name=name, config=config_of(record))
+        module.log(results_of(record))
+        module.finish()
+
+
+def open_mirror(text: str) -> Mirror:
+    """The mirror of `trackio`, `wandb`, or one of them with :PROJECT. ConfigError if it is another or not installed."""
+    tracker, _, project = text.partition(":")
+    if tracker not in TRACKERS:
+        raise ConfigError(f"mirror must be one of {', '.join(TRACKERS)}, got {text!r}")
+    if importlib.util.find_spec(tracker) is None:
+        raise ConfigError(f"mirror {tracker}: the package {tracker} is not installed", hint=f"pip install {tracker}")
+    return Mirror(tracker, project or PROJECT)
+
+
+def config_of(record: RunRecord) -> dict[str, Any]:
+    """What went in."""
+    names = ("kind", "status", "options", "seeds", "versions", "environment", "git", "checkpoint")
+    config: dict[str, Any] = plain({name: getattr(record, name) for name in names})
+    return config
+
+
+def results_of(record: RunRecord) -> dict[str, float]:
+    """The numbers that came out."""
+    found: dict[str, Any] = {"seconds": record.seconds, **record.metrics}
+    if record.packing:
+        found |= {"total_bytes": record.packing.total_bytes, "budget_bytes": record.packing.budget_bytes}
+        found |= {"bpw": record.packing.bpw, "predicted_kl": record.packing.predicted_kl}
+    for evaluation in record.evaluations:
+        found |= {"val_bpb": evaluation.val_bpb, "val_loss": evaluation.val_loss}
+    return {key: value for key, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+
 
 MOST_COPIED_BYTES = 1 << 24
 """Larger files are named by path and hash, not copied."""

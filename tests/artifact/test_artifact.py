@@ -17,14 +17,14 @@ from hypothesis.extra.numpy import arrays
 
 from quantlab.artifact.container import DIGEST_BYTES, HEADER, SECTION, Section, read_container, write_container
 from quantlab.artifact.decode import decode_artifact, digest, parse_artifact, read_artifact
-from quantlab.artifact.describe import describe
-from quantlab.artifact.encode import GridPayload, TrellisPayload, encode_artifact, keep, smallest_section
+from quantlab.artifact.layout import describe
 from quantlab.artifact.manifest import GridTensor, Manifest, TrellisTensor
-from quantlab.artifact.steps import shaped_steps
+from quantlab.artifact.shaped_grid import shaped_steps
 from quantlab.artifact.verify import digest_in_fresh_process
-from quantlab.coding.planes import codes_to_bytes
-from quantlab.coding.trellis import next_states
+from quantlab.artifact.writer import GridPayload, TrellisPayload, encode_artifact, keep, smallest_section
+from quantlab.coding.codecs import codes_to_bytes
 from quantlab.errors import FormatError, QuantlabError
+from quantlab.format_rules import next_states
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -208,7 +208,7 @@ def _larger_steps(manifest, sections):
         (lambda m, s: _set(m, 10, states=True), "states must be one of"),
         (lambda m, s: _set(m, 10, classes=501), "classes must be -500 to 500"),
         (lambda m, s: _set(m, 10, tables=-1), "tables must be 0 to 127"),
-        (lambda m, s: _set(m, 10, tables=1), "plane 0: table set 1 of 1"),
+        (lambda m, s: _set(m, 10, tables=1), "context 0: table set 1 of 1"),
         (lambda m, s: _set(m, 10, bits=4), "beyond ±7, the range of 4 bits"),
         (lambda m, s: _set(m, 10, bits=9), "bits must be one of 2, 3, 4, 5, 6, 7, 8, 16"),
         (lambda m, s: _set(m, 10, shape=[48]), "2 dimensions"),
@@ -377,7 +377,7 @@ def test_describe_accounts_for_every_byte(tmp_path):
     path = tmp_path / "m.qlab"
     path.write_bytes(sample())
     about = describe(path)
-    assert sum(about["bytes_by_kind"].values()) == about["artifact_bytes"] == len(sample())
+    assert sum(about["size_breakdown"].values()) == about["artifact_bytes"] == len(sample())
     assert [t["name"] for t in about["tensors"]] == [p.entry.name for p in payloads()]
 
 

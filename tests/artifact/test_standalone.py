@@ -16,13 +16,12 @@ from quantlab.artifact import standalone
 from quantlab.artifact.container import Section, read_container, write_container
 from quantlab.artifact.decode import decode_artifact, parse_artifact
 from quantlab.artifact.emit import emit_decoder, minify
-from quantlab.artifact.encode import GridPayload, TrellisPayload, encode_artifact, keep
 from quantlab.artifact.manifest import GridTensor, TrellisTensor
-from quantlab.artifact.planes import plane_of
-from quantlab.artifact.steps import _SIGNIFICANDS
+from quantlab.artifact.shaped_grid import _SIGNIFICANDS, context_of
+from quantlab.artifact.writer import GridPayload, TrellisPayload, encode_artifact, keep
 from quantlab.coding import tables
-from quantlab.coding.classes import MAX_CLASS, classes_of, shifts_of
 from quantlab.coding.codecs import CODECS, SELF_CONTAINED
+from quantlab.coding.contexts import MAX_CLASS, classes_of, shifts_of
 from quantlab.coding.symbols import from_symbols
 
 STREAM = 5  # the section that no byte codec may touch
@@ -32,7 +31,7 @@ def trellis_payload(name, shape, states, rng, *, classes=16, spread=4, tables=0,
     """Random codes on a path: weights as large as their classes say, and a few that no table holds."""
     rows, columns, a, b = (rng.integers(-spread, spread + 1, n).astype(np.int8) for n in (*shape, *shape))
     entry = TrellisTensor(name=name, shape=shape, bits=16, level=level, states=states, classes=classes, tables=tables)
-    class_OI = classes_of(plane_of(entry, a, b, rows, columns))
+    class_OI = classes_of(context_of(entry, a, b, rows, columns))
     size = 2.0 ** ((class_OI.astype(float) - 14) / 4) * np.where(rng.random(shape) < 0.01, largest, 1)
     symbols = np.rint(rng.standard_normal(shape) * size).clip(-16000, 16000).astype(np.int16)
     return TrellisPayload(entry, a, b, rows, columns, from_symbols(symbols, states, class_OI))
@@ -103,7 +102,7 @@ def test_the_files_hold_what_they_are_for(files):
     assert parse_artifact(files["large"])[0].lanes >= 64
     rng = np.random.default_rng(0)
     wide = trellis_payload("w", (19, 70), 32, rng, classes=60, spread=9, largest=1)
-    class_OI = classes_of(plane_of(wide.entry, wide.a_O, wide.b_I, wide.rows_O, wide.columns_I))
+    class_OI = classes_of(context_of(wide.entry, wide.a_O, wide.b_I, wide.rows_O, wide.columns_I))
     assert shifts_of(class_OI).max() == 14 and class_OI.max() == MAX_CLASS
     assert {s.codec for data in files.values() for s in parse_artifact(data)[1]} >= {0, 1, 4}
 

@@ -7,13 +7,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from quantlab.calib.collect import PRIOR, collect
-from quantlab.calib.prediction import Prediction, expected_squares, is_logits, sample_labels
-from quantlab.calib.sample import sample_sequences
-from quantlab.calib.sources import CalibrationConfig, calibration_tokens
+from quantlab.calib.sources import CalibrationConfig, calibration_tokens, sample_sequences
 from quantlab.calib.statistics import read_statistics, write_statistics
+from quantlab.calib.watch import Prediction, expected_squares, is_logits, sample_labels
 from quantlab.errors import ConfigError, DataError, ShapeError, StatisticsError
+from quantlab.models.challenge import gpt_from_state_dict
 from quantlab.text.shards import write_shard
-from quantlab.trainer.from_state_dict import gpt_from_state_dict
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
 

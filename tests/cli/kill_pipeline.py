@@ -11,11 +11,15 @@ from pathlib import Path
 
 import torch._dynamo  # noqa: F401 - the first optimizer step would import it, in every fork
 
+from quantlab import child_process as child
 from quantlab.cli.main import run
-from quantlab.pipeline import pack
-from quantlab.pipeline.stages import calibrate, child, data, report, result
-from quantlab.search import rounder
-from quantlab.trainer import run as training
+from quantlab.jobs import pack
+from quantlab.methods.trellis import rounder
+from quantlab.pipeline import packing_stages as calibrate
+from quantlab.pipeline import packing_stages as report
+from quantlab.pipeline import result
+from quantlab.pipeline import training_stages as data
+from quantlab.trainer import training_loop as training
 
 
 def kill(*args, **options):

@@ -73,7 +73,7 @@ def test_statistics_measured_once_give_the_same_file(toy_checkpoint, artifact, t
 def test_inspect_lists_every_tensor_and_byte(artifact, capsys):
     assert run(["inspect", str(artifact), "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
-    assert sum(about["bytes_by_kind"].values()) == artifact.stat().st_size
+    assert sum(about["size_breakdown"].values()) == artifact.stat().st_size
     assert len(about["tensors"]) == 22 and about["model"]["num_heads"] == 4 and about["origin"]["method"] == "trellis"
     assert run(["inspect", str(artifact)]) == 0
     assert "blocks.1.mlp.proj.weight" in capsys.readouterr().out
@@ -213,7 +213,7 @@ def test_outputs_are_not_replaced_without_force(artifact, toy_checkpoint, tmp_pa
 
 
 def test_text_and_tokens_must_fit_the_model(artifact, toy_checkpoint, tokenizer_file, python_sources, tmp_path, capsys):
-    from quantlab.text.train_tokenizer import train_tokenizer
+    from quantlab.text.tokenizer import train_tokenizer
 
     other = tmp_path / "other.model"
     other.write_bytes(train_tokenizer(python_sources, vocab_size=420))
@@ -300,7 +300,7 @@ def test_doctor_fails_where_a_kernel_is_wrong(capsys, monkeypatch):
     from quantlab.kernels.check import Check
 
     wrong = Check("unpack", "kernel", "float64", 0.5, 1e-7)
-    monkeypatch.setattr("quantlab.pipeline.doctor.check_kernels", lambda device: [wrong])
+    monkeypatch.setattr("quantlab.jobs.doctor.check_kernels", lambda device: [wrong])
     fails(capsys, ["doctor"], 1, "kernel unpack differs from float64 by 0.5, allowed is 1e-07")
 
 

@@ -8,11 +8,11 @@ import pytest
 from test_cli import fails
 
 from quantlab.artifact.decode import read_artifact
-from quantlab.artifact.histogram import CODE_LIMIT
+from quantlab.artifact.layout import CODE_LIMIT
 from quantlab.cli.main import run
-from quantlab.pipeline.compare import read_code_counts, read_entry
-from quantlab.report.evaluation import read_evaluation
-from quantlab.report.html import PACKAGES
+from quantlab.evaluation.evaluation_record import read_evaluation
+from quantlab.jobs.compare import read_code_counts, read_entry
+from quantlab.report.page import PACKAGES
 
 TEXT = b"import os\n\ndef main():\n    return 0\n" * 30
 PACKINGS = {
@@ -115,7 +115,7 @@ def test_an_artifact_without_a_report_tells_what_is_in_it(files):
         (files / f"{name}.report.json").unlink()
         alone = read_entry(files / f"{name}.qlab")
         assert alone.report is None and alone.evaluation == with_report.evaluation
-        assert alone.bytes_by_kind == with_report.report.bytes_by_kind and alone.n_params == with_report.report.n_params
+        assert alone.size_breakdown == with_report.report.size_breakdown and alone.n_params == with_report.report.n_params
         assert [(t.name, t.width_bits) for t in alone.tensors] == [(t.name, t.width_bits) for t in with_report.tensors]
         told = [t.bytes if name == "b" else None for t in with_report.tensors]  # a trellis shares one stream
         assert [t.bytes for t in alone.tensors] == told
@@ -124,7 +124,7 @@ def test_an_artifact_without_a_report_tells_what_is_in_it(files):
 def test_codes_of_the_report_add_up_to_those_of_the_file(packed):
     for name in "ab":
         report = read_entry(packed / f"{name}.qlab").report
-        rest = report.bytes_by_kind["codes"] - sum(t.code_bytes for t in report.tensors)
+        rest = report.size_breakdown["codes"] - sum(t.code_bytes for t in report.tensors)
         assert rest == 0 if name == "b" else 0 < rest < 200
         for t in report.tensors:
             sizes, costs = zip(*t.points, strict=True) if t.points else ((), ())
@@ -168,7 +168,7 @@ def test_misuse_and_damage_are_one_clear_line(files, capsys):
     a, b = files / "a.qlab", files / "b.qlab"
     fails(capsys, ["compare", a], 2, "compare needs two files or more, got")
     fails(capsys, ["compare"], 2, "A [B ...]")
-    fails(capsys, ["compare", a, b, "--sort", "size"], 2, "sort must be one of bytes, distortion, bpw, name, got 'size'")
+    fails(capsys, ["compare", a, b, "--sort", "size"], 2, "sort must be one of bytes, predicted_kl, bpw, name, got 'size'")
     fails(capsys, ["compare", a, b, "--top", "-1"], 2, "--top")
     fails(capsys, ["compare", a, files / "absent.qlab"], 1, "cannot read", "absent.qlab: No such file")
     fails(capsys, ["compare", a, files / "absent.report.json"], 1, "cannot read", "absent.report.json")
@@ -191,5 +191,5 @@ def test_a_page_of_one_file_or_of_two(files, capsys, monkeypatch):
     fails(capsys, comparing, 2, "c.html exists")
     quantlab(*comparing, "--force")
     assert "total bytes" in capsys.readouterr().out and "<title>quantlab: a.qlab, b.qlab</title>" in page.read_text()
-    monkeypatch.setattr("quantlab.report.html.PACKAGES", (*PACKAGES, "no_such_package"))
+    monkeypatch.setattr("quantlab.report.page.PACKAGES", (*PACKAGES, "no_such_package"))
     fails(capsys, [*comparing, "--force"], 1, "the HTML report needs the package no_such_package")

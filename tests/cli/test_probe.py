@@ -124,7 +124,7 @@ def test_eval_modes_and_strides_that_do_not_fit(toy_checkpoint, tokenizer_file, 
 
 
 def test_eval_says_whether_bytes_are_those_of_a_public_split(toy_checkpoint, tokenizer_file, shards, capsys, monkeypatch):
-    from quantlab.trainer import ledger
+    from quantlab.evaluation import ledger
 
     scoring = ["eval", str(toy_checkpoint), "--tokens", shards, "--tokenizer", str(tokenizer_file), "--mode", "sliding"]
     assert run([*scoring, "--json"]) == 0

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from quantlab.checkpoint.read import read_metadata
 from quantlab.cli.main import run
-from quantlab.pipeline.progress import silent
-from quantlab.pipeline.stages import train as train_stage
-from quantlab.pipeline.stages.build import build
-from quantlab.pipeline.stages.hashes import FileHashes
-from quantlab.pipeline.stages.lock import LOCK_NAME, locked_folder
-from quantlab.pipeline.stages.read import read_pipeline
-from quantlab.pipeline.stages.stage import Job
+from quantlab.models.checkpoint import read_metadata
+from quantlab.pipeline import training_stages as train_stage
+from quantlab.pipeline.hashes import FileHashes
+from quantlab.pipeline.packing_stages import build
+from quantlab.pipeline.read import read_pipeline
+from quantlab.pipeline.stage import Job
+from quantlab.pipeline.stage_folder import LOCK_NAME, locked_folder
+from quantlab.progress import silent
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["data", "train", "calibrate", "pack", "evaluate", "report"]

@@ -1,17 +1,17 @@
-"""Codes, planes and a slow reader that the tests of the entropy coder share."""
+"""Codes, contexts and a slow reader that the tests of the entropy coder share."""
 
 import numpy as np
 
-from quantlab.coding.classes import TABLE_CLASSES, Plane, classes_of
+from quantlab.coding.contexts import TABLE_CLASSES, TensorContext, classes_of
 from quantlab.coding.tables import TableSet
-from quantlab.coding.trellis import next_states
+from quantlab.format_rules import next_states
 
 RANGES = {"narrow": (-40, 8), "path": (9, 27), "wide": (28, 83), "mixed": (0, 40), "beyond": (-900, 900)}
 """Sums of shares of rows and columns, by name."""
 
 
 def path_codes(k, states, class_OI):
-    """Codes of a plane from any whole numbers, weight by weight along the anti-diagonals; `k` itself for one state."""
+    """Codes of a context from any whole numbers, weight by weight along the anti-diagonals; `k` itself for one state."""
     if states == 1:
         return np.array(k, np.int16)
     table, code = next_states(states), np.zeros(k.shape, np.int16)
@@ -30,21 +30,23 @@ def path_codes(k, states, class_OI):
     return code
 
 
-def plane_of(shape=(2, 3), states=1, rows=(0, 0), columns=(0, 0, 0), tables=0, dtype=np.int16):
-    return Plane(shape=shape, states=states, rows_O=np.array(rows, dtype), columns_I=np.array(columns, dtype), tables=tables)
+def context_of(shape=(2, 3), states=1, rows=(0, 0), columns=(0, 0, 0), tables=0, dtype=np.int16):
+    return TensorContext(
+        shape=shape, states=states, rows_O=np.array(rows, dtype), columns_I=np.array(columns, dtype), tables=tables
+    )
 
 
 def make_plane(rng, shape, states, kind="mixed", tables=0):
-    """Random codes about as large as their classes say, and their plane."""
+    """Random codes about as large as their classes say, and their context."""
     low, high = RANGES[kind]
     rows = rng.integers(low // 2, high // 2 + 1, shape[0])
     columns = rng.integers(low - low // 2, high - high // 2 + 1, shape[1])
-    plane = plane_of(shape, states, rows, columns, tables)
-    class_OI = classes_of(plane)
+    context = context_of(shape, states, rows, columns, tables)
+    class_OI = classes_of(context)
     deviation = rng.choice([0, 1, 3]) * 2 ** ((class_OI - 12) / 4)
     limit = 32767 if states == 1 else 16383
     k = np.rint(rng.laplace(size=shape) * deviation).clip(-limit, limit - (states > 1)).astype(int)
-    return path_codes(k, states, class_OI), plane
+    return path_codes(k, states, class_OI), context
 
 
 def set_of(table):
@@ -128,18 +130,19 @@ def _code_row(symbols, classes, before, states):
     return codes, after
 
 
-def scalar_decode(stream, planes, sets, lanes):
+def scalar_decode(stream, contexts, sets, lanes):
     """What every reader must return."""
     reader, decoded = ScalarReader(stream, lanes), []
     classes = [
-        [[min(max(int(row) + int(column), 0), 83) for column in plane.columns_I] for row in plane.rows_O] for plane in planes
+        [[min(max(int(row) + int(column), 0), 83) for column in context.columns_I] for row in context.rows_O]
+        for context in contexts
     ]
-    flat = [(c, sets[plane.tables]) for plane, rows in zip(planes, classes, strict=True) for row in rows for c in row]
+    flat = [(c, sets[context.tables]) for context, rows in zip(contexts, classes, strict=True) for row in rows for c in row]
     symbols = iter(reader.symbols(flat))
-    for plane, rows in zip(planes, classes, strict=True):
-        code, state = np.zeros(plane.shape, np.int16), [0] * plane.shape[1]
+    for context, rows in zip(contexts, classes, strict=True):
+        code, state = np.zeros(context.shape, np.int16), [0] * context.shape[1]
         for i, row in enumerate(rows):
-            code[i], state = _code_row([next(symbols) for _ in row], row, state, plane.states)
+            code[i], state = _code_row([next(symbols) for _ in row], row, state, context.states)
         decoded.append(code)
     assert reader.is_empty() and len(reader.bits) < 8
     return decoded

@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantlab.coding.codecs import BROTLI, CODECS, DEFLATE, decode, encode_smallest
-from quantlab.coding.planes import bytes_to_codes, codes_to_bytes, from_byte_planes, to_byte_planes
+from quantlab.coding.codecs import (
+    BROTLI,
+    CODECS,
+    DEFLATE,
+    bytes_to_codes,
+    codes_to_bytes,
+    decode,
+    encode_smallest,
+    from_byte_planes,
+    to_byte_planes,
+)
 from quantlab.errors import FormatError
 
 SAMPLES = [b"", b"\x00", b"a" * 100_000, bytes(range(256)) * 9, np.random.default_rng(0).bytes(5000)]

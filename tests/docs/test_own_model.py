@@ -11,7 +11,7 @@ from fences import fences
 from safetensors.torch import load_file
 
 from quantlab.cli.main import run
-from quantlab.trainer.load_model import load_factory
+from quantlab.models.factory import load_factory
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "recipes" / "own_model.md"
 TOY = {"--budget": "60KB", "--calib-seq-len": "32"}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from packed_samples import SHAPES, sample
 from torch import Tensor
 
-from quantlab.coding.classes import SCALAR_CLASSES
+from quantlab.coding.contexts import SCALAR_CLASSES
 from quantlab.errors import ConfigError, ShapeError
 from quantlab.kernels.packed import HALF_CLASS, LANES, WIDTHS, pack
 from quantlab.kernels.unpack import unpack_ref

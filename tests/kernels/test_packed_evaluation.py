@@ -5,9 +5,9 @@ import torch
 from conftest import random_state
 from exact_interpreter import exact_interpreter  # noqa: F401 - a fixture of all tests here
 
+from quantlab.evaluation.scoring import score_tokens
 from quantlab.kernels import dequant_matmul, unpack
 from quantlab.kernels.packed import pack
-from quantlab.trainer.evaluate import evaluate
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
 from quantlab.trainer.packed import pack_modules_
@@ -39,6 +39,6 @@ def test_kernels_score_a_packed_model_as_its_decoded_weights(tokenizer, monkeypa
         monkeypatch.setattr(module, "on_kernel", lambda *_: calls.append(1) or True)
     packed, decoded = packed_and_decoded()
     tokens = np.random.default_rng(0).integers(0, 400, 97).astype(np.uint16)
-    mine, wanted = (evaluate(m, tokens, tokenizer.token_bytes(), seq_len=24, batch_tokens=48) for m in (packed, decoded))
+    mine, wanted = (score_tokens(m, tokens, tokenizer.token_bytes(), seq_len=24, batch_tokens=48) for m in (packed, decoded))
     assert len(calls) > 10
     assert abs(mine.val_bpb - wanted.val_bpb) < 1e-6 * wanted.val_bpb  # float32 sums in another order; asked for are 1e-4

@@ -15,8 +15,8 @@ from coder_samples import RANGES, equal, make_plane, set_of
 from quantlab.coding import rans, rans_device, rans_numba
 from quantlab.coding.lanes import read_symbols, strands_of
 from quantlab.coding.tables import ClassTable, fit_tables
-from quantlab.coding.trellis import STATES
 from quantlab.errors import FormatError, ShapeError
+from quantlab.format_rules import STATES
 from quantlab.kernels import launch, rans_decode, trellis_codes
 
 CPU = torch.device("cpu")
@@ -46,10 +46,10 @@ def sample(seed, shapes, lanes, states=None, kinds=None):
         make_plane(rng, shape, int(one), str(kind), tables=int(rng.integers(2)))
         for shape, one, kind in zip(shapes, states, kinds, strict=True)
     ]
-    codes, planes = [code for code, _ in made], [plane for _, plane in made]
+    codes, contexts = [code for code, _ in made], [context for _, context in made]
     counts = np.zeros((28, 256), np.int64) + sum(rans_numba.histogram(*pair) for pair in made)
     sets = [fit_tables(counts), set_of(ClassTable(0, b"\x03\x00"))]
-    return codes, planes, sets, rans_numba.encode(codes, planes, sets, lanes)
+    return codes, contexts, sets, rans_numba.encode(codes, contexts, sets, lanes)
 
 
 @pytest.mark.parametrize("lanes", [16, 32, 96])
@@ -57,17 +57,17 @@ def sample(seed, shapes, lanes, states=None, kinds=None):
 def test_the_kernels_decode_the_codes_of_the_numpy_reader(decoder, seed, lanes):
     """Matrices of odd sizes, empty ones, all numbers of states, escapes and raw bits."""
     shapes = [(1, 1), (7, 63), (0, 5), (33, 3), (5, 0), (3, 130)]
-    codes, planes, sets, stream = sample(seed, shapes, lanes)
-    assert equal(rans.decode(stream, planes, sets, lanes), codes)
-    got = decoder(stream, planes, sets, lanes)
+    codes, contexts, sets, stream = sample(seed, shapes, lanes)
+    assert equal(rans.decode(stream, contexts, sets, lanes), codes)
+    got = decoder(stream, contexts, sets, lanes)
     assert all(tensor.dtype == torch.int16 for tensor in got)
     assert equal([tensor.numpy() for tensor in got], codes)
 
 
 @pytest.mark.parametrize("states", STATES)
 def test_paths_of_every_trellis(decoder, states):
-    codes, planes, sets, stream = sample(states, [(12, 140), (70, 10)], 32, [states] * 2, ["mixed", "wide"])
-    assert equal([tensor.numpy() for tensor in decoder(stream, planes, sets, 32)], codes)
+    codes, contexts, sets, stream = sample(states, [(12, 140), (70, 10)], 32, [states] * 2, ["mixed", "wide"])
+    assert equal([tensor.numpy() for tensor in decoder(stream, contexts, sets, 32)], codes)
 
 
 def test_an_empty_stream_has_no_codes(decoder):
@@ -76,13 +76,13 @@ def test_an_empty_stream_has_no_codes(decoder):
 
 
 def test_damage_is_named(decoder):
-    _, planes, sets, stream = sample(1, [(9, 70)], 32, [8], ["path"])
+    _, contexts, sets, stream = sample(1, [(9, 70)], 32, [8], ["path"])
     with pytest.raises(FormatError, match="strands end after"):
-        decoder(stream[:-2], planes, sets, 32)
+        decoder(stream[:-2], contexts, sets, 32)
     with pytest.raises(FormatError, match="strands end after"):
-        decoder(stream + bytes(2), planes, sets, 32)
+        decoder(stream + bytes(2), contexts, sets, 32)
     with pytest.raises(FormatError, match="cannot hold"):
-        decoder(b"\xff" * 4 + stream[4:], planes, sets, 32)
+        decoder(b"\xff" * 4 + stream[4:], contexts, sets, 32)
 
 
 def outcome(decode, *arguments):
@@ -96,11 +96,11 @@ def outcome(decode, *arguments):
 @settings(max_examples=15, deadline=None)
 def test_altered_streams_have_the_outcome_of_the_numpy_reader(at, change):
     """By the twin: the kernel equals it by the tests above."""
-    _, planes, sets, stream = sample(2, [(9, 40), (5, 30)], 32, [8, 1], ["mixed", "wide"])
+    _, contexts, sets, stream = sample(2, [(9, 40), (5, 30)], 32, [8, 1], ["mixed", "wide"])
     at %= len(stream)
     altered = stream[:at] + bytes([stream[at] ^ change]) + stream[at + 1 :]
-    slow = outcome(rans.decode, altered, planes, sets, 32)
-    fast = outcome(rans_device.decode, altered, planes, sets, 32, CPU)
+    slow = outcome(rans.decode, altered, contexts, sets, 32)
+    fast = outcome(rans_device.decode, altered, contexts, sets, 32, CPU)
     assert (slow is None and fast is None) or equal(slow, fast)
 
 

@@ -13,19 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import quantlab.evaluation.scoring as evaluation
 import quantlab.kernels.softcap_cross_entropy as module
-import quantlab.trainer.evaluate as evaluation
 from quantlab.errors import ConfigError, ShapeError
+from quantlab.evaluation.scoring import score_tokens
 from quantlab.kernels.softcap_cross_entropy import (
     softcap_cross_entropy,
     softcap_cross_entropy_ref,
     softcap_cross_entropy_triton,
 )
 from quantlab.text.tokenizer import TokenBytes
-from quantlab.trainer.evaluate import evaluate
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
-from quantlab.trainer.run import Run
 from quantlab.trainer.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -190,10 +189,10 @@ def test_losses_of_a_model_are_the_cross_entropy_of_its_logits(config):
 
 
 def test_training_on_a_gpu_takes_the_mean_of_these_losses(on_kernel):
-    """What `Run` compiles there, run here in bfloat16 by the interpreter; gradients against those of float32 logits."""
+    """What `TrainingLoop` compiles there, run here in bfloat16 by the interpreter; gradients against those of float32 logits."""
     model, x, y = model_with_spread_logits(), IDS[:, :-1], IDS[:, 1:]
     run = SimpleNamespace(world=World(), is_cuda=True, model=model, config=SimpleNamespace(by_document=False))
-    loss = Run._mean_loss(run, x, y)
+    loss = TrainingLoop._mean_loss(run, x, y)
     grad = torch.autograd.grad(loss, model.tok_emb.weight)[0]
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(x)
@@ -210,6 +209,6 @@ def test_evaluation_on_a_gpu_scores_with_these_losses(on_kernel, monkeypatch):
     scores = []
     for is_fused in (False, True):
         monkeypatch.setattr(evaluation, "_has_losses", lambda *_, is_fused=is_fused: is_fused)
-        scores.append(evaluate(model, tokens, text, seq_len=8, mode="sliding", stride=2))
+        scores.append(score_tokens(model, tokens, text, seq_len=8, mode="sliding", stride=2))
     assert scores[1].tokens == scores[0].tokens == 50
     assert scores[1].nats == pytest.approx(scores[0].nats, abs=50 * loss_tolerance(5.0, 80))

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from quantlab.errors import ConfigError, QuantlabError
-from quantlab.pipeline.stages.build import build
-from quantlab.pipeline.stages.execute import plan_pipeline
-from quantlab.pipeline.stages.hashes import FileHashes
-from quantlab.pipeline.stages.read import read_pipeline
-from quantlab.pipeline.toml_file import parse_value, to_toml
-from quantlab.pipeline.train_config import read_train_config
+from quantlab.jobs.train_file import read_train_config
+from quantlab.pipeline.execute import plan_pipeline
+from quantlab.pipeline.hashes import FileHashes
+from quantlab.pipeline.packing_stages import build
+from quantlab.pipeline.read import read_pipeline
 from quantlab.text.shards import write_shard
+from quantlab.toml_file import parse_value, to_toml
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TRAIN = '[train]\npreset = "demo"\n'

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
+from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord
 from quantlab.report.entry import Entry, FileFacts, TensorFacts
-from quantlab.report.evaluation import Against, EvaluationData, EvaluationRecord
-from quantlab.report.packing import PackReport, TensorReport
+from quantlab.report.pack_report import PackReport, TensorReport
 
 DATA = EvaluationData(
     tokens_sha256="5f" * 32,
@@ -21,7 +21,7 @@ DATA = EvaluationData(
 def tensor(name="blocks.0.attn.weight", size=1000, cost=2e-4, **more):
     """64 x 32 weights."""
     facts = {"shape": (64, 32), "width_bits": 8, "bpw": 8 * size / 2048, "code_bytes": size - 100}
-    return TensorReport(name=name, bytes=size, distortion=cost, grid_size=1e-4, codec="rans", **facts | more)
+    return TensorReport(name=name, bytes=size, predicted_kl=cost, grid_size=1e-4, codec="rans", **facts | more)
 
 
 TENSORS = (tensor(), tensor("blocks.1.attn.weight", 1500, 4e-4), tensor("tok_emb.weight", 2500, 9e-4))
@@ -39,8 +39,8 @@ def report(total=6000, budget=6100, tensors=TENSORS, sha256="ab" * 32, **more):
         "widths": (5, 6, 8, 16),
         "code_bytes": 0,
         "n_params": 16384,
-        "distortion": sum(t.distortion for t in tensors),
-        "bytes_by_kind": {"codes": total - 1300, "scales": 700, "kept": 500, "framing": 100},
+        "predicted_kl": sum(t.predicted_kl for t in tensors),
+        "size_breakdown": {"codes": total - 1300, "scales": 700, "kept": 500, "framing": 100},
         "code_files": {},
         "calibration": {"kind": "self", "tokens": 2048, "fingerprint": "c0ffee"},
         "tensors_sha256": "12" * 32,
@@ -79,7 +79,7 @@ def facts(of):
     return FileFacts(
         sha256=of.artifact_sha256,
         bytes=of.artifact_bytes,
-        bytes_by_kind=of.bytes_by_kind,
+        size_breakdown=of.size_breakdown,
         n_params=of.n_params,
         tensors=tensors,
         method=of.method,

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from quantlab.cli.display import show_whole
 from quantlab.errors import ConfigError
-from quantlab.report.compare import compare, label
-from quantlab.report.compare_table import render
+from quantlab.report.comparison import compare_entries, label
+from quantlab.report.tables import render_comparison
 
 OTHER = (
     tensor(size=1200, cost=1e-4),
@@ -58,21 +58,21 @@ def pair():
 
 
 def shown(comparison, capsys, top=20):
-    show_whole(render(comparison, top=top))
+    show_whole(render_comparison(comparison, top=top))
     return "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines()) + "\n"
 
 
 def test_the_table_of_two_files(pair, capsys):
-    assert shown(compare(pair), capsys, top=2) == TABLE
+    assert shown(compare_entries(pair), capsys, top=2) == TABLE
 
 
 def test_a_terminal_that_is_too_narrow_cuts_no_number(pair, capsys, monkeypatch):
     monkeypatch.setattr("quantlab.cli.display.console", lambda: Console(width=40, highlight=False, markup=False))
-    assert shown(compare(pair), capsys, top=2) == TABLE
+    assert shown(compare_entries(pair), capsys, top=2) == TABLE
 
 
 def test_json_holds_every_number_of_the_table(pair):
-    comparison = compare(pair)
+    comparison = compare_entries(pair)
     raw = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     first, second = raw["files"]
     assert (first["label"], first["path"], first["total_bytes"], first["is_valid"]) == ("A", "a.qlab", 6000, True)
@@ -87,46 +87,46 @@ def test_json_holds_every_number_of_the_table(pair):
     ("sort", "names"),
     [
         ("bytes", ["blocks.1", "blocks.0", "tok_emb"]),
-        ("distortion", ["blocks.1", "blocks.0", "tok_emb"]),
+        ("predicted_kl", ["blocks.1", "blocks.0", "tok_emb"]),
         ("bpw", ["blocks.1", "blocks.0", "tok_emb"]),
         ("name", ["blocks.0", "blocks.1", "tok_emb"]),
     ],
 )
 def test_tensors_come_in_the_order_of_their_difference(pair, sort, names):
-    assert [row.name[:8].rstrip(".") for row in compare(pair, sort=sort).tensors] == [n[:8] for n in names]
+    assert [row.name[:8].rstrip(".") for row in compare_entries(pair, sort=sort).tensors] == [n[:8] for n in names]
 
 
 def test_tensors_of_one_file_come_by_their_own_size():
-    assert [row.name[:8] for row in compare([entry()]).tensors] == ["tok_emb.", "blocks.1", "blocks.0"]
+    assert [row.name[:8] for row in compare_entries([entry()]).tensors] == ["tok_emb.", "blocks.1", "blocks.0"]
 
 
 def test_an_unknown_sort_is_refused(pair):
-    with pytest.raises(ConfigError, match="sort must be one of bytes, distortion, bpw, name, got 'size'"):
-        compare(pair, sort="size")
+    with pytest.raises(ConfigError, match="sort must be one of bytes, predicted_kl, bpw, name, got 'size'"):
+        compare_entries(pair, sort="size")
 
 
 def test_files_of_equal_bytes_are_ranked_by_measured_cost(capsys):
     entries = [entry(), entry("b.qlab", kl=0.03, total=6020, method="gptq"), entry("c.qlab", kl=0.001, total=6100)]
-    (found,) = compare(entries).equal_bytes
+    (found,) = compare_entries(entries).equal_bytes
     assert (found.labels, found.measure, found.ratios) == (("A", "B"), "KL", (1.0, pytest.approx(15)))
-    text = shown(compare(entries), capsys)
+    text = shown(compare_entries(entries), capsys)
     assert "at equal bytes (6,000 to 6,020): A has the least KL, 0.00200; B has 0.0300, 15 times that\n" in text
 
 
 def test_without_scores_predictions_of_one_kind_are_compared():
     a, b = (without(entry(path, tensors=t), evaluation=None) for path, t in (("a", TENSORS), ("b", OTHER)))
-    (found,) = compare([a, b]).equal_bytes
+    (found,) = compare_entries([a, b]).equal_bytes
     assert (found.measure, found.labels) == ("predicted cost", ("A", "B"))
     assert found.costs == pytest.approx((1.5e-3, 1.8e-3))
     other_text = {"calibration": {"fingerprint": "beef"}}
     for change in ({"method": "gptq"}, other_text):
-        assert compare([a, without(b, report=replace(b.report, **change))]).equal_bytes == ()
+        assert compare_entries([a, without(b, report=replace(b.report, **change))]).equal_bytes == ()
 
 
 def test_scores_against_different_references_are_not_ranked():
     a, b = entry(), entry("b.qlab", kl=0.03)
     other = replace(b.evaluation, against=replace(b.evaluation.against, fingerprint="1e55"))
-    comparison = compare([a, replace(b, evaluation=other)])
+    comparison = compare_entries([a, replace(b, evaluation=other)])
     assert [found.measure for found in comparison.equal_bytes] == ["predicted cost"]
     assert comparison.notes == (
         "the files were evaluated against different references: each KL and gap is to its own",
@@ -138,22 +138,22 @@ def test_at_equal_cost_bytes_are_interpolated_between_two_files_of_a_series(caps
     """log(KL) against bytes: 0.002 lies halfway between 0.001 and 0.004, so 8,000 bytes."""
     series = [entry(f"{kl}.qlab", kl=kl, total=total, budget=total) for kl, total in ((0.004, 6000), (0.001, 10000))]
     other = entry("g.qlab", kl=0.002, total=12000, budget=12000, method="gptq")
-    (found,) = compare([*series, other]).equal_cost
+    (found,) = compare_entries([*series, other]).equal_cost
     assert (found.label, found.between, found.series_bytes) == ("C", ("A", "B"), pytest.approx(8000))
     assert found.ratio == pytest.approx(2 / 3)
     line = "at equal KL (0.00200): C takes 12,000 bytes; the series of A and B 8,000, 0.667 times that, between its two sizes"
-    assert line in shown(compare([*series, other]), capsys)
+    assert line in shown(compare_entries([*series, other]), capsys)
 
 
 @pytest.mark.parametrize("kl", [0.0005, 0.005])
 def test_nothing_is_extrapolated(kl):
     series = [entry(f"{kl}.qlab", kl=kl, total=total) for kl, total in ((0.004, 6000), (0.001, 10000))]
-    assert compare([*series, entry("g.qlab", kl=kl, total=12000, method="gptq")]).equal_cost == ()
+    assert compare_entries([*series, entry("g.qlab", kl=kl, total=12000, method="gptq")]).equal_cost == ()
 
 
 def test_nothing_is_interpolated_over_more_than_a_bit_a_weight():
     series = [entry(f"{kl}.qlab", kl=kl, total=total) for kl, total in ((0.0041, 6000), (0.001, 10000))]
-    assert compare([*series, entry("g.qlab", kl=0.002, total=12000, method="gptq")]).equal_cost == ()
+    assert compare_entries([*series, entry("g.qlab", kl=0.002, total=12000, method="gptq")]).equal_cost == ()
 
 
 def test_scores_of_different_data_are_refused_and_the_fields_named():
@@ -161,7 +161,7 @@ def test_scores_of_different_data_are_refused_and_the_fields_named():
     unscored = without(entry("none.qlab"), evaluation=None)
     entries = [entry(), unscored, entry("b.qlab", data=shorter), entry("c.qlab", data=shorter)]
     with pytest.raises(ConfigError) as caught:
-        compare(entries)
+        compare_entries(entries)
     assert str(caught.value) == (
         "scores of different evaluation data cannot be compared: tokens_sha256 is 5f5f5f5f5f5f in a.qlab, "
         "999999999999 in b.qlab and c.qlab; seq_len is 100 in a.qlab, 50 in b.qlab and c.qlab; "
@@ -172,13 +172,13 @@ def test_scores_of_different_data_are_refused_and_the_fields_named():
 
 def test_scores_of_other_devices_are_noted():
     a, b = entry(), entry("b.qlab")
-    comparison = compare([a, replace(b, evaluation=replace(b.evaluation, device="NVIDIA H100"))])
+    comparison = compare_entries([a, replace(b, evaluation=replace(b.evaluation, device="NVIDIA H100"))])
     assert comparison.notes == ("scores were computed on different devices (NVIDIA H100, cpu), whose arithmetic differs",)
 
 
 def test_what_is_not_there_is_a_dash(capsys):
     bare = without(entry("b.qlab"), report=None, evaluation=None)
-    text = shown(compare([entry(), bare]), capsys)
+    text = shown(compare_entries([entry(), bare]), capsys)
     lines = {line[:16].strip(): line.split()[-1] for line in text.splitlines() if line}
     missing = ("budget", "predicted cost", "KL", "BPB before", "BPB after", "gap", "95 %", "code")
     assert {lines[name] for name in missing} == {"-"}
@@ -201,20 +201,20 @@ def test_what_is_not_there_is_a_dash(capsys):
     ],
 )
 def test_a_result_is_valid_only_if_score_and_size_both_survive(change, problem):
-    assert compare([entry()]).files[0].is_valid
-    row = compare([change(entry())]).files[0]
+    assert compare_entries([entry()]).files[0].is_valid
+    row = compare_entries([change(entry())]).files[0]
     assert (row.is_valid, row.problems) == (False, (problem,))
 
 
 def test_tensors_that_only_one_file_has_stay_in_the_table(capsys):
     fewer = entry("b.qlab", tensors=TENSORS[:2])
-    text = shown(compare([entry(), fewer], sort="name"), capsys)
+    text = shown(compare_entries([entry(), fewer], sort="name"), capsys)
     assert "tok_emb.weight        64x32    2,500  9.766  9.00e-04          -      -         -\n" in text
 
 
 def test_names_out_of_files_cannot_break_a_line(capsys):
     hostile = entry(tensors=(tensor("a\nb\x1b[31m\r"),))
-    text = shown(compare([hostile, hostile]), capsys)
+    text = shown(compare_entries([hostile, hostile]), capsys)
     assert "a\\nb\\x1b[31m\\r" in text and "\x1b" not in text
 
 

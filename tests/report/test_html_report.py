@@ -8,13 +8,12 @@ import pytest
 from chromium import BINARY, open_page
 from report_samples import OTHER_CODES, entry, tensor, without
 
-from quantlab.artifact.histogram import CODE_LIMIT
+from quantlab.artifact.layout import CODE_LIMIT
 from quantlab.errors import QuantlabError
-from quantlab.report import html
-from quantlab.report.byte_figures import code_shares, heat_maps, waterfalls
-from quantlab.report.compare import compare
-from quantlab.report.cost_figures import predictions, rate_distortion, slopes
-from quantlab.report.html import render_page
+from quantlab.report import page as html
+from quantlab.report.comparison import compare_entries
+from quantlab.report.figures import code_shares, heat_maps, predictions, rate_distortion, slopes, waterfalls
+from quantlab.report.page import render_page
 from quantlab.report.plot import log_axis, short_cost, short_count
 
 HOSTILE = [
@@ -59,7 +58,7 @@ def codes(names):
 
 
 def page_of(*entries):
-    return render_page(compare(entries), entries, [codes(t.name for t in e.tensors) for e in entries])
+    return render_page(compare_entries(entries), entries, [codes(t.name for t in e.tensors) for e in entries])
 
 
 def read(page):
@@ -115,7 +114,7 @@ def test_a_missing_package_is_one_clear_line(monkeypatch):
 
 
 def test_the_steps_of_a_waterfall_add_up_to_artifact_and_budget(pair):
-    for figure, one in zip(waterfalls(compare(pair), pair), pair, strict=True):
+    for figure, one in zip(waterfalls(compare_entries(pair), pair), pair, strict=True):
         (trace,) = figure.data
         steps = dict(zip(trace["customdata"], zip(trace["x"], trace["measure"], strict=True), strict=True))
         relative = [size for size, measure in steps.values() if measure == "relative"]
@@ -125,19 +124,19 @@ def test_the_steps_of_a_waterfall_add_up_to_artifact_and_budget(pair):
 
 def test_codes_of_tensors_that_do_not_add_up_stay_one_step():
     overfull = entry(tensors=(tensor(size=9000),))
-    (figure,) = waterfalls(compare([overfull]), [overfull])
+    (figure,) = waterfalls(compare_entries([overfull]), [overfull])
     assert figure.data[0]["customdata"][0] == "codes: 4,700 bytes"
 
 
 def test_the_heat_map_has_a_row_for_each_layer_and_a_column_for_each_role(pair):
-    first, second = heat_maps(compare(pair[1:] + pair[1:]), pair[1:] + pair[1:])
+    first, second = heat_maps(compare_entries(pair[1:] + pair[1:]), pair[1:] + pair[1:])
     assert first.layout["yaxis"]["ticktext"] == ["0", "1", "2"] and first.layout["xaxis"]["ticktext"] == ["attn.q", "mlp.fc"]
     assert first.data[0]["z"][2] == [pytest.approx(8 * 902 / 2048), None]  # the last tensor was left out
     assert (first.data[0]["zmin"], first.data[0]["zmax"]) == (second.data[0]["zmin"], second.data[0]["zmax"])
 
 
 def test_measured_points_alone_are_drawn(pair):
-    comparison, second = compare(pair), pair[1]
+    comparison, second = compare_entries(pair), pair[1]
     (figure,) = rate_distortion(comparison, pair)
     curve = next(t for t in figure.data if t["mode"] == "lines" and t["line"]["color"] == "#e0862b")
     measured = {size for t in second.tensors for size, _ in t.points} | {t.bytes for t in second.tensors}
@@ -146,23 +145,23 @@ def test_measured_points_alone_are_drawn(pair):
     first = steep.data[0]["x"]
     assert first == sorted(first, reverse=True) and len(first) == len(TENSORS)
     plain = entry(tensors=(tensor(),))
-    assert slopes(compare([plain]), [plain]) == []
-    assert {t["mode"] for t in rate_distortion(compare([plain]), [plain])[0].data} == {"markers"}
+    assert slopes(compare_entries([plain]), [plain]) == []
+    assert {t["mode"] for t in rate_distortion(compare_entries([plain]), [plain])[0].data} == {"markers"}
 
 
 def test_shares_of_codes_add_up_to_all_that_are_within_the_limit(pair):
     counts = [OTHER_CODES, {}]
-    (figure,) = code_shares(compare(pair), counts)
+    (figure,) = code_shares(compare_entries(pair), counts)
     (trace,) = figure.data
     assert trace["name"] == "A &lt;b&gt;a.qlab, 20.00 % beyond" and sum(y or 0 for y in trace["y"]) == pytest.approx(0.8)
     assert len(trace["x"]) == len(trace["y"]) == 2 * CODE_LIMIT - 1 and figure.layout["xaxis"]["range"] == [-7.5, 7.5]
-    assert code_shares(compare(pair), [{}, {}]) == []
+    assert code_shares(compare_entries(pair), [{}, {}]) == []
 
 
 def test_predictions_need_both_costs(pair):
-    (figure,) = predictions(compare(pair))
+    (figure,) = predictions(compare_entries(pair))
     assert [t["name"] for t in figure.data[1:]] == ["A &lt;b&gt;a.qlab", "B b.qlab"]
-    assert predictions(compare([without(pair[0], evaluation=None)])) == []
+    assert predictions(compare_entries([without(pair[0], evaluation=None)])) == []
 
 
 def test_logarithmic_axes_have_few_round_ticks():

@@ -4,7 +4,7 @@ import pytest
 from report_samples import report
 
 from quantlab.cli.display import console
-from quantlab.pipeline.stages.report import report_text
+from quantlab.pipeline.packing_stages import report_text
 
 
 def test_text_is_written_where_rich_believes_to_be_in_a_notebook(

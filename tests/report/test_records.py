@@ -6,11 +6,10 @@ import pytest
 from report_samples import evaluation, report
 
 from quantlab.errors import ReportError
-from quantlab.report.evaluation import EvaluationRecord, read_evaluation, record_path
-from quantlab.report.fields import read_fields
-from quantlab.report.packing import PackReport, TensorReport, read_report, report_path
-from quantlab.report.roles import Place, place_of
-from quantlab.report.slopes import chosen_slope, slope_of
+from quantlab.evaluation.evaluation_record import EvaluationRecord, read_evaluation, record_path
+from quantlab.fields import read_fields
+from quantlab.report.entry import Place, chosen_slope, place_of, slope_of
+from quantlab.report.pack_report import PackReport, TensorReport, read_report, report_path
 
 
 def test_a_report_and_a_record_are_read_as_they_were_written(tmp_path):
@@ -47,8 +46,8 @@ def test_fields_with_defaults_may_be_missing():
         ({"bpw": float("inf")}, "x: bpw must be a number, got Infinity"),
         ({"bpw": None}, "x: bpw must be a number, got null"),
         ({"method": ["t"] * 100}, 'x: method must be a string, got ["t", "t", "t", "t", "t", "t", "t", "...'),
-        ({"bytes_by_kind": {"codes": "many"}}, 'x: bytes_by_kind: codes must be a whole number, got "many"'),
-        ({"bytes_by_kind": 7}, "x: bytes_by_kind must be an object, got 7"),
+        ({"size_breakdown": {"codes": "many"}}, 'x: size_breakdown: codes must be a whole number, got "many"'),
+        ({"size_breakdown": 7}, "x: size_breakdown must be an object, got 7"),
         ({"tensors": 7}, "x: tensors must be a list, got 7"),
         ({"tensors": [3]}, "x: tensors[0] must be an object, got 3"),
         ({"tensors": [{"name": "a"}]}, "x: tensors[0]: key 'bpw' is missing"),
@@ -112,7 +111,7 @@ def test_a_slope_is_that_of_the_measured_curve():
     from quantlab.report.entry import TensorFacts
 
     def facts(*points):
-        return TensorFacts(name="t", shape=(8, 8), width_bits=8, bytes=1000, distortion=2e-4, points=points)
+        return TensorFacts(name="t", shape=(8, 8), width_bits=8, bytes=1000, predicted_kl=2e-4, points=points)
 
     wanted = pytest.approx(2e-4 * math.log(2) / 100)
     far, near = ((800, 8e-4), (1100, 1e-4)), ((995, 1.7e-4), (1001, 2.1e-4))

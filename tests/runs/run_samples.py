@@ -4,8 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from quantlab.report.evaluation import EvaluationData, EvaluationRecord
-from quantlab.runs.record import RECORD_NAME, Checkpoint, FileRef, Git, Packing, Process, RunRecord
+from quantlab.evaluation.evaluation_record import EvaluationData, EvaluationRecord
+from quantlab.runs.run_record import RECORD_NAME, Checkpoint, FileRef, Git, Packing, Process, RunRecord
 
 ELSEWHERE = Process(host="elsewhere", pid=1)
 

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 from run_samples import packing, score
 
-from quantlab.cli.recording import recorder_of
+from quantlab.cli.options import recorder_of
 from quantlab.errors import BudgetError, ConfigError
-from quantlab.runs.mirror import open_mirror
 from quantlab.runs.origin import is_gone, relevant, this_process
-from quantlab.runs.record import Process, plain, read_record
-from quantlab.runs.recording import MOST_COPIED_BYTES, Recorder
+from quantlab.runs.recording import MOST_COPIED_BYTES, Recorder, open_mirror
+from quantlab.runs.run_record import Process, plain, read_record
 from quantlab.runs.store import read_store, whereabouts
 
 ROOT = Path(__file__).resolve().parents[2]

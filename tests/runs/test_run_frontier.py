@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from run_samples import data, file_of, packed, record, score, scored, write
 
 from quantlab.errors import BudgetError, ConfigError, QuantlabError
-from quantlab.runs.draw import draw, frontier_of, short_bytes, size_range
 from quantlab.runs.frontier import best_of, by_data, candidates, data_id, lower_envelope, one_group
+from quantlab.runs.frontier_picture import draw, frontier_of, short_bytes, size_range
 from quantlab.runs.store import read_store
 
 POINTS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20).map(lambda n: n / 8)), max_size=30)

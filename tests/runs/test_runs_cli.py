@@ -14,7 +14,7 @@ from run_samples import change, data, file_of, name_of, packed, record, scored, 
 
 from quantlab.cli.main import run
 from quantlab.runs.frontier import data_id
-from quantlab.runs.record import Process
+from quantlab.runs.run_record import Process
 
 ROOT = Path(__file__).resolve().parents[2]
 ID, OTHER = data_id(data()), data_id(data(2000))
@@ -115,7 +115,7 @@ bytes                    990
 code_bytes               40
 budget                   1,000
 bpw                      3.5
-distortion               0
+predicted_kl               0
 artifact                 b.qlab
 sha256                   3e23e8160039594a33894f6564e1b1348bbd7a0088d42c4acb73eeaed59c009d
 checkpoint               m.pt

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 from run_samples import data, file_of, packed, packing, record, score, scored, write
 
-from quantlab.runs.record import Process
-from quantlab.runs.store import read_store
-from quantlab.runs.validity import UNKNOWN_PACKING, join
+from quantlab.runs.run_record import Process
+from quantlab.runs.store import UNKNOWN_PACKING, join, read_store
 
 
 def entries(folder, *records):

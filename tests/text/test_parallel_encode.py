@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantlab.errors import DataError
-from quantlab.text import parallel_encode
-from quantlab.text.parallel_encode import Batch, batches, encode_batches
+from quantlab.text import prepare as parallel_encode
+from quantlab.text.prepare import Batch, batches, encode_batches
 
 
 @given(documents=st.lists(st.binary(max_size=30), max_size=40), split_at=st.integers(0, 45))

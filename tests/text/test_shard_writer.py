@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantlab.errors import ConfigError, DataError, QuantlabError
-from quantlab.text import shard_writer
-from quantlab.text.shard_writer import ShardWriter
-from quantlab.text.shards import read_shard, read_shards, write_shard
+from quantlab.text import shards as shard_writer
+from quantlab.text.shards import ShardWriter, read_shard, read_shards, write_shard
 
 
 @settings(deadline=None, max_examples=60)  # it waits for the disk

@@ -1,8 +1,7 @@
 import pytest
 
 from quantlab.errors import ConfigError, DataError
-from quantlab.text.tokenizer import Tokenizer
-from quantlab.text.train_tokenizer import train_tokenizer
+from quantlab.text.tokenizer import Tokenizer, train_tokenizer
 
 
 def test_the_same_documents_give_the_same_bytes(tokenizer, python_sources):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quantlab.errors import ConfigError, ShapeError
-from quantlab.trainer.from_state_dict import expected_shapes, gpt_from_state_dict
+from quantlab.models.challenge import expected_shapes, gpt_from_state_dict
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from quantlab.errors import CheckpointError, ConfigError
+from quantlab.models.challenge import expected_shapes, gpt_from_state_dict
 from quantlab.trainer.attention import attend, document_mask, without_own_value
-from quantlab.trainer.from_state_dict import expected_shapes, gpt_from_state_dict
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
 

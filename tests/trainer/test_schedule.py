@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantlab.trainer.config import TrainConfig
 from quantlab.trainer.schedule import lr_multiplier, muon_momentum, run_fraction
+from quantlab.trainer.train_config import TrainConfig
 
 
 def config(**changes):

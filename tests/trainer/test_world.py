@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from quantlab.errors import ConfigError
-from quantlab.trainer.config import TrainConfig
 from quantlab.trainer.model_config import GPTConfig
-from quantlab.trainer.run import micro_batch_rows
-from quantlab.trainer.train import train
+from quantlab.trainer.train_config import TrainConfig
+from quantlab.trainer.training import train
+from quantlab.trainer.training_loop import micro_batch_rows
 from quantlab.trainer.world import World, open_world
 
 MODEL = GPTConfig(vocab_size=32, num_layers=3, model_dim=16, num_heads=2, num_kv_heads=1, mlp_hidden=32)
@@ -38,8 +38,8 @@ CODE = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from quantlab.trainer.config import TrainConfig
-from quantlab.trainer.train import train
+from quantlab.trainer.train_config import TrainConfig
+from quantlab.trainer.training import train
 from quantlab.trainer.world import close_world, open_world
 
 world, out = open_world(), Path(sys.argv[1])
@@ -60,8 +60,8 @@ SHARED = """
 import json, sys
 from pathlib import Path
 import numpy as np, torch
-from quantlab.trainer.config import TrainConfig
-from quantlab.trainer.train import train
+from quantlab.trainer.train_config import TrainConfig
+from quantlab.trainer.training import train
 from quantlab.trainer.world import close_world, open_world
 
 world, out = open_world(), Path(sys.argv[1])

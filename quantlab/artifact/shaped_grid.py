@@ -1,0 +1,79 @@
+"""Grid steps from small integers, the same bits on every machine.
+
+A shaped grid's step is 2**(level/64 + (a[i] + b[j])/4). Powers of two are exact; the 64 fractions between them stand here as
+float32 significands, rounded once and for all, so no machine computes them again.
+
+
+How the coder's context and the weights of a trellis tensor follow from what its file stores."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.artifact.manifest import TrellisTensor
+from quantlab.coding.contexts import SCALAR_CLASSES, TensorContext, classes_of
+
+LEVELS = 64
+"""Levels in an octave: a level is a step 1.1 % larger than the one before."""
+SHAPES = 4
+"""Shape units in an octave: 1.5 dB each."""
+
+# round(2**(m/64) · 2**23) for m = 0 … 63
+_SIGNIFICANDS = np.array(
+    [
+        8388608, 8479954, 8572295, 8665641, 8760003, 8855394, 8951823, 9049301,
+        9147842, 9247455, 9348154, 9449948, 9552851, 9656875, 9762032, 9868333,
+        9975792, 10084422, 10194234, 10305242, 10417458, 10530897, 10645571, 10761494,
+        10878679, 10997140, 11116891, 11237946, 11360319, 11484025, 11609078, 11735492,
+        11863283, 11992466, 12123055, 12255067, 12388516, 12523418, 12659789, 12797645,
+        12937002, 13077877, 13220286, 13364245, 13509772, 13656884, 13805598, 13955931,
+        14107901, 14261526, 14416824, 14573813, 14732511, 14892937, 15055111, 15219050,
+        15384775, 15552304, 15721658, 15892855, 16065917, 16240863, 16417715, 16596492,
+    ],
+    dtype=np.int32,
+)  # fmt: skip
+
+
+def shaped_steps(level: int, a_O: NDArray[np.int8], b_I: NDArray[np.int8]) -> NDArray[np.float32]:
+    """Step of every weight, float32 [O, I]: 2**(level/64 + (a[i] + b[j])/4).
+
+    Args:
+        level: of the whole tensor.
+        a_O, b_I: shapes of rows and columns, in quarters of an octave.
+    """
+    shape_sums = np.arange(-256, 256)
+    exponents, fractions = np.divmod(level + LEVELS // SHAPES * shape_sums, LEVELS)
+    with np.errstate(over="ignore", under="ignore"):
+        table: NDArray[np.float32] = np.ldexp(_SIGNIFICANDS[fractions].astype(np.float32), (exponents - 23).astype(np.int32))
+    steps: NDArray[np.float32] = table[a_O.astype(np.int16)[:, None] + b_I.astype(np.int16)[None] + 256]
+    return steps
+
+
+Array = NDArray[Any]
+
+
+def context_of(tensor: TrellisTensor, a_O: Array, b_I: Array, rows_O: Array, columns_I: Array) -> TensorContext:
+    """What the coder must know of one tensor. All arrays are int8.
+
+    A class says how large weights are in steps, and most of that is the step itself: stored is only what it does not tell.
+    """
+    rows = tensor.classes + rows_O.astype(np.int16) - a_O
+    columns = columns_I.astype(np.int16) - b_I
+    shape = (tensor.shape[0], tensor.shape[1])
+    return TensorContext(shape=shape, states=tensor.states, rows_O=rows, columns_I=columns, tables=tensor.tables)
+
+
+def values_of(codes_OI: Array, context: TensorContext) -> NDArray[np.float32]:
+    """Weights in steps, float32 [O, I]: codes, less ½ where they are on a trellis's path."""
+    values = codes_OI.astype(np.float32)
+    if context.states > 1:
+        values -= np.float32(0.5) * (classes_of(context) >= SCALAR_CLASSES)
+    return values
+
+
+def weights_of(tensor: TrellisTensor, codes_OI: Array, context: TensorContext, a_O: Array, b_I: Array) -> NDArray[np.float32]:
+    """Weights, float32 [O, I]: one IEEE multiplication of two exact float32 numbers each."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        weights: NDArray[np.float32] = values_of(codes_OI, context) * shaped_steps(tensor.level, a_O, b_I)
+    return weights

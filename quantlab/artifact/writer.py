@@ -1,0 +1,142 @@
+"""From codes, scales and kept tensors to the bytes of a .qlab file."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantlab.artifact.container import Section, check_expansion, write_container
+from quantlab.artifact.manifest import GridTensor, Manifest, RawTensor, TrellisTensor
+from quantlab.artifact.shaped_grid import context_of
+from quantlab.coding.codecs import SELF_CONTAINED, STORED, encode_smallest, to_byte_planes
+from quantlab.coding.rans import lanes_for
+from quantlab.coding.tables import TABLE_CLASSES, TableSet, fit_tables, sets_to_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GridPayload:
+    """One matrix on a row grid, ready to be written."""
+
+    entry: GridTensor
+    scale_O: NDArray[np.float16]
+    codes: Section
+
+
+@dataclass(frozen=True, slots=True)
+class TrellisPayload:
+    """One matrix on a shaped grid, ready to be written."""
+
+    entry: TrellisTensor
+    a_O: NDArray[np.int8]
+    b_I: NDArray[np.int8]
+    rows_O: NDArray[np.int8]
+    """Share of each row in the class beyond what its step says (artifact.contexts)."""
+    columns_I: NDArray[np.int8]
+    codes_OI: NDArray[np.int16]
+
+
+@dataclass(frozen=True, slots=True)
+class RawPayload:
+    """One kept tensor, ready to be written."""
+
+    entry: RawTensor
+    raw: bytes
+    value: Tensor
+    """What every reader of the file must get: 16-bit floats as float32."""
+
+
+Payload = GridPayload | TrellisPayload | RawPayload
+
+
+def encode_artifact(payloads: Sequence[Payload], **about: Any) -> bytes:
+    """The bytes of the file; `about` are the other fields of Manifest (model, tokenizer, origin, producer).
+
+    The stream of trellis codes takes tables fitted to them, one set for each number of table set in the entries.
+    """
+    grids = [p for p in payloads if isinstance(p, GridPayload)]
+    trellises = [p for p in payloads if isinstance(p, TrellisPayload)]
+    codecs = None if grids else SELF_CONTAINED  # without row grids, the standard library and numpy are enough to read the file
+    scales = np.concatenate([np.empty(0, np.float16), *(p.scale_O for p in grids)])
+    shapes = _joined([*(p.a_O for p in trellises), *(p.b_I for p in trellises)])
+    classes = _joined([*(p.rows_O for p in trellises), *(p.columns_I for p in trellises)])
+    raw = b"".join(p.raw for p in payloads if isinstance(p, RawPayload))
+    lanes, tables, stream = _coded(trellises)
+    small = [smallest_section(part, codecs) for part in (to_byte_planes(scales), shapes, raw, classes, tables)]
+    manifest = Manifest(tensors=tuple(p.entry for p in payloads), lanes=lanes, **about)
+    data = write_container(manifest.to_dict(), [*small, Section(STORED, len(stream), stream), *(p.codes for p in grids)])
+    check_expansion(sum(p.codes_OI.size for p in trellises), len(data))
+    return data
+
+
+def _joined(parts: list[NDArray[np.int8]]) -> bytes:
+    return np.concatenate([np.empty(0, np.int8), *parts]).tobytes()
+
+
+def _coded(payloads: list[TrellisPayload]) -> tuple[int, bytes, bytes]:
+    """Lanes, stored tables and stream of all trellis codes."""
+    if not payloads:
+        return 0, b"", b""
+    from quantlab.coding.rans_numba import code_bits, encode  # numba takes a second to load: only where something is coded
+
+    contexts = [context_of(p.entry, p.a_O, p.b_I, p.rows_O, p.columns_I) for p in payloads]
+    sets = fit_sets(payloads)
+    bits = sum(code_bits(p.codes_OI, context, sets[context.tables]) for p, context in zip(payloads, contexts, strict=True))
+    lanes = lanes_for(bits / 8)
+    return lanes, sets_to_bytes(sets), encode([p.codes_OI for p in payloads], contexts, sets, lanes)
+
+
+def coded_bytes(payloads: Sequence[TrellisPayload]) -> list[int]:
+    """What each payload's codes take in the stream, to the nearest byte; lanes and tables are shared by all."""
+    from quantlab.coding.rans_numba import code_bits
+
+    sets = fit_sets(payloads)
+    contexts = [context_of(p.entry, p.a_O, p.b_I, p.rows_O, p.columns_I) for p in payloads]
+    return [
+        round(code_bits(p.codes_OI, context, sets[context.tables]) / 8) for p, context in zip(payloads, contexts, strict=True)
+    ]
+
+
+def fit_sets(payloads: Sequence[TrellisPayload]) -> list[TableSet]:
+    """Frequency tables fitted to the codes of all payloads, by number of table set."""
+    from quantlab.coding.rans_numba import histogram
+
+    counts = np.zeros((1 + max(p.entry.tables for p in payloads), TABLE_CLASSES, 256), np.int64)
+    for p in payloads:
+        counts[p.entry.tables] += histogram(p.codes_OI, context_of(p.entry, p.a_O, p.b_I, p.rows_O, p.columns_I))
+    return [fit_tables(one) for one in counts]
+
+
+def smallest_section(raw: bytes, codecs: Sequence[int] | None = None) -> Section:
+    """`raw` under the codec, of those allowed, that makes it smallest."""
+    codec, stored = encode_smallest(raw, codecs)
+    return Section(codec, len(raw), stored)
+
+
+def keep(name: str, tensor: Tensor, *, exact: bool = False) -> RawPayload:
+    """A tensor stored as it is, floats in 16 bits where that loses less than half a float16 unit of the largest value.
+
+    float16 and bfloat16 stay as they are; float32 and float64 become float16 if every value survives to
+    2**-11 of the tensor's largest, else float32. Integers and bools stay. With `exact` floats keep their own dtype.
+    """
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype in (torch.float32, torch.float64) and not exact:
+        tensor = tensor.half() if _fits_half(tensor) else tensor.float()
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.dtype == torch.bfloat16:
+        array: NDArray[Any] = tensor.view(torch.int16).numpy().view(np.uint16)
+    else:
+        array = tensor.view(torch.uint8).numpy() if tensor.dtype == torch.bool else tensor.numpy()
+    value = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return RawPayload(RawTensor(name=name, shape=tuple(tensor.shape), dtype=dtype), to_byte_planes(array), value)
+
+
+def _fits_half(tensor: Tensor) -> bool:
+    if not tensor.numel():
+        return True
+    error = (tensor.half().double() - tensor.double()).abs().max().item()
+    return math.isfinite(error) and error <= 2.0**-11 * tensor.abs().max().item()

@@ -1,1 +1,0 @@
-"""Checkpoints: read state dicts, decide what is a matrix, write safetensors."""

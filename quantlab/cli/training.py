@@ -1,0 +1,164 @@
+"""quantlab train
+
+quantlab data: token shards of the challenge, made and checked"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quantlab.cli import options
+from quantlab.cli.display import ProgressDisplay, print_json
+from quantlab.cli.options import recorder_of
+
+if TYPE_CHECKING:
+    from quantlab.runs.recording import RunWriter
+    from quantlab.trainer.training import TrainResult
+
+
+def train(
+    config: Annotated[str, typer.Argument(metavar="C.toml", help="Keys of TrainConfig, tables [model], [data]; or a preset.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the model, tokenizer, logs and checkpoint.")],
+    changes: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one key; repeatable.")] = [],  # noqa: B006
+    from_env: Annotated[bool, typer.Option("--from-env", help="Read the variables of the challenge's train_gpt.py.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in DIR.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard scalars.")] = False,
+    force: options.Force = False,
+    runs: options.Runs = None,
+    no_run: options.NoRun = False,
+    mirror: options.Mirror = None,
+    as_json: options.Json = False,
+) -> None:
+    """Train the challenge's architectures on a CPU, one GPU, or several under torchrun.
+
+    Presets: baseline, h1394, laptop, demo.
+
+    Example: quantlab train laptop --out runs/laptop --set max_seconds=300
+
+    Example: torchrun --standalone --nproc_per_node=8 -m quantlab train baseline --out runs/baseline
+    """
+    from quantlab.files import refuse_existing
+    from quantlab.jobs.train import train_to_folder
+    from quantlab.jobs.train_file import ignored_variables, read_train_config
+    from quantlab.trainer.training_loop import CHECKPOINT_NAME, MODEL_NAME
+
+    environment = dict(os.environ) if from_env else None
+    configs = read_train_config(config, changes=changes, environment=environment)
+    is_main = os.environ.get("RANK", "0") == "0"
+    if is_main and environment is not None and (ignored := ignored_variables(environment, configs)):
+        typer.echo(f"without effect here: {', '.join(ignored)}", err=True)
+    if is_main and not resume:
+        refuse_existing([out / MODEL_NAME, out / CHECKPOINT_NAME] if out.exists() else [], force=force)
+    settings, data = configs
+    asked = {"config": config, "out": out, "resume": resume, **settings.to_dict(), "data": data}
+    recorder = recorder_of(runs, no_run, mirror)
+    with recorder.run("train", asked, seeds={"seed": settings.seed}) as run, ProgressDisplay() as progress:
+        result = train_to_folder(settings, data, out, resume=resume, tensorboard=tensorboard, progress=progress)
+        if run.is_recorded:
+            _record(run, result, out)
+    if not is_main:
+        return
+    summary = {
+        "model": str(result.model_path),
+        "steps": result.steps,
+        "seconds": round(result.elapsed_seconds, 1),
+        "timeline": result.timeline.to_dict(),
+    }
+    if as_json:
+        print_json(summary)
+    else:
+        print(f"wrote {result.model_path}: {result.steps} steps in {result.elapsed_seconds:.0f} s")
+
+
+def _record(run: "RunWriter", result: "TrainResult", out: Path) -> None:
+    """The model by hash and fingerprint, its last validation, and the logs."""
+    from quantlab.models.loading import load_checkpoint
+    from quantlab.runs.run_record import Checkpoint
+    from quantlab.trainer.training_log import LOG_NAME, METRICS_NAME, last_validation
+
+    fingerprint = load_checkpoint(result.model_path, None).fingerprint
+    metrics = {"steps": result.steps, "train_seconds": round(result.elapsed_seconds, 3), **last_validation(out)}
+    run.result(
+        checkpoint=Checkpoint(path=str(result.model_path), fingerprint=fingerprint),
+        artifact=result.model_path,
+        metrics=metrics | {"timeline": result.timeline.to_dict()},
+        files=[out / METRICS_NAME, out / LOG_NAME],
+    )
+
+
+app = typer.Typer(
+    help="Make token shards from text, and check shards before a score on them is believed.",
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def prepare(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCE", help="Plain text, or .jsonl with a text field; also .zst of either."),
+    ],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", metavar="FILE", help="SentencePiece .model file.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to make; it appears when all is done.")],
+    val_docs: Annotated[
+        int, typer.Option("--val-docs", metavar="N", help="The first N documents are the validation split, the rest training.")
+    ] = 50_000,
+    shard_tokens: Annotated[int, typer.Option("--shard-tokens", metavar="N", help="Tokens in one shard.")] = 10**8,
+    workers: Annotated[int | None, typer.Option("--workers", metavar="N", help="Processes. Default: one a core.")] = None,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Start of the file names.")] = "fineweb",
+    force: options.Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Turn text into NAME_train_000000.bin, NAME_val_000000.bin and so on, and a manifest.json.
+
+    Each document is BOS and its tokens. The number of processes does not change a byte.
+
+    Example: quantlab data prepare docs.jsonl --tokenizer fineweb_1024_bpe.model --out shards --val-docs 1000
+    """
+    import os
+
+    from quantlab.text.prepare import PrepareConfig
+    from quantlab.text.prepare import prepare as write_shards
+    from quantlab.text.tokenizer import Tokenizer
+
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    config = PrepareConfig(name=name, val_docs=val_docs, shard_tokens=shard_tokens, workers=workers)
+    with ProgressDisplay() as progress:
+        manifest = write_shards(sources, Tokenizer.load(tokenizer), out, config, force=force, progress=progress)
+    if as_json:
+        print_json(manifest)
+        return
+    stats = manifest["datasets"][0]["stats"]
+    for split in ("train", "val"):
+        docs, tokens, text_bytes, files = (stats[f"{kind}_{split}"] for kind in ("docs", "tokens", "bytes", "files"))
+        print(f"{split:<5} {docs:,} documents, {text_bytes:,} bytes of text, {tokens:,} tokens, {files:,} shards")
+    print(f"wrote {out}")
+
+
+@app.command()
+def check(
+    train: Annotated[str, typer.Option("--train", metavar="GLOB", help="Training shards, quoted.")],
+    val: Annotated[str, typer.Option("--val", metavar="GLOB", help="Validation shards, quoted.")],
+    tokenizer: options.TokenizerFile = None,
+    max_overlap: Annotated[
+        float,
+        typer.Option("--max-overlap", metavar="SHARE", help="Share of validation documents, 0 to 1, that may be in training."),
+    ] = 0.01,
+    as_json: options.Json = False,
+) -> None:
+    """Check headers, documents, ids and bytes, and look for validation documents in training. Exit code 1: a check failed.
+
+    Example: quantlab data check --train 'fineweb_train_*.bin' --val 'fineweb_val_*.bin' --tokenizer fineweb_1024_bpe.model
+    """
+    from quantlab.text.check_data import check_data
+
+    with ProgressDisplay() as progress:
+        result = check_data(train, val, tokenizer, max_overlap=max_overlap, progress=progress)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        for finding in result.findings:
+            print(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.check}: {finding.text}")
+    if not result.is_ok:
+        raise typer.Exit(1)

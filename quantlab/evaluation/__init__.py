@@ -1,0 +1,1 @@
+"""Scores of a model on a text: windows, ledger, probes, and the divergence of two models."""

@@ -1,0 +1,155 @@
+"""Does a model keep the rules of honest scoring? Each probe changes what a prediction may not depend on, and compares bits.
+
+Rules: github.com/openai/parameter-golf issue 1017, conditions 1 (causal) and 2 (a normalized distribution over all tokens).
+Letters: B rows, T tokens, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlab.errors import ConfigError, ShapeError
+from quantlab.evaluation.scoring import device_of, eval_mode, predict
+
+SUM_TOLERANCE = 1e-9
+"""Of the sum of probabilities: float64 rounds each of at most 65,536 terms by 1.1e-16 of the sum, 7e-12 in all."""
+CUTS = 16
+"""Places from which on the flip test changes a row, for each row."""
+
+Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """What one probe found."""
+
+    name: str
+    passed: bool | None
+    """None: for information, no rule forbids either outcome."""
+    detail: str
+    """One line, with the numbers."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, for JSON."""
+        return asdict(self)
+
+
+def run_probes(model: nn.Module, ids_BT: Tensor, *, bos_id: int = 1, seed: int = 0) -> list[Probe]:
+    """Every probe on the same tokens, in eval mode, on the model's device; the model is left as it was.
+
+    Args:
+        model: maps ids, int64 [B, T], to logits, floating [B, T, V].
+        ids_BT: int64, two rows or more of two tokens or more; text shows more than random ids do.
+        bos_id: begins each of the two documents of `packed`.
+        seed: of the tokens that are put in place of others.
+    Raises:
+        ShapeError: ids or logits have another shape.
+        ConfigError: bos_id is not in the vocabulary.
+    """
+    if ids_BT.ndim != 2 or min(ids_BT.shape) < 2 or ids_BT.dtype != torch.int64:
+        raise ShapeError(f"ids must be int64 with 2 rows and 2 tokens or more, got {ids_BT.dtype} {list(ids_BT.shape)}")
+    ids_BT = ids_BT.to(device_of(model))
+    generator = torch.Generator().manual_seed(seed)
+
+    def logits(ids: Tensor) -> Tensor:
+        return predict(model, ids)
+
+    with eval_mode(model):
+        vocab_size = logits(ids_BT).shape[-1]
+        if not 0 <= bos_id < vocab_size:
+            raise ConfigError(f"bos_id must be 0 to {vocab_size - 1}, got {bos_id}")
+        return [
+            determinism(logits, ids_BT),
+            normalization(logits, ids_BT),
+            flip(logits, ids_BT, generator),
+            rows(logits, ids_BT, generator),
+            packed(logits, ids_BT, bos_id),
+        ]
+
+
+def determinism(logits: Predict, ids_BT: Tensor) -> Probe:
+    """Two calls give the same bits."""
+    differ, largest = _difference(logits(ids_BT), logits(ids_BT))
+    detail = f"{_of(differ)} predictions differ between two calls, logits by {largest:.2g}"
+    return Probe(name="determinism", passed=not differ.any(), detail=detail)
+
+
+def normalization(logits: Predict, ids_BT: Tensor) -> Probe:
+    """The probabilities of the whole vocabulary sum to 1, in float64; logits that are not numbers have no sum."""
+    p_BTV = logits(ids_BT).double().softmax(-1)
+    error_BT = (p_BTV.sum(-1) - 1.0).abs().nan_to_num(nan=math.inf)
+    broken = ~(error_BT <= SUM_TOLERANCE)
+    text = f"{_of(broken)} sums over {p_BTV.shape[-1]:,} tokens are not 1, largest error {float(error_BT.max()):.2g}"
+    return Probe(name="normalization", passed=not broken.any(), detail=f"{text} (allowed {SUM_TOLERANCE:g})")
+
+
+def flip(logits: Predict, ids_BT: Tensor, generator: torch.Generator) -> Probe:
+    """Predictions of tokens up to t keep their bits when the tokens from t on are others, for many t in every row."""
+    before = logits(ids_BT)
+    broken, largest, count, first = 0, 0.0, 0, ""
+    for cut_B in _cuts(*ids_BT.shape):
+        is_kept_BT = torch.arange(ids_BT.shape[1]) < cut_B[:, None]
+        changed_BT = torch.where(is_kept_BT.to(ids_BT.device), ids_BT, _others(ids_BT, before.shape[-1], generator))
+        differ_BT, gap = _difference(before, logits(changed_BT), is_kept_BT)
+        if differ_BT.any() and not first:
+            row, at = differ_BT.nonzero()[0].tolist()
+            first = f"; first: position {at} sees tokens from {int(cut_B[row])} on"
+        broken, count, largest = broken + int(differ_BT.sum()), count + int(is_kept_BT.sum()), max(largest, gap)
+    detail = f"{broken:,} of {count:,} predictions change with later tokens, logits by {largest:.2g}{first}"
+    return Probe(name="flip", passed=broken == 0, detail=detail)
+
+
+def rows(logits: Predict, ids_BT: Tensor, generator: torch.Generator) -> Probe:
+    """A row's predictions keep their bits when all other rows are others: windows in one batch hold each other's future."""
+    before = logits(ids_BT)
+    changed_BT = _others(ids_BT, before.shape[-1], generator)
+    changed_BT[0] = ids_BT[0]
+    differ, largest = _difference(before[:1], logits(changed_BT)[:1])
+    detail = f"{_of(differ)} predictions of a row change with the other rows, logits by {largest:.2g}"
+    return Probe(name="rows", passed=not differ.any(), detail=detail)
+
+
+def packed(logits: Predict, ids_BT: Tensor, bos_id: int) -> Probe:
+    """How far a document's predictions are from those it gets alone when another one stands before it: allowed, and told."""
+    half = ids_BT.shape[1] // 2  # so that both fit a model whose length is limited
+    documents = ids_BT[:2, :half].clone()
+    documents[:, 0] = bos_id
+    alone = logits(documents[1:])
+    after = logits(documents.view(1, -1))[:, half:]
+    differ, largest = _difference(alone, after)
+    p, q = alone.double().log_softmax(-1), after.double().log_softmax(-1)
+    kl = float((p.exp() * (p - q)).sum(-1).mean())
+    detail = f"{_of(differ)} predictions differ after another document, logits by {largest:.2g}, KL {kl:.2g} nats"
+    return Probe(name="packed", passed=None, detail=detail)
+
+
+def _cuts(B: int, T: int) -> list[Tensor]:
+    """Cuts of each row, [B] each, all of them spread evenly from 1 to T - 1; B is 2 or more."""
+    total = min(CUTS, T - 1) * B
+    places = 1 + torch.arange(total) * (T - 2) // (total - 1)
+    return list(places.view(-1, B))
+
+
+def _others(ids_BT: Tensor, vocab_size: int, generator: torch.Generator) -> Tensor:
+    """Ids each of which is another one than in `ids_BT`, where the vocabulary has another."""
+    step_BT = torch.randint(1, max(2, vocab_size), ids_BT.shape, generator=generator).to(ids_BT.device)
+    return (ids_BT + step_BT) % vocab_size
+
+
+def _difference(a_BTV: Tensor, b_BTV: Tensor, where_BT: Tensor | None = None) -> tuple[Tensor, float]:
+    """Where any bit of the logits differs, bool [B, T], and by how much at most; NaN equals NaN."""
+    same = (a_BTV == b_BTV) | (a_BTV.isnan() & b_BTV.isnan())
+    gap_BT = torch.where(same, 0.0, (a_BTV.double() - b_BTV.double()).abs().nan_to_num(nan=math.inf)).amax(-1)
+    differ_BT = ~same.all(-1)
+    if where_BT is not None:
+        where_BT = where_BT.to(a_BTV.device)
+        differ_BT, gap_BT = differ_BT & where_BT, gap_BT.masked_fill(~where_BT, 0.0)
+    return differ_BT.cpu(), float(gap_BT.max())
+
+
+def _of(broken: Tensor) -> str:
+    return f"{int(broken.sum()):,} of {broken.numel():,}"

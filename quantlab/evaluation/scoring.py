@@ -1,0 +1,228 @@
+"""Bits per byte of a model on a token stream, the way the Parameter Golf baseline counts it.
+
+B: windows in a batch, T: tokens in its longest, V: vocabulary, N: tokens in the stream, n: scored tokens of a batch.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from quantlab.errors import ConfigError, DataError, ShapeError
+from quantlab.evaluation.ledger import Ledger, bytes_match, due_positions, implied_bytes, public_split
+from quantlab.evaluation.windows import Mode, Windows, batches, scored_part, share_of, stride_of, windows_of
+from quantlab.text.tokenizer import TokenBytes
+from quantlab.trainer.model import GPT
+from quantlab.trainer.world import World
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """What a model scored on a text, and the counts to check it by."""
+
+    val_bpb: float
+    """Bits per byte: nats / (ln 2 · bytes)."""
+    val_loss: float
+    """Mean nats per token."""
+    tokens: int
+    """Scored tokens; BOS among them, but in mode document."""
+    bytes: int
+    """Bytes of raw text that the scored tokens stand for."""
+    nats: float
+    """Total negative log-likelihood, summed in float64."""
+    seq_len: int
+    """Tokens of context at most; each window starts without any."""
+    mode: Mode
+    """Which windows, see `quantlab.evaluation.windows.Mode`."""
+    stride: int
+    """Tokens from one window to the next; seq_len when chunked."""
+    documents: int
+    """Documents with a scored token; the stream may begin within one."""
+    split: str
+    """The challenge's public validation split with this number of tokens, or "" if there is none."""
+    bytes_match: bool | None
+    """Whether the bytes are those of that split: if not, byte counts or text are wrong. None without a split."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, for JSON."""
+        return asdict(self)
+
+
+def score_tokens(
+    model: nn.Module,
+    tokens: NDArray[np.integer],
+    token_bytes: TokenBytes,
+    *,
+    seq_len: int = 1024,
+    mode: Mode = "chunked",
+    stride: int | None = None,
+    bos_id: int = 1,
+    batch_tokens: int = 32768,
+    world: World | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Score:
+    """Score each token once, each from the tokens of its window alone, and account for it in a ledger.
+
+    The first token is never a target. Chunked, of N tokens (N-1) // seq_len · seq_len are scored; sliding, all N-1; by document
+    all but BOS, in a document's first window with what the document has before them. BOS targets, where they are scored, cost
+    nats and count 0 bytes. On a GPU the model runs in bfloat16 autocast; losses are float32, their sum float64.
+
+    Args:
+        model: causal; maps ids, int64 [B, T], to logits, floating [B, T, V]; runs in eval mode, its modes are restored.
+        tokens: ids, uint16 or any integer dtype, [N].
+        token_bytes: byte counts of the V pieces of the tokenizer that made the tokens.
+        seq_len: T.
+        stride: tokens from one window to the next, 1 to seq_len, 64 if None; not for chunked, where it is seq_len.
+        bos_id: the token that begins a document; 1 in the challenge's tokenizers.
+        batch_tokens: most tokens in one call of the model, which bounds the logits; one window at least.
+        world: processes that share the windows; each calls this with the same arguments and gets the same score.
+        progress: called with (windows done, windows in all) of the main process' share after each batch.
+    Raises:
+        ConfigError: seq_len, stride or batch_tokens out of range.
+        DataError: too few tokens, an id that is not in the vocabulary, no bytes of text, or no BOS at the start of documents.
+        ShapeError: tokens is not a vector of integers, or the logits are not [B, T, V].
+        QuantlabError: a loss that is not finite.
+    Source: openai/parameter-golf train_gpt.py, eval_val (chunked); its record of PR 1218 (sliding), of PR 77 (document).
+    """
+    world = world or World()
+    step = stride_of(mode, seq_len, stride)
+    if batch_tokens < 1:
+        raise ConfigError(f"batch_tokens must be 1 or more, got {batch_tokens}")
+    _check_ids(tokens, len(token_bytes.base))
+    stream = scored_part(tokens, mode, seq_len)
+    windows = windows_of(stream, mode, seq_len=seq_len, stride=step, bos_id=bos_id)
+    parts = share_of(batches(windows, batch_tokens), world.rank, world.size)
+    start, stop = _positions_of(parts, windows, len(stream))
+    ledger = Ledger(stream, due_positions(stream, mode, bos_id), token_bytes, bos_id=bos_id, start=start, stop=stop)
+    _fill(ledger, model, windows, parts, progress if world.is_main else None)
+    part = [ledger.nats, ledger.tokens, ledger.bytes, ledger.documents]
+    total = world.sum_(torch.tensor(part, dtype=torch.float64, device=world.device))()
+    return _score(total.tolist(), len(stream) - 1, mode=mode, seq_len=seq_len, stride=step)
+
+
+def predict(model: nn.Module, ids_BT: Tensor) -> Tensor:
+    """Logits as they are scored, [B, T, V]: on a GPU in bfloat16 autocast. ShapeError unless they are [B, T, V]."""
+    with _autocast(ids_BT):
+        logits_BTV: Tensor = model(ids_BT)
+    if logits_BTV.ndim != 3 or logits_BTV.shape[:2] != ids_BT.shape:
+        raise ShapeError(f"logits must be {[*ids_BT.shape, 'V']}, the model gave {list(logits_BTV.shape)}")
+    return logits_BTV
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are; the CPU if it has none."""
+    return next(model.parameters(), torch.empty(0)).device
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients inside; after it each module is as it was, also where parts of a model differ."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _check_ids(tokens: NDArray[np.integer], vocab_size: int) -> None:
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise ShapeError(f"tokens must be a vector of integers, got {tokens.dtype} {tokens.shape}")
+    for token in (int(tokens.min(initial=0)), int(tokens.max(initial=0))):
+        if not 0 <= token < vocab_size:
+            raise DataError(f"token id {token} in the text, the vocabulary has 0 to {vocab_size - 1}")
+
+
+def _positions_of(parts: list[slice], windows: Windows, end: int) -> tuple[int, int]:
+    """Of a share, from its first scored position to that of the next share; they join without a gap, also across BOS."""
+    if not parts:
+        return end, end
+    first, after = parts[0].start, parts[-1].stop
+    return (
+        int(windows.start[first] + windows.first[first] + 1) if first else 0,
+        int(windows.start[after] + windows.first[after] + 1) if after < len(windows) else end,
+    )
+
+
+def _fill(
+    ledger: Ledger, model: nn.Module, windows: Windows, parts: list[slice], progress: Callable[[int, int], None] | None
+) -> None:
+    """Score every batch of a share and enter it."""
+    device = device_of(model)
+    with eval_mode(model):
+        for part in parts:
+            ids_BT, positions, rows = _batch(ledger.stream, windows[part])
+            nats = _nats(model, ids_BT.to(device), ledger.stream[positions], rows, len(ledger.token_bytes.base))
+            ledger.write(positions, nats)
+            if progress is not None:
+                progress(part.stop - parts[0].start, parts[-1].stop - parts[0].start)
+    ledger.close()
+
+
+def _batch(stream: NDArray[np.integer], windows: Windows) -> tuple[Tensor, NDArray[np.int64], Tensor]:
+    """Ids with zeros after short windows, int64 [B, T]; scored positions, [n]; their predictions' rows of [B * T, V], [n]."""
+    column_T = np.arange(windows.length.max())
+    position_BT = windows.start[:, None] + column_T
+    is_read_BT = column_T < windows.length[:, None]
+    ids_BT = np.where(is_read_BT, stream[np.minimum(position_BT, len(stream) - 1)], 0).astype(np.int64)
+    is_scored_BT = is_read_BT & (column_T >= windows.first[:, None])
+    return torch.from_numpy(ids_BT), position_BT[is_scored_BT] + 1, torch.from_numpy(np.flatnonzero(is_scored_BT))
+
+
+def _nats(model: nn.Module, ids_BT: Tensor, targets: NDArray[np.integer], rows: Tensor, vocab_size: int) -> NDArray[np.float32]:
+    """Loss of each scored token, float32 [n], whatever the dtype of the logits."""
+    y, rows = torch.from_numpy(targets.astype(np.int64)).to(ids_BT.device), rows.to(ids_BT.device)
+    if _has_losses(model, ids_BT, vocab_size):
+        with _autocast(ids_BT):
+            nats_n = model.losses(ids_BT, y, rows)  # type: ignore[operator]
+    else:
+        nats_n = F.cross_entropy(_scored_logits(model, ids_BT, rows, vocab_size), y, reduction="none")
+    nats: NDArray[np.float32] = nats_n.cpu().numpy()
+    return nats
+
+
+def _has_losses(model: nn.Module, ids_BT: Tensor, vocab_size: int) -> bool:
+    """Whether a GPU can score without float32 logits."""
+    return isinstance(model, GPT) and ids_BT.is_cuda and model.config.vocab_size == vocab_size
+
+
+def _autocast(ids_BT: Tensor) -> torch.autocast:
+    return torch.autocast(ids_BT.device.type, torch.bfloat16, enabled=ids_BT.device.type == "cuda")
+
+
+def _scored_logits(model: nn.Module, ids_BT: Tensor, rows: Tensor, vocab_size: int) -> Tensor:
+    logits_BTV = predict(model, ids_BT)
+    if logits_BTV.shape[-1] != vocab_size:
+        raise ShapeError(f"logits must be {[*ids_BT.shape, vocab_size]}, the model gave {list(logits_BTV.shape)}")
+    return logits_BTV.flatten(0, 1)[rows].float()
+
+
+def _score(total: list[float], targets: int, *, mode: Mode, seq_len: int, stride: int) -> Score:
+    """`total`: nats, tokens, bytes, documents. `targets` of the stream, scored or not, say whether it is a known split."""
+    nats, (tokens, byte_count, documents) = total[0], (int(count) for count in total[1:])
+    if byte_count == 0:
+        raise DataError(f"the {tokens:,} scored tokens stand for 0 bytes of text")
+    bpb = nats / (math.log(2) * byte_count)
+    split = public_split(targets)
+    return Score(
+        val_bpb=bpb,
+        val_loss=nats / tokens,
+        tokens=tokens,
+        bytes=byte_count,
+        nats=nats,
+        seq_len=seq_len,
+        mode=mode,
+        stride=stride,
+        documents=documents,
+        split=split.name if split else "",
+        bytes_match=bytes_match(split, implied_bytes(nats, bpb)) if split else None,
+    )

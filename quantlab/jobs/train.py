@@ -1,0 +1,186 @@
+"""Training and validation tokens, and the tokenizer that made them.
+
+Train into a folder, in one process or in several that torchrun started."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quantlab.errors import ConfigError
+from quantlab.evaluation.scoring import score_tokens
+from quantlab.files import write_whole
+from quantlab.progress import Progress, silent
+from quantlab.text.documents import read_documents
+from quantlab.text.shards import open_shards, read_shards, write_shard
+from quantlab.text.stdlib_corpus import shuffled, stdlib_documents
+from quantlab.text.tokenizer import Tokenizer, train_tokenizer
+from quantlab.trainer.loader import TokenSource
+from quantlab.trainer.model import GPT
+from quantlab.trainer.train_config import TrainConfig
+from quantlab.trainer.training import TrainResult, train
+from quantlab.trainer.training_log import RunLog
+from quantlab.trainer.training_loop import StepRecord, Validate
+from quantlab.trainer.world import World, close_world, open_world
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where training text comes from."""
+
+    train: str = "stdlib"
+    """`stdlib` (the English and Python text that ships with CPython), `text:FILE` or `tokens:GLOB`."""
+    val: str = ""
+    """Validation text, `text:FILE` or `tokens:GLOB`; empty for none, or with `stdlib` for its own held-out documents."""
+    tokenizer: str = ""
+    """SentencePiece .model file; empty with `stdlib` to train one on the training split."""
+
+    def __post_init__(self) -> None:
+        kind, _, path = self.train.partition(":")
+        if kind not in ("stdlib", "text", "tokens") or (kind != "stdlib") != bool(path):
+            raise ConfigError(f"data.train must be stdlib, text:FILE or tokens:GLOB, got {self.train!r}")
+        val_kind, _, val_path = self.val.partition(":")
+        if self.val and (val_kind not in ("text", "tokens") or not val_path):
+            raise ConfigError(f"data.val must be text:FILE or tokens:GLOB, got {self.val!r}")
+        if kind != "stdlib" and not self.tokenizer:
+            raise ConfigError(f"data.train {self.train} needs data.tokenizer, a SentencePiece .model file")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedData:
+    """Token streams, each document begun with BOS."""
+
+    tokenizer: Tokenizer
+    train: TokenSource
+    val: NDArray[np.uint16] | None
+    """Validation tokens; None where there are none."""
+
+
+def load_data(config: DataConfig, vocab_size: int, seed: int) -> TokenizedData:
+    """Read or make the tokenizer, then the tokens; `vocab_size` is the model's.
+
+    Raises:
+        DataError: a file is missing or damaged, or the tokenizer has another vocabulary than the model.
+    """
+    if config.train == "stdlib":
+        data = _stdlib_data(config, vocab_size, seed)
+        return replace(data, val=_read(config.val, data.tokenizer)) if config.val else data
+    tokenizer = Tokenizer.load(config.tokenizer)
+    tokenizer.check_vocab(vocab_size)
+    kind, _, path = config.train.partition(":")
+    val = _read(config.val, tokenizer) if config.val else None
+    train = open_shards(path) if kind == "tokens" else _read(config.train, tokenizer)  # shards stay on disk
+    return TokenizedData(tokenizer, train, val)
+
+
+def _read(source: str, tokenizer: Tokenizer) -> NDArray[np.uint16]:
+    kind, _, path = source.partition(":")
+    tokens: NDArray[Any] = read_shards(path) if kind == "tokens" else tokenizer.encode_documents(read_documents(Path(path)))
+    return tokens
+
+
+def _stdlib_data(config: DataConfig, vocab_size: int, seed: int) -> TokenizedData:
+    documents = shuffled(stdlib_documents(), seed=seed)
+    train = [d.text for d in documents if d.split == "train"]
+    val = [d.text for d in documents if d.split == "val"]
+    if config.tokenizer:
+        tokenizer = Tokenizer.load(config.tokenizer)
+    else:
+        tokenizer = Tokenizer(train_tokenizer(train, vocab_size=vocab_size))
+    tokenizer.check_vocab(vocab_size)
+    return TokenizedData(tokenizer, tokenizer.encode_documents(train), tokenizer.encode_documents(val))
+
+
+TOKENIZER_NAME = "tokenizer.model"
+VAL_NAME = "val_000000.bin"
+
+
+def train_to_folder(
+    config: TrainConfig,
+    data: DataConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    tensorboard: bool = False,
+    progress: Progress = silent,
+) -> TrainResult:
+    """Train into the folder `out`: model.safetensors, tokenizer.model, train.log, metrics.jsonl, the checkpoint to resume from,
+    and, for the embedded corpus, its validation split as a token shard."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"output folder {out} is a file")
+    world = open_world()
+    try:
+        return _train(world, config, data, out, resume=resume, tensorboard=tensorboard, progress=progress)
+    finally:
+        close_world(world)
+
+
+def _train(
+    world: World,
+    config: TrainConfig,
+    data: DataConfig,
+    out: Path,
+    *,
+    resume: bool,
+    tensorboard: bool,
+    progress: Progress,
+) -> TrainResult:
+    if world.is_main:
+        progress("prepare text", 0, 1)
+    tokenized = load_data(data, config.model.vocab_size, config.seed)
+    _check_bos(config, tokenized)
+    log = RunLog(out, is_main=world.is_main, resume=resume, tensorboard=tensorboard)
+    if world.is_main:
+        write_whole(out / TOKENIZER_NAME, tokenized.tokenizer.model_bytes)
+        if tokenized.val is not None and data.train == "stdlib" and not data.val:
+            write_shard(out / VAL_NAME, tokenized.val)
+        progress("prepare text", 1, 1)
+
+    def show(record: StepRecord) -> None:
+        _show(record, config, progress)
+        log.train(
+            step=record.step,
+            steps=record.steps,
+            loss=record.loss,
+            seconds=record.elapsed_seconds,
+            tokens_per_second=record.tokens_per_second,
+            lr=record.lr_multiplier,
+        )
+
+    validate = _validation(world, config, tokenized, log)
+    result = train(config, tokenized.train, out=out, resume=resume, world=world, progress=show, validate=validate)
+    memory = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if world.device.type == "cuda" else None
+    timeline = result.timeline.to_dict()
+    log.end(step=result.steps, steps=config.steps, seconds=result.elapsed_seconds, memory=memory, timeline=timeline)
+    return result
+
+
+def _check_bos(config: TrainConfig, data: TokenizedData) -> None:
+    needs_bos = config.by_document or config.model.smear_gate or config.model.bigram_buckets
+    if needs_bos and config.model.bos_id != data.tokenizer.bos_id:
+        raise ConfigError(f"model.bos_id must be the tokenizer's {data.tokenizer.bos_id}, got {config.model.bos_id}")
+
+
+def _validation(world: World, config: TrainConfig, data: TokenizedData, log: RunLog) -> Validate | None:
+    """What `train` calls to validate; None without validation text."""
+    tokens = data.val
+    if tokens is None:
+        return None
+    counts = data.tokenizer.token_bytes()
+
+    def validate(model: GPT, step: int, seconds: float) -> None:
+        score = score_tokens(model, tokens, counts, seq_len=config.seq_len, bos_id=data.tokenizer.bos_id, world=world)
+        log.validation(step=step, steps=config.steps, loss=score.val_loss, bpb=score.val_bpb, seconds=seconds)
+
+    return validate
+
+
+def _show(record: StepRecord, config: TrainConfig, progress: Progress) -> None:
+    seconds = config.max_seconds
+    by_time = seconds and record.elapsed_seconds / seconds > record.step / record.steps
+    done, total = (int(record.elapsed_seconds), int(seconds)) if by_time else (record.step, record.steps)
+    note = f"step {record.step}, loss {record.loss:.3f}, {record.tokens_per_second:,.0f} tokens/s"
+    progress("train", min(done, total), total, note)

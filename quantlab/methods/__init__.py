@@ -1,0 +1,1 @@
+"""Quantization methods: each is a folder behind one protocol (method.py)."""

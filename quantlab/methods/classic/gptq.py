@@ -1,0 +1,73 @@
+"""GPTQ: round column by column, each error pushed into the columns still to come (Frantar et al. 2022, arXiv 2210.17323).
+
+Legend: O rows (outputs), I columns (inputs). H [I, I] is the mean over calibration tokens of x xᵀ of the layer's input.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantlab.artifact.manifest import code_limit
+from quantlab.errors import StatisticsError
+from quantlab.kernels.gptq_block import gptq_block
+from quantlab.methods.classic.row_grid import RowGrid
+
+DAMPING = 0.01
+BLOCK = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What GPTQ needs of a Hessian, computed once and used for every grid."""
+
+    U_II: Tensor
+    """Upper Cholesky factor of the inverse of the damped H, columns in `order`, float32."""
+    order: Tensor
+    """Columns by decreasing diagonal of H (act-order), int64 [I]."""
+    dead: Tensor
+    """Columns whose input is always zero, bool [I]: their weights become zero."""
+
+
+def feedback(name: str, H_II: Tensor, *, damping: float = DAMPING) -> Feedback:
+    """Factorise the damped Hessian in float64.
+
+    Args:
+        name: tensor, for the error.
+        H_II: symmetric positive semi-definite, [I, I].
+        damping: fraction of mean(diag H) added to diag H.
+    Raises:
+        StatisticsError: H is zero or not positive definite after damping.
+    """
+    H_II = H_II.double()
+    dead = H_II.diagonal() == 0
+    mean = H_II.diagonal().mean()
+    if not mean > 0:
+        raise StatisticsError(f"tensor {name}: its Hessian is zero or not finite")
+    H_II = H_II + torch.diag(torch.where(dead, 1.0, 0.0) + damping * mean)
+    order = torch.argsort(H_II.diagonal(), descending=True, stable=True)
+    inverse = torch.cholesky_inverse(_cholesky(name, H_II[order][:, order]))
+    return Feedback(_cholesky(name, inverse).mT.float().contiguous(), order, dead)
+
+
+def gptq(w_OI: Tensor, grid: RowGrid, fb: Feedback) -> Tensor:
+    """Codes int8 [O, I] of float32 weights [O, I] on `grid`, with error feedback along `fb.order`."""
+    w_IO = w_OI.masked_fill(fb.dead, 0.0)[:, fb.order].T.contiguous()
+    codes_IO = torch.empty_like(w_IO, dtype=torch.int8)
+    steps_IO = grid.steps_OI.expand_as(w_OI)[:, fb.order].T.contiguous()
+    limit = code_limit(grid.bits)
+    for lo in range(0, len(w_IO), BLOCK):
+        hi = min(lo + BLOCK, len(w_IO))
+        codes_IO[lo:hi], errors_BO = gptq_block(w_IO[lo:hi], steps_IO[lo:hi], limit, fb.U_II[lo:hi, lo:hi])
+        w_IO[hi:].addmm_(fb.U_II[lo:hi, hi:].T, errors_BO, alpha=-1)
+    q_OI = torch.empty_like(w_OI, dtype=torch.int8)
+    q_OI[:, fb.order] = codes_IO.T
+    return q_OI
+
+
+def _cholesky(name: str, matrix: Tensor) -> Tensor:
+    factor: Tensor
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if info.item():
+        raise StatisticsError(f"tensor {name}: its damped Hessian is not positive definite (minor {info.item()})")
+    return factor

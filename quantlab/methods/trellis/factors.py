@@ -1,0 +1,80 @@
+"""Triangular factors of a matrix's Kronecker-factored Fisher information: what error feedback on both sides needs.
+
+Legend: O rows (outputs), I columns (inputs). An error E of W costs ½ tr(G E H Eᵀ) nats per token. With H = L Lᵀ, L = (1 + U) D
+and the same for G, the cost of rounding is ½ Σ (d_O[i] · d_I[j] · (target - rounded)[i, j])² where the target of a weight is
+the weight plus all errors made so far, carried over by both U (Tseng et al. 2025, arXiv 2505.22988).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantlab.calib.fisher import Use, column_hessian
+from quantlab.errors import StatisticsError
+
+COLUMN_DAMPING = 0.01
+ROW_DAMPING = 0.05
+"""G is estimated from as many gradients as there are tokens, but far noisier ones: it is shrunk more than H."""
+ROW_FLOOR = 1e-3
+"""Without row feedback a row's sensitivity counts as at least this share of the mean: rows the sample hardly saw stay safe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """Both sides of one matrix."""
+
+    columns_II: NDArray[np.float32]
+    """[j, k] for k > j: share of the error of column k in the target of column j; 0 elsewhere."""
+    rows_OO: NDArray[np.float32]
+    """The same for rows; [0, 0] for a matrix without feedback between rows."""
+    d_I: Tensor
+    """What is left of each column's sensitivity after feedback, float64 [I]."""
+    d_O: Tensor
+    """The same for rows, float64 [O]."""
+
+
+def factors(name: str, uses: tuple[Use, ...], *, row_feedback: bool = True) -> Factors:
+    """Factorise in float64.
+
+    Args:
+        name: tensor, for the error.
+        uses: of the matrix; with several, or without off-diagonal G, rows get no feedback.
+        row_feedback: False leaves out feedback between rows.
+    Raises:
+        StatisticsError: a side is zero, not finite, or not positive definite after damping.
+    """
+    if not all(bool(torch.isfinite(use.g_O).all()) and float(use.diagonal_O.mean()) > 0 for use in uses):
+        raise StatisticsError(f"tensor {name}: its output gradient is zero or not finite")
+    columns_II, d_I = _factor(name, "Hessian", _damped(column_hessian(uses), COLUMN_DAMPING))
+    if row_feedback and len(uses) == 1 and uses[0].g_O.ndim == 2:
+        G_OO = uses[0].g_O.double()
+        shrunk = G_OO * (1 - ROW_DAMPING)
+        rows_OO, d_O = _factor(name, "output gradient", _damped(shrunk, ROW_DAMPING / (1 - ROW_DAMPING)))
+        return Factors(columns_II, rows_OO, d_I, d_O)
+    return Factors(columns_II, np.zeros((0, 0), np.float32), d_I, row_sensitivity(uses).sqrt())
+
+
+def row_sensitivity(uses: tuple[Use, ...]) -> Tensor:
+    """What an error in each row costs relative to the shared column Hessian, float64 [O], floored; one use gives its g."""
+    traces = [float(u.H_II.double().diagonal().sum() if u.H_II.ndim == 2 else u.H_II.double().sum()) for u in uses]
+    total_O = sum((u.diagonal_O * t for u, t in zip(uses, traces, strict=True)), torch.zeros_like(uses[0].diagonal_O))
+    rho_O = total_O / float(column_hessian(uses).diagonal().sum())
+    return rho_O.clamp_min(ROW_FLOOR * float(rho_O.mean()))
+
+
+def _damped(matrix: Tensor, share: float) -> Tensor:
+    return matrix + torch.diag(torch.full((len(matrix),), share * float(matrix.diagonal().mean()), dtype=matrix.dtype))
+
+
+def _factor(name: str, side: str, matrix: Tensor) -> tuple[NDArray[np.float32], Tensor]:
+    """Uᵀ and the diagonal d of the lower Cholesky factor (1 + U) diag(d)."""
+    if not matrix.diagonal().mean() > 0:
+        raise StatisticsError(f"tensor {name}: its {side} is zero or not finite")
+    lower, info = torch.linalg.cholesky_ex(matrix)
+    if info.item():
+        raise StatisticsError(f"tensor {name}: its damped {side} is not positive definite (minor {info.item()})")
+    d = lower.diagonal().clone()
+    return (lower / d).tril(-1).mT.float().contiguous().numpy(), d

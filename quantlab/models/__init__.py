@@ -1,0 +1,1 @@
+"""Models: checkpoint kinds, what is a weight in them, and how to run them."""

@@ -1,1 +1,0 @@
-"""Rounding weights to a grid: round-to-nearest and GPTQ feedback."""

@@ -1,0 +1,129 @@
+"""The HTML report: one page that needs no network, for one packed model or for several side by side."""
+
+import importlib.util
+import json
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from typing import Any
+
+from quantlab import __version__
+from quantlab.errors import QuantlabError
+from quantlab.report.comparison import Comparison, FileRow
+from quantlab.report.entry import Entry
+from quantlab.report.figures import all_figures
+from quantlab.report.plot import COLOURS
+from quantlab.report.tables import cost, equal_bytes_line, equal_cost_line, measures, number, printable, tensor_columns
+
+PACKAGES = ("jinja2", "plotly")
+_UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
+"""What could end a script element, or a line of it, as JSON escapes."""
+
+
+def check_packages() -> None:
+    """Raise QuantlabError unless the packages that the page is made with are installed."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise QuantlabError(f"the HTML report needs the package {missing[0]}", hint="pip install 'quantlab[html]'")
+
+
+def render_page(comparison: Comparison, entries: Sequence[Entry], counts: Sequence[dict[str, list[int]]]) -> str:
+    """The whole page; `counts` says for each file how often each code occurs in each tensor, empty where nothing tells."""
+    import jinja2
+    import plotly.offline
+
+    page = {name: (files("quantlab.report") / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    figures = list(all_figures(comparison, entries, counts))
+    return environment.from_string(page["html"]).render(
+        title=", ".join(map(_name, comparison.files)),
+        cards=[_card(n, row) for n, row in enumerate(comparison.files)],
+        comparison=comparison,
+        sentences=[*map(equal_bytes_line, comparison.equal_bytes), *map(equal_cost_line, comparison.equal_cost)],
+        measures=[(name, [cell(row) for row in comparison.files]) for name, cell in measures(comparison.files)],
+        figures=[(figure.id, figure.label) for figure in figures],
+        columns=[column.name for column in tensor_columns(comparison)],
+        tensors=list(_tensor_rows(comparison)),
+        code_names=list(dict.fromkeys(printable(name) for one in counts for name in one)),
+        options=list(_options(entries)),
+        producer=f"quantlab {__version__}",
+        css=page["css"],
+        js=page["js"],
+        plotly=plotly.offline.get_plotlyjs(),
+        page_data=_json(
+            {
+                "figures": {figure.id: figure.to_dict() for figure in figures},
+                "codes": [{printable(name): tally for name, tally in one.items()} for one in counts],
+            }
+        ),
+    )
+
+
+def _json(value: Any) -> str:
+    """JSON that may stand inside a script element."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
+
+
+def _name(row: FileRow) -> str:
+    return printable(row.path.rpartition("/")[2])
+
+
+def _card(n: int, row: FileRow) -> dict[str, Any]:
+    """The headline of one file."""
+    share = f"{row.total_bytes / row.budget_bytes:.2%}".replace("%", "\u00a0%") if row.budget_bytes else ""
+    return {
+        "label": row.label,
+        "name": _name(row),
+        "colour": COLOURS[n % len(COLOURS)],
+        "problems": [printable(problem) for problem in row.problems],
+        "bytes": number(row.total_bytes),
+        "of": f"of {row.budget_bytes:,} bytes, {share}" if row.budget_bytes else "bytes",
+        "before": number(row.bpb_before, ".4f"),
+        "after": number(row.bpb_after, ".4f"),
+        "gap": "-" if row.gap_bpb is None else f"{row.gap_bpb[0]:+.4f}",
+        "interval": "" if row.gap_bpb is None else f"{row.gap_bpb[1]:+.4f} to {row.gap_bpb[2]:+.4f}",
+        "kl": cost(row.kl),
+        "bpw": number(row.bpw, ".3f"),
+    }
+
+
+def _tensor_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Name, shape, weights, and text and value of each column's cell."""
+    columns = tensor_columns(comparison)
+    for row in comparison.tensors:
+        cells = [(column.text(row), column.value(row)) for column in columns]
+        weights = 1
+        for n in row.shape:
+            weights *= n
+        yield {"name": printable(row.name), "shape": " × ".join(map(str, row.shape)), "weights": weights, "cells": cells}
+
+
+def _options(entries: Sequence[Entry]) -> Iterator[tuple[str, list[str], bool]]:
+    """Name, each file's value, and whether they differ: what made the files, and what names them."""
+    columns = [dict(_facts(entry)) for entry in entries]
+    for name in dict.fromkeys(name for column in columns for name in column):
+        values = [column.get(name, "-") for column in columns]
+        yield name, values, len(set(values)) > 1
+
+
+def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
+    report, evaluation, file = entry.report, entry.evaluation, entry.file
+    if file:
+        yield from _flat("file", {"path": entry.path, "sha256": file.sha256, **file.about})
+    if report:
+        keys = ("checkpoint", "method", "widths", "effort", "tuned", "seed", "code_files", "calibration", "tensors_sha256")
+        yield from _flat("pack", {key: getattr(report, key) for key in (*keys, "timings_s", "producer")})
+    if evaluation:
+        data = {key: getattr(evaluation.data, key) for key in evaluation.data.__slots__}
+        held = {"file": entry.against.file, "fingerprint": entry.against.fingerprint} if entry.against else {}
+        yield from _flat("eval", {**data, "device": evaluation.device, "against": held, "producer": evaluation.producer})
+
+
+def _flat(name: str, value: Any, depth: int = 3) -> Iterator[tuple[str, str]]:
+    """`pack effort states` and so on, down to a depth; what lies deeper stays JSON."""
+    if isinstance(value, dict) and depth:
+        for key, part in value.items():
+            yield from _flat(f"{name} {key}", part, depth - 1)
+    elif isinstance(value, list | tuple) and all(isinstance(part, str | int | float) for part in value):
+        yield printable(name), printable(", ".join(map(str, value)))
+    else:
+        yield printable(name), printable(value if isinstance(value, str) else json.dumps(value))

@@ -1,0 +1,210 @@
+"""What the tables of a comparison show, as text for a terminal and for a page alike.
+
+A comparison as text for people.
+
+A packing report as text for people."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from quantlab.report.comparison import Comparison, EqualBytes, EqualCost, FileRow, TensorRow, ratio
+from quantlab.report.pack_report import PackReport
+
+Cell = Callable[[FileRow], str]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorColumn:
+    """One column of the per-tensor table."""
+
+    name: str
+    value: Callable[[TensorRow], float | None]
+    style: str
+
+    def text(self, row: TensorRow) -> str:
+        """The cell as it is shown."""
+        return number(self.value(row), self.style)
+
+
+def number(value: float | None, style: str = ",") -> str:
+    """A number in a format, `-` where there is none."""
+    return "-" if value is None else format(value, style)
+
+
+def cost(value: float | None) -> str:
+    """Nats per token with three digits."""
+    return number(value, "#.3g")
+
+
+def printable(text: str) -> str:
+    """`text` on one line without control characters: names out of files may hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def measures(files: Sequence[FileRow]) -> Iterator[tuple[str, Cell]]:
+    """Name and cells of each line of the table of files; parts of a line above start with two spaces."""
+    yield "method", lambda row: printable(row.method) or "-"
+    for kind in dict.fromkeys(kind for row in files for kind in row.size_breakdown):
+        yield f"  {printable(kind)}", lambda row, kind=kind: number(row.size_breakdown.get(kind))  # type: ignore[misc]
+    yield "  code", lambda row: number(row.code_bytes)
+    yield "total bytes", lambda row: number(row.total_bytes)
+    yield "budget", lambda row: number(row.budget_bytes)
+    yield "bits per weight", lambda row: number(row.bpw, ".3f")
+    yield "predicted cost", lambda row: cost(row.predicted_kl)
+    yield "KL", lambda row: cost(row.kl)
+    yield "top-1 flips", lambda row: number(row.top1_flips, ".2%").replace("%", " %")
+    yield "BPB before", lambda row: number(row.bpb_before, ".4f")
+    yield "BPB after", lambda row: number(row.bpb_after, ".4f")
+    yield "gap", lambda row: number(row.gap_bpb and row.gap_bpb[0], "+.4f")
+    yield "  95 %", lambda row: "-" if row.gap_bpb is None else f"{row.gap_bpb[1]:+.4f} to {row.gap_bpb[2]:+.4f}"
+    yield "valid", lambda row: "yes" if row.is_valid else "no"
+
+
+def tensor_columns(comparison: Comparison) -> list[TensorColumn]:
+    """Bytes, bits per weight and predicted cost of every file: of the first as they are, of the others against it.
+
+    Of a file that does not tell its tensors' bytes the widths of the codes.
+    """
+    return [column for n in range(len(comparison.files)) for column in _columns_of(comparison, n)]
+
+
+def _columns_of(comparison: Comparison, n: int) -> list[TensorColumn]:
+    mark, first = (f" {row.label}" for row in (comparison.files[n], comparison.files[0]))
+    if len(comparison.files) == 1:
+        mark = ""
+    if not _tells_bytes(comparison, n):
+        return [TensorColumn(f"width{mark}", _values("width_bits", n), ",")]
+    bpw = TensorColumn(f"bpw{mark}", _values("bpw", n), ".3f")
+    if n == 0 or not _tells_bytes(comparison, 0):
+        absolute = TensorColumn(f"bytes{mark}", _values("bytes", n), ",")
+        return [absolute, bpw, TensorColumn(f"cost{mark}", _values("predicted_kl", n), ".2e")]
+    difference = TensorColumn(f"bytes{mark}-{first.strip()}", lambda row: _difference(row.values("bytes"), n), "+,")
+    times = TensorColumn(f"cost{mark}/{first.strip()}", lambda row: _times(row.values("predicted_kl"), n), "#.3g")
+    return [difference, bpw, times]
+
+
+def _tells_bytes(comparison: Comparison, n: int) -> bool:
+    return any(row.values("bytes")[n] is not None for row in comparison.tensors)
+
+
+def _values(key: str, n: int) -> Callable[[TensorRow], float | None]:
+    return lambda row: row.values(key)[n]
+
+
+def _difference(values: Sequence[float | None], n: int) -> float | None:
+    value, base = values[n], values[0]
+    return None if value is None or base is None else value - base
+
+
+def _times(values: Sequence[float | None], n: int) -> float | None:
+    return ratio(values[n], values[0])
+
+
+def render_comparison(comparison: Comparison, *, top: int) -> RenderableType:
+    """Which file is which, the table of files, that of the `top` first tensors, then what follows from them."""
+    legend = [f"{row.label}  {printable(row.path)}" for row in comparison.files]
+    tensors: list[RenderableType] = []
+    if comparison.tensors and top:
+        tensors = [_tensor_table(comparison, top), *_left_out(comparison, top), ""]
+    return Group(*legend, "", _file_table(comparison.files), "", *tensors, *_sentences(comparison))
+
+
+def _file_table(files: Sequence[FileRow]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for row in files:
+        table.add_column(row.label, justify="right", no_wrap=True)
+    for name, cell in measures(files):
+        table.add_row(name, *map(cell, files))
+    return table
+
+
+def _tensor_table(comparison: Comparison, top: int) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tensor", no_wrap=True)
+    columns = tensor_columns(comparison)
+    for name in ("shape", *(column.name for column in columns)):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in comparison.tensors[:top]:
+        table.add_row(printable(row.name), "x".join(map(str, row.shape)), *(column.text(row) for column in columns))
+    return table
+
+
+def _left_out(comparison: Comparison, top: int) -> list[str]:
+    rest = len(comparison.tensors) - top
+    return [f"and {rest} more; --top {len(comparison.tensors)} shows all"] if rest > 0 else []
+
+
+def _sentences(comparison: Comparison) -> Iterator[str]:
+    yield from map(equal_bytes_line, comparison.equal_bytes)
+    yield from map(equal_cost_line, comparison.equal_cost)
+    for row in comparison.files:
+        if row.problems:
+            yield f"{row.label} is not valid: {', '.join(row.problems)}"
+    yield from (f"note: {printable(note)}" for note in comparison.notes)
+    data = comparison.evaluation_data
+    if data:
+        yield (
+            f"scored on {data.tokens:,} tokens, {data.bytes:,} bytes, {data.documents:,} documents ({printable(data.mode)}, "
+            f"sequences of {data.seq_len:,}, token ids {printable(data.tokens_sha256[:12])})"
+        )
+
+
+def equal_bytes_line(group: EqualBytes) -> str:
+    """Which of the files has the least cost, and by what ratio."""
+    others = zip(group.labels[1:], group.costs[1:], group.ratios[1:], strict=True)
+    more = "; ".join(f"{name} has {cost(value)}, {by:.3g} times that" for name, value, by in others)
+    span = f"{min(group.total_bytes):,} to {max(group.total_bytes):,}"
+    return f"at equal bytes ({span}): {group.labels[0]} has the least {group.measure}, {cost(group.costs[0])}; {more}"
+
+
+def equal_cost_line(found: EqualCost) -> str:
+    """The bytes of a series at the cost of another file."""
+    return (
+        f"at equal {found.measure} ({cost(found.cost)}): {found.label} takes {found.total_bytes:,} bytes; the series of "
+        f"{' and '.join(found.between)} {found.series_bytes:,.0f}, {found.ratio:.3g} times that, between its two sizes"
+    )
+
+
+def render_report(report: PackReport) -> RenderableType:
+    """Table of the tensors, then where the bytes went, then the line that matters."""
+    return Group(_report_table(report), _bytes_line(report), *_summary(report))
+
+
+def _report_table(report: PackReport) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("tensor", no_wrap=True)
+    for column in ("shape", "width", "grid", "codec", "bytes", "bpw", "predicted_kl"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for t in report.tensors:
+        shape = "x".join(map(str, t.shape))
+        row = (f"{t.width_bits}", f"{t.grid_size:.3g}", t.codec, f"{t.bytes:,}", f"{t.bpw:.3f}", f"{t.predicted_kl:.2e}")
+        table.add_row(t.name, shape, *row)
+    return table
+
+
+def _bytes_line(report: PackReport) -> str:
+    parts = [f"{kind} {count:,}" for kind, count in report.size_breakdown.items()]
+    return "\nbytes: " + ", ".join([*parts, f"code {report.code_bytes:,}", f"slack {report.slack_bytes:,}"])
+
+
+def _summary(report: PackReport) -> list[str]:
+    share = 100 * report.total_bytes / report.budget_bytes
+    return [
+        f"total {report.total_bytes:,} of {report.budget_bytes:,} bytes ({share:.2f} %), {report.bpw:.3f} bits per weight "
+        f"over {report.n_params:,} parameters",
+        f"predicted cost {report.predicted_kl:.5f} nats per token ({report.method}); "
+        "decoded again by a fresh process: equal",  # or packing would have failed
+        *_tuned_line(report),
+    ]
+
+
+def _tuned_line(report: PackReport) -> list[str]:
+    if not report.tuned:
+        return []
+    before, after, kept = (report.tuned[key] for key in ("kl_before", "kl_after", "kept"))
+    verdict = "kept" if kept else "not kept"
+    return [f"tuning: KL on held-out calibration text {before:.5f} to {after:.5f} nats per token, {verdict}"]

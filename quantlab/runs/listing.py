@@ -1,0 +1,202 @@
+"""A run as flat keys and values: what `runs list` sorts and filters by, `show` prints and `diff` compares.
+
+Runs as text for people: aligned columns, and nothing that a terminal could take for a command."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
+from typing import Any
+
+from quantlab.budget import parse_bytes
+from quantlab.errors import ConfigError
+from quantlab.runs.frontier import data_id
+from quantlab.runs.run_record import plain
+from quantlab.runs.store import JoinedRun
+
+Row = dict[str, Any]
+CONFIG = ("kind", "fingerprint", "options", "seeds", "environment", "versions", "git")
+"""First parts of the keys that say what went in."""
+RESULTS = (
+    *("status", "valid", "problems", "bpb", "loss", "bytes", "code_bytes", "budget"),
+    *("bpw", "predicted_kl", "sha256", "data", "metrics"),
+)
+"""First parts of the keys that say what came out."""
+
+
+def summary(entry: JoinedRun) -> Row:
+    """The keys that every run has; None where it has no value."""
+    record, packing, score = entry.run.record, entry.packing, entry.evaluation
+    artifact = record.artifact
+    size = packing.total_bytes if packing else artifact.bytes if artifact else None
+    return {
+        "run": entry.run.name,
+        "kind": record.kind,
+        "status": entry.status,
+        "valid": entry.is_valid,
+        "problems": list(entry.problems),
+        "started": record.started,
+        "seconds": record.seconds or None,
+        "bpb": score.val_bpb if score else record.metrics.get("val_bpb"),
+        "loss": score.val_loss if score else record.metrics.get("val_loss"),
+        "data": data_id(score.data) if score else None,
+        "bytes": size,
+        "code_bytes": packing.code_bytes if packing else None,
+        "budget": packing.budget_bytes if packing else record.options.get("budget_bytes"),
+        "bpw": packing.bpw if packing else None,
+        "predicted_kl": packing.predicted_kl if packing else None,
+        "artifact": artifact.path if artifact else None,
+        "sha256": artifact.sha256 if artifact else None,
+        "checkpoint": record.checkpoint.path if record.checkpoint else None,
+        "fingerprint": record.checkpoint.fingerprint if record.checkpoint else None,
+    }
+
+
+def flat(entry: JoinedRun) -> Row:
+    """The summary, and every option, metric, version and so on under a key with dots."""
+    record = entry.run.record
+    row = summary(entry)
+    if entry.evaluation:
+        row |= _dotted("data", asdict(entry.evaluation.data))
+    for name in ("options", "seeds", "environment", "versions", "metrics"):
+        if known := getattr(record, name):
+            row |= _dotted(name, known)
+    return row | (_dotted("git", plain(record.git)) if record.git else {})
+
+
+def _dotted(prefix: str, value: Any) -> Row:
+    if isinstance(value, Mapping) and value:
+        return {key: item for name, part in value.items() for key, item in _dotted(f"{prefix}.{name}", part).items()}
+    return {prefix: value}
+
+
+def resolve(key: str, known: Iterable[str]) -> str:
+    """The key itself, or the only one that ends with it after a dot: `method` for `options.method`.
+
+    Raises:
+        ConfigError: no run has such a key, or several keys end so.
+    """
+    names = sorted(set(known))
+    ending = [name for name in names if name.endswith(f".{key}")]
+    if key in names or len(ending) == 1:
+        return key if key in names else ending[0]
+    if ending:
+        raise ConfigError(f"key {key!r} may be any of {', '.join(ending)}")
+    near = get_close_matches(key, [*names, *(name.rpartition(".")[2] for name in names)], n=1)
+    raise ConfigError(f"no run has the key {key!r}", hint=f"did you mean {near[0]}?" if near else "see quantlab runs show RUN")
+
+
+def matches(value: Any, wanted: str) -> bool:
+    """Whether a value is what a user typed: a text, a number, true, false, null, or a size like 16MB."""
+    if isinstance(value, str):
+        return value == wanted
+    try:
+        return bool(value == json.loads(wanted))
+    except ValueError:
+        pass
+    try:
+        return isinstance(value, int) and value == parse_bytes(wanted)
+    except ConfigError:
+        return False
+
+
+def where(rows: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
+    """The rows that meet every `key=value`. ConfigError for another form, or a key that no row has."""
+    kept, known = list(rows), {key for row in rows for key in row}
+    for condition in conditions:
+        key, equals, wanted = condition.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--where must look like key=value, got {condition!r}")
+        if rows:
+            name = resolve(key, known)
+            kept = [row for row in kept if matches(row.get(name), wanted)]
+    return kept
+
+
+def by_key(rows: Sequence[Row], key: str) -> list[Row]:
+    """The rows in order of one key, or against it with a minus before; rows without a value come last."""
+    if not rows:
+        return []
+    name = resolve(key.removeprefix("-"), {key for row in rows for key in row})
+    having = [row for row in rows if row.get(name) is not None]
+    having.sort(key=lambda row: _order(row[name]), reverse=key.startswith("-"))
+    return having + [row for row in rows if row.get(name) is None]
+
+
+def _order(value: Any) -> tuple[int, Any]:
+    """Numbers before texts before the rest."""
+    if isinstance(value, bool | int | float):
+        return 0, value
+    return (1, value) if isinstance(value, str) else (2, json.dumps(value))
+
+
+def differences(left: Row, right: Row) -> list[tuple[str, Any, Any]]:
+    """Keys of config and results, in that order, whose values differ; a key that one does not have counts as None."""
+    names = [n for n in dict.fromkeys([*left, *right]) if not n.startswith("data.") or (left["data"] and right["data"])]
+    ordered = [n for part in (*CONFIG, *RESULTS) for n in names if n.partition(".")[0] == part]
+    return [(n, left.get(n), right.get(n)) for n in ordered if left.get(n) != right.get(n)]
+
+
+RIGHT = {"bpb", "bytes", "budget"}
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b")
+LIST = ("run", "kind", "status", "bpb", "data", "bytes", "budget", "artifact")
+
+
+def shown(value: Any) -> str:
+    """One value in one line: numbers with separators, lists with commas, control characters as question marks."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return ", ".join(shown(item) for item in value) or "-"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
+    """Lines with every column as wide as its widest cell; spaces at the end are dropped."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(right))]
+    return [
+        "  ".join(f"{cell:{'>' if r else '<'}{w}}" for cell, w, r in zip(row, widths, right, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def list_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The table of `runs list`; a last column says what is wrong where something is."""
+    names = (*LIST, "problems") if any(_problems(row) for row in rows) else LIST
+    cells = [[_cell(row, name) for name in names] for row in rows]
+    return columns([names, *cells], [name in RIGHT for name in names])
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    value = row[name]
+    if name == "problems":
+        return _problems(row)
+    if name == "bpb" and isinstance(value, float):
+        return f"{value:.4f}"
+    return "invalid" if name == "status" and value == "done" and not row["valid"] else shown(value)
+
+
+def _problems(row: dict[str, Any]) -> str:
+    """What the column `status` does not say already."""
+    return ", ".join(shown(problem) for problem in row["problems"] if problem != row["status"])
+
+
+def show_lines(row: dict[str, Any]) -> list[str]:
+    """One key a line; keys without a value are left out."""
+    return columns(
+        [(shown(key), shown(value)) for key, value in row.items() if value not in (None, "", [], {})], (False, False)
+    )
+
+
+def diff_lines(left: str, right: str, found: Sequence[tuple[str, Any, Any]]) -> list[str]:
+    """Three columns: key, one run, the other. Hashes are cut to what tells them apart."""
+    cells = [(shown(key), _HASH.sub(r"\1", shown(a)), _HASH.sub(r"\1", shown(b))) for key, a, b in found]
+    return columns([("key", left, right), *cells], (False, False, False))

@@ -1,1 +1,0 @@
-"""Choosing grids: measured rate-distortion points and the budget search."""

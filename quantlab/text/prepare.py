@@ -1,0 +1,276 @@
+"""Documents to tokens in several processes, in order: the same tokens for any number of them.
+
+Text to token shards of the challenge: a training and a validation split that never overlap."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab import __version__
+from quantlab.errors import ConfigError, DataError, QuantlabError
+from quantlab.files import whole_folder, write_whole
+from quantlab.progress import Progress, silent
+from quantlab.text.documents import read_documents
+from quantlab.text.shards import SIDECAR_MARK, ShardWriter
+from quantlab.text.tokenizer import Tokenizer
+
+BATCH_BYTES = 2**20
+BATCH_DOCUMENTS = 2**12
+
+Tokens = NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive documents that one process encodes at once."""
+
+    first: int
+    """Number of the first document in the corpus, from 0."""
+    documents: list[bytes]
+
+
+Encoded = Generator[tuple[Batch, Tokens], None, None]
+
+
+def batches(documents: Iterable[bytes], split_at: int) -> Iterator[Batch]:
+    """Batches of about 1 MiB of text; no batch holds documents on both sides of number `split_at`."""
+    first, held, held_bytes = 0, list[bytes](), 0
+    for document in documents:
+        held.append(document)
+        held_bytes += len(document)
+        after = first + len(held)
+        if held_bytes >= BATCH_BYTES or len(held) == BATCH_DOCUMENTS or after == split_at:
+            yield Batch(first, held)
+            first, held, held_bytes = after, [], 0
+    if held:
+        yield Batch(first, held)
+
+
+def encode_batches(work: Iterable[Batch], tokenizer: Tokenizer, *, workers: int) -> Encoded:
+    """Yield each batch with its tokens: BOS and the tokens of every document, no EOS. `workers` 1 starts no process.
+
+    Close the iterator (`contextlib.closing`) to end the processes early. A script that asks for more than one worker
+    needs `if __name__ == "__main__"`, because each of them imports it.
+
+    Raises:
+        DataError: a document that the vocabulary cannot express; the number of the document is named.
+        QuantlabError: a process was killed.
+    """
+    if workers > 1:
+        return _in_processes(work, tokenizer, workers)
+    return ((batch, encode_batch(batch, tokenizer)) for batch in work)
+
+
+def encode_batch(batch: Batch, tokenizer: Tokenizer) -> Tokens:
+    """BOS and the tokens of every document of a batch, uint16 [N]."""
+    ids: list[int] = []
+    for number, document in enumerate(batch.documents, start=batch.first):
+        try:
+            ids += [tokenizer.bos_id, *tokenizer.encode(document)]
+        except DataError as error:
+            raise DataError(f"document {number}: {error}") from error
+    return np.array(ids, dtype=np.uint16)
+
+
+def _in_processes(work: Iterable[Batch], tokenizer: Tokenizer, workers: int) -> Encoded:
+    # spawn: a fork of a process with threads (torch, sentencepiece, a progress bar) can hang
+    context = multiprocessing.get_context("spawn")
+    model = (tokenizer.model_bytes, tokenizer.name)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=model)
+    waiting: deque[tuple[Batch, Future[Tokens]]] = deque()
+    try:
+        for batch in work:
+            with _interrupts_held():
+                waiting.append((batch, pool.submit(_encode_in_worker, batch)))
+            if len(waiting) > 2 * workers:  # bounds the texts in memory
+                yield _next(waiting)
+        while waiting:
+            yield _next(waiting)
+    except BrokenProcessPool as error:
+        raise QuantlabError("a tokenizing process was killed (out of memory?)", hint="lower --workers") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _next(waiting: deque[tuple[Batch, Future[Tokens]]]) -> tuple[Batch, Tokens]:
+    batch, future = waiting.popleft()
+    return batch, future.result()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block ends; a process that is started in it never sees Ctrl-C.
+
+    Both are needed: an exception in the middle of `submit` can lose a started process, for which `shutdown` then waits
+    for ever; and Ctrl-C reaches every process of a terminal, each of which would print its own traceback.
+    """
+    held: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()  # no other thread runs handlers, or may set them
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    before = {number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a new process inherits
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in held[:1]:
+            signal.raise_signal(late)
+
+
+_worker_tokenizer: Tokenizer
+
+
+def _start_worker(model_bytes: bytes, name: str) -> None:
+    global _worker_tokenizer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker_tokenizer = Tokenizer(model_bytes, name=name)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its workers, and they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_in_worker(batch: Batch) -> Tokens:
+    return encode_batch(batch, _worker_tokenizer)
+
+
+MANIFEST = "manifest.json"
+SPLITS = ("val", "train")
+"""In the order of the corpus: the first documents are the validation split."""
+OUTPUTS = re.compile(r"manifest\.json|[\w.-]+_(train|val)_\d{6}\.bin")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareConfig:
+    """How a corpus is cut into shards."""
+
+    name: str = "fineweb"
+    """Start of the file names: NAME_train_000000.bin."""
+    val_docs: int = 50_000
+    """The first documents, 0 or more, are the validation split; the challenge's has 50,000."""
+    shard_tokens: int = 10**8
+    """Tokens in each shard but the last of a split."""
+    workers: int = 1
+    """Processes that tokenize; the result does not depend on it."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII) or SIDECAR_MARK in f"{self.name}_":
+            rule = f"must be letters, digits, '_', '-' and '.', without {SIDECAR_MARK!r}"
+            raise ConfigError(f"name {self.name!r} {rule}")
+        if self.val_docs < 0:
+            raise ConfigError(f"val docs must be 0 or more, got {self.val_docs}")
+        if not 1 <= self.shard_tokens < 2**31:
+            raise ConfigError(f"shard tokens must be 1 to 2**31 - 1, got {self.shard_tokens}")
+        if not 1 <= self.workers <= 1024:
+            raise ConfigError(f"workers must be 1 to 1024, got {self.workers}")
+
+
+def prepare(
+    sources: Sequence[Path],
+    tokenizer: Tokenizer,
+    out: Path,
+    config: PrepareConfig,
+    *,
+    force: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Write the shards of both splits and `manifest.json` into the folder `out`, which appears whole or not at all.
+
+    Each document is BOS and its tokens, no EOS; documents keep their order. The same sources give the same bytes for any
+    number of workers. A document with U+2581 in its text gets byte pieces for it, where the challenge's exporter gives a
+    space; all others are tokenized equally.
+
+    Returns:
+        The manifest.
+    Raises:
+        ConfigError: `out` may not be written.
+        DataError: a source is missing or damaged, or there are fewer documents than `config.val_docs`.
+        QuantlabError: the disk is full, or a process was killed.
+    Source: openai/parameter-golf data/download_hf_docs_and_tokenize.py, export_shards.
+    """
+    for source in sources:
+        if not source.is_file():
+            raise DataError(f"source {source} is not a file")
+    with whole_folder(out, replaceable=OUTPUTS, force=force) as folder:
+        stats = _write_splits(sources, tokenizer, folder, config, progress)
+        if stats["docs_val"] < config.val_docs:
+            problem = f"{stats['docs_val']:,} documents, fewer than the {config.val_docs:,} of the validation split"
+            raise DataError(problem, hint="pass a smaller --val-docs")
+        manifest = _manifest(sources, tokenizer, config, stats)
+        write_whole(folder / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
+    return manifest
+
+
+def _write_splits(
+    sources: Sequence[Path], tokenizer: Tokenizer, folder: Path, config: PrepareConfig, progress: Progress
+) -> Counter[str]:
+    """Tokenize everything; returns docs, bytes (of text), tokens and files of each split, as `docs_val` and so on."""
+    stats: Counter[str] = Counter()
+    finished: list[Path] = []
+    work = batches(_documents(sources, finished), config.val_docs)
+    with ExitStack() as stack:
+        writers = {s: stack.enter_context(ShardWriter(folder / f"{config.name}_{s}", config.shard_tokens)) for s in SPLITS}
+        for batch, tokens in stack.enter_context(closing(encode_batches(work, tokenizer, workers=config.workers))):
+            split = "val" if batch.first < config.val_docs else "train"
+            writers[split].write(tokens)
+            stats[f"docs_{split}"] += len(batch.documents)
+            stats[f"bytes_{split}"] += sum(map(len, batch.documents))
+            written = sum(writer.tokens for writer in writers.values())
+            progress("tokenize files", min(len(finished), len(sources) - 1), len(sources), f"{written:,} tokens")
+    for split, writer in writers.items():
+        stats[f"tokens_{split}"], stats[f"files_{split}"] = writer.tokens, writer.files
+    progress("tokenize files", len(sources), len(sources), f"{stats['tokens_val'] + stats['tokens_train']:,} tokens")
+    return stats
+
+
+def _documents(sources: Iterable[Path], finished: list[Path]) -> Iterator[bytes]:
+    for source in sources:
+        yield from read_documents(source)
+        finished.append(source)
+
+
+def _manifest(sources: Sequence[Path], tokenizer: Tokenizer, config: PrepareConfig, stats: Counter[str]) -> dict[str, Any]:
+    """The fields that the challenge's downloader reads, and what is needed to make the shards again; no machine's paths."""
+    ids = {"vocab_size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id}
+    model_path = Path(tokenizer.name).name
+    name = Path(model_path).stem
+    totals = {f"{kind}_total": stats[f"{kind}_train"] + stats[f"{kind}_val"] for kind in ("docs", "files", "tokens", "bytes")}
+    splits = {f"{kind}_{split}": stats[f"{kind}_{split}"] for kind in ("docs", "files", "tokens", "bytes") for split in SPLITS}
+    dataset = {
+        "name": f"{config.name}_sp{tokenizer.vocab_size}",
+        "tokenizer_name": name,
+        "path": ".",
+        **{f"{split}_glob": f"{config.name}_{split}_*.bin" for split in SPLITS},
+        **ids,
+        "stats": totals | splits,
+    }
+    return {
+        "producer": f"quantlab {__version__}",
+        "sources": [source.name for source in sources],
+        "num_docs": totals["docs_total"],
+        "num_val_docs": config.val_docs,
+        "shard_size": config.shard_tokens,
+        "append_eos": False,
+        "tokenizers": [{"name": name, "kind": "sentencepiece", **ids, "model_path": model_path, "sha256": tokenizer.sha256}],
+        "datasets": [dataset],
+    }

@@ -1,0 +1,88 @@
+"""A packing that is killed goes on from its finished work and writes the bytes of one that was not."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from quantlab.calib.sources import CalibrationConfig
+from quantlab.errors import BudgetError, ConfigError
+from quantlab.jobs import pack as job
+from quantlab.jobs.pack import PackConfig, pack
+from quantlab.jobs.workspace import folder_of
+from quantlab.methods.trellis import rounder
+from quantlab.models.loading import load_checkpoint
+
+CONFIG = PackConfig(budget_bytes=50_000, calibration=CalibrationConfig(tokens=2048, seq_len=64), tune_steps=2)
+
+
+def packed(checkpoint, path, config=CONFIG, **options):
+    pack(load_checkpoint(checkpoint, None), config, path, checkpoint=checkpoint, **options)
+    return path.read_bytes()
+
+
+def stop_after(monkeypatch, count):
+    """Make the packing die at its `count`-th tensor."""
+    calls, real = [0], rounder.round_on_paths
+
+    def dying(*args, **options):
+        calls[0] += 1
+        if calls[0] > count:
+            raise KeyboardInterrupt
+        return real(*args, **options)
+
+    monkeypatch.setattr(rounder, "round_on_paths", dying)
+    return calls
+
+
+@pytest.mark.parametrize("count", [0, 5, 20, 40])
+def test_a_stopped_packing_goes_on_to_the_same_bytes(toy_checkpoint, tmp_path, monkeypatch, count):
+    whole = packed(toy_checkpoint, tmp_path / "whole.qlab")
+    with monkeypatch.context() as patch:
+        stop_after(patch, count)
+        with pytest.raises(KeyboardInterrupt):
+            packed(toy_checkpoint, tmp_path / "m.qlab")
+    assert not (tmp_path / "m.qlab").exists() and folder_of(tmp_path / "m.qlab").is_dir()
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "measure_statistics", None)  # they were kept: measuring again would fail
+        calls = stop_after(patch, 10_000)
+        assert packed(toy_checkpoint, tmp_path / "m.qlab", resume=True) == whole
+    everything = stop_after(monkeypatch, 10_000)
+    packed(toy_checkpoint, tmp_path / "again.qlab")
+    assert calls[0] == everything[0] - count  # finished tensors were not rounded again
+    assert not folder_of(tmp_path / "m.qlab").exists()
+
+
+def test_a_killed_process_leaves_work_that_resume_finishes(toy_checkpoint, tmp_path):
+    command = [sys.executable, "-m", "quantlab", "pack", toy_checkpoint, "--budget", "50kB", "-o", tmp_path / "m.qlab"]
+    command = [str(part) for part in [*command, "--calib-tokens", "2048", "--calib-seq-len", "64"]]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    work, deadline = folder_of(tmp_path / "m.qlab"), time.monotonic() + 120
+    while len(list(work.glob("*.npy"))) < 7 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    kept = len(list(work.glob("*.npy")))
+    assert kept >= 7 and not (tmp_path / "m.qlab").exists()
+    subprocess.run([*command, "--resume"], check=True, capture_output=True)
+    command[command.index(str(tmp_path / "m.qlab"))] = str(tmp_path / "whole.qlab")
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "m.qlab").read_bytes() == (tmp_path / "whole.qlab").read_bytes()
+
+
+def test_resume_refuses_work_of_other_options(toy_checkpoint, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            packed(toy_checkpoint, tmp_path / "m.qlab")
+    other = PackConfig(budget_bytes=51_000, calibration=CONFIG.calibration, tune_steps=2)
+    with pytest.raises(ConfigError, match="left by another checkpoint, budget or options"):
+        packed(toy_checkpoint, tmp_path / "m.qlab", other, resume=True)
+    packed(toy_checkpoint, tmp_path / "m.qlab", other)  # without --resume it begins anew
+
+
+def test_an_impossible_budget_leaves_nothing(toy_checkpoint, tmp_path):
+    with pytest.raises(BudgetError):
+        packed(toy_checkpoint, tmp_path / "m.qlab", PackConfig(budget_bytes=3000, calibration=CONFIG.calibration))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,90 @@
+"""Triangular factors of both sides of the Fisher information."""
+
+import numpy as np
+import pytest
+import torch
+
+from quantlab.calib.fisher import Use
+from quantlab.errors import StatisticsError
+from quantlab.methods.trellis.factors import COLUMN_DAMPING, ROW_DAMPING, factors, row_sensitivity
+
+
+def spd(n, seed=0):
+    x = torch.randn(3 * n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (x.T @ x / len(x) + 0.5).float()
+
+
+def rebuilt(upper, d):
+    """(1 + U)ᵀ-shaped factor times its diagonal, squared: the matrix that was factorised."""
+    lower = (torch.eye(len(d), dtype=torch.float64) + torch.from_numpy(upper).double().T) * d
+    return lower @ lower.T
+
+
+def test_factors_multiply_to_the_damped_matrices():
+    H, G = spd(7), spd(5, seed=1)
+    parts = factors("w", (Use(H, G),))
+    eye = torch.eye
+    H_damped = H.double() + COLUMN_DAMPING * H.double().diagonal().mean() * eye(7)
+    G_damped = (1 - ROW_DAMPING) * G.double() + ROW_DAMPING * G.double().diagonal().mean() * eye(5)
+    # the factors are stored in float32
+    assert torch.allclose(rebuilt(parts.columns_II, parts.d_I), H_damped, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(rebuilt(parts.rows_OO, parts.d_O), G_damped, rtol=1e-6, atol=1e-6)
+    assert float(G_damped.trace()) == pytest.approx(float(G.double().trace()))  # shrinking keeps the scale
+
+
+def test_only_later_rows_and_columns_feed_back():
+    parts = factors("w", (Use(spd(6), spd(4)),))
+    for upper in (parts.columns_II, parts.rows_OO):
+        assert upper.dtype == np.float32 and not np.tril(upper).any() and np.triu(upper, 1).any()
+
+
+def test_without_correlation_there_is_no_feedback():
+    parts = factors("w", (Use(torch.eye(3) * 4, torch.diag(torch.tensor([1.0, 9.0]))),))
+    assert not parts.columns_II.any() and not parts.rows_OO.any()
+    assert torch.allclose(parts.d_I, torch.full((3,), 2 * 1.01**0.5, dtype=torch.float64))
+    assert torch.allclose(parts.d_O.square(), torch.tensor([0.95 * 1 + 0.25, 0.95 * 9 + 0.25], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("uses", "row_feedback"),
+    [
+        ((Use(spd(4), spd(3)),), False),
+        ((Use(spd(4), spd(3).diagonal()),), True),
+        ((Use(spd(4), spd(3)), Use(spd(4).diagonal(), torch.ones(3))), True),
+    ],
+)
+def test_rows_without_feedback_keep_their_own_sensitivity(uses, row_feedback):
+    parts = factors("w", uses, row_feedback=row_feedback)
+    assert parts.rows_OO.shape == (0, 0)
+    assert torch.equal(parts.d_O, row_sensitivity(uses).sqrt())
+
+
+def test_rows_that_the_sample_never_saw_stay_bounded():
+    uses = (Use(torch.eye(4), torch.tensor([1.0, 0.0, 1.0, 2.0])),)
+    assert row_sensitivity(uses).tolist() == pytest.approx([1.0, 1e-3, 1.0, 2.0])
+
+
+def test_a_table_and_a_head_add_up_by_row():
+    head, table = Use(torch.eye(2) * 3, torch.tensor([1.0, 2.0])), Use(torch.tensor([5.0, 7.0]), torch.tensor([0.5, 0.0]))
+    rho = row_sensitivity((head, table))
+    # row costs are 6·g + 12·f; shared by the trace of the mixed column Hessian, (1.5·6 + 0.25·12) / 1.75
+    assert rho.tolist() == pytest.approx([(6 + 6) * 1.75 / 12, 12 * 1.75 / 12])
+    full = Use(torch.eye(2) * 3, torch.tensor([[1.0, 0.3], [0.3, 2.0]]))  # off-diagonals do not count here
+    assert row_sensitivity((full, table)).tolist() == pytest.approx(rho.tolist())
+
+
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(4, 4), torch.full((4, 4), float("nan")), -torch.eye(4), spd(4) - 9 * torch.ones(4, 4)]
+)
+@pytest.mark.parametrize("side", ["Hessian", "output gradient"])
+def test_a_side_that_is_no_fisher_information_is_named(bad, side):
+    use = Use(bad, torch.eye(4)) if side == "Hessian" else Use(torch.eye(4), bad)
+    with pytest.raises(StatisticsError, match=rf"tensor blocks\.0\.w: its (damped )?{side}"):
+        factors("blocks.0.w", (use,))
+
+
+def test_arguments_are_left_alone():
+    use = Use(spd(4), spd(3))
+    before = use.H_II.clone(), use.g_O.clone()
+    factors("w", (use,))
+    assert torch.equal(use.H_II, before[0]) and torch.equal(use.g_O, before[1])

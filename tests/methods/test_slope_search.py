@@ -1,0 +1,155 @@
+"""The search for one slope: files of real bytes, never over the budget, close to it, the same every time."""
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from quantlab.artifact.decode import decode_artifact, parse_artifact
+from quantlab.artifact.writer import encode_artifact, keep
+from quantlab.calib.fisher import Use
+from quantlab.errors import BudgetError
+from quantlab.methods.trellis.rounder import Rounder, RoundingOptions, narrowest, weights
+from quantlab.methods.trellis.slope_search import SlopePlanner
+
+WIDTHS = (5, 6, 8, 16)
+SHAPES = {"q": (64, 64), "up": (128, 64), "down": (64, 128), "tall": (300, 24), "head": (200, 64)}
+RAWS = [keep("gain", torch.linspace(-1, 1, 64))]
+
+
+def gram(n, seed, spread):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2 * n, n, generator=generator) * torch.logspace(-spread, spread, n) + torch.randn(
+        2 * n, 1, generator=generator
+    )
+    return x.T @ x / len(x)
+
+
+def rounders(*, states=8, widths=WIDTHS):
+    """A toy model of five matrices that matter by different amounts; the head is a tied embedding."""
+    made = []
+    for seed, (name, (O, I)) in enumerate(SHAPES.items()):
+        w = torch.randn(O, I, generator=torch.Generator().manual_seed(seed)) / I**0.5
+        uses = (Use(gram(I, seed, 0.4), gram(O, seed + 10, 0.7) * 10.0 ** -(seed + 1)),)
+        if name == "head":
+            uses += (Use(torch.rand(I, generator=torch.Generator().manual_seed(seed)) + 0.1, torch.full((O,), 1 / O)),)
+        made.append(Rounder(name, w, uses, RoundingOptions(states=states), max(widths)))
+    return made
+
+
+def assemble(payloads):
+    return encode_artifact([*payloads, *RAWS])
+
+
+def solve(budget, *, widths=WIDTHS, **options):
+    planner = SlopePlanner(rounders(widths=widths, **options), widths, assemble)
+    planner.check_feasible(budget)
+    c, _ = planner.approach(budget)
+    data, payloads = planner.settle(budget, c)
+    return planner, data, payloads
+
+
+def loss(planner, payloads):
+    return sum(r.predicted_kl(p) for r, p in zip(planner.rounders, payloads, strict=True))
+
+
+@pytest.fixture(scope="module")
+def solved():
+    """At 18 kB, about 3.6 bits a weight."""
+    return solve(18_000)
+
+
+def test_the_file_is_made_of_the_payloads_and_decodes_to_their_weights(solved):
+    _, data, payloads = solved
+    assert data == assemble(payloads)
+    tensors = decode_artifact(*parse_artifact(data))
+    assert all(np.array_equal(tensors[p.entry.name], weights(p)) for p in payloads)
+    assert [p.entry.name for p in payloads] == list(SHAPES)
+
+
+def test_files_are_never_over_their_budget_and_close_to_it_and_a_larger_one_is_better(solved):
+    losses = []
+    for budget in (4_000, 10_000, 18_000, 25_000, 70_000):
+        planner, data, payloads = solved if budget == 18_000 else solve(budget)
+        assert 0 <= budget - len(data) <= max(0.002 * budget, 24)
+        losses.append(loss(planner, payloads))
+    assert all(b < 0.5 * a for a, b in itertools.pairwise(losses))
+
+
+def test_18_kb_are_used_to_a_few_bytes(solved):
+    assert 0 <= 18_000 - len(solved[1]) <= 0.001 * 18_000
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_run_gives_the_same_file_whatever_the_number_of_workers(solved, workers, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: workers)
+    assert solve(18_000)[1] == solved[1]
+
+
+def test_levels_of_all_tensors_are_at_one_slope(solved):
+    """step · d_O · d_I is the same everywhere, but for the rounding of levels and the last fill of one level."""
+    planner, _, payloads = solved
+    octaves = [p.entry.level / 64 - r.shape.base for r, p in zip(planner.rounders, payloads, strict=True)]
+    assert max(octaves) - min(octaves) <= 2 / 64 + 1e-9
+
+
+def test_a_budget_below_reach_names_the_smallest_size_and_that_one_works():
+    with pytest.raises(BudgetError) as caught:
+        solve(100)
+    smallest = caught.value.smallest_bytes
+    assert smallest == len(assemble([narrowest(r.zeros(), [*WIDTHS]) for r in rounders()]))
+    with pytest.raises(BudgetError) as one_less:
+        solve(smallest - 1)
+    assert one_less.value.smallest_bytes == smallest
+    for budget in (smallest, smallest + 100):
+        assert len(solve(budget)[1]) <= budget
+
+
+def test_a_file_of_zeros_that_no_reader_would_take_does_not_stop_the_search(monkeypatch):
+    """A large model's zeros code to less than readers believe for so many weights; real budgets are far above that."""
+    monkeypatch.setattr("quantlab.artifact.container.EXPANSION_FLOOR", 0)
+    weights_in_all = sum(O * I for O, I in SHAPES.values())
+    least = -(-weights_in_all // 64)
+    assert len(solve(18_000)[1]) <= 18_000
+    with pytest.raises(BudgetError) as caught:
+        solve(least - 1)
+    assert least <= caught.value.smallest_bytes <= 2 * least  # sections of raw tensors count too
+
+
+@pytest.mark.parametrize("budget", [10**9])
+def test_a_budget_beyond_reach_gives_a_very_fine_plan(budget, solved):
+    planner, data, payloads = solve(budget)
+    assert len(data) <= budget
+    assert loss(planner, payloads) < 1e-3 * loss(solved[0], solved[2])
+
+
+@pytest.mark.parametrize("widths", [(4,), (4, 8)])
+def test_codes_stay_within_the_widths_that_are_allowed(widths):
+    _, data, payloads = solve(16_000, widths=widths)
+    assert len(data) <= 16_000
+    for p in payloads:
+        assert p.entry.bits in widths and np.abs(p.codes_OI).max() < 2 ** (p.entry.bits - 1)
+
+
+def test_more_states_cost_less_at_equal_bytes(solved):
+    plain = solve(18_000, states=1)
+    assert loss(*solved[::2]) < 0.9 * loss(*plain[::2])
+
+
+def test_a_model_of_zeros_has_a_file():
+    flat = [Rounder("zero", torch.zeros(32, 16), (Use(torch.eye(16), torch.eye(32)),), RoundingOptions(), 16)]
+    planner = SlopePlanner(flat, WIDTHS, encode_artifact)
+    planner.check_feasible(2_000)
+    c, _ = planner.approach(2_000)
+    data, (payload,) = planner.settle(2_000, c)
+    assert len(data) <= 2_000 and not weights(payload).any()
+
+
+def test_progress_counts_up_and_never_passes_its_total():
+    calls = []
+    planner = SlopePlanner(rounders(), WIDTHS, assemble, lambda *at: calls.append(at))
+    c, _ = planner.approach(12_000)
+    planner.settle(12_000, c)
+    assert all(done <= total for done, total in calls) and {done for done, _ in calls} == set(range(1, len(calls) + 1))

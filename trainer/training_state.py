@@ -1,0 +1,126 @@
+"""Training checkpoints: one safetensors file of weights and optimizer state; no pickle, never half written.
+
+Tensors are named `model.<parameter>`, `optimizer.<parameter>.<state>` and `extra.<name>`; the header's metadata holds
+`TrainState` as JSON under "quantlab_train".
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from quantlab.errors import TrainingError
+from quantlab.tensor_file import write_safetensors
+
+_KEY = "quantlab_train"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainState:
+    """What a run needs beside tensors to go on."""
+
+    step: int
+    """Optimizer steps done."""
+    elapsed_seconds: float
+    """Training time spent, over all resumes."""
+    config: dict[str, Any]
+    """`TrainConfig.to_dict()`, which holds the seed."""
+    tokens: str
+    """Fingerprint of the training tokens."""
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizers: Sequence[Optimizer], state: TrainState, extra: Mapping[str, Tensor] | None = None
+) -> None:
+    """Replace `path` by the current weights, optimizer state and what else the run needs.
+
+    Raises:
+        TrainingError: a weight is not finite; the file at `path` stays as it was.
+    """
+    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
+    _check_finite(tensors, state.step)
+    tensors |= {f"extra.{name}": t for name, t in (extra or {}).items()}
+    for (name, key), t in _optimizer_tensors(model, optimizers).items():
+        tensors[f"optimizer.{name}.{key}"] = t
+    write_safetensors(path, tensors, {_KEY: json.dumps(asdict(state), sort_keys=True)})
+
+
+def load_checkpoint_(
+    path: Path, model: nn.Module, optimizers: Sequence[Optimizer], expected: TrainState
+) -> tuple[TrainState, dict[str, Tensor]]:
+    """Fill model and optimizers from `path` and return where that run was and its extra tensors; `expected` says which run
+    this has to be.
+
+    Raises:
+        TrainingError: the file is damaged, or is of a run with other tokens or another
+            config (the first differing key is named).
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = _parse_state(path, file.metadata() or {})
+            _check_same_run(path, state, expected)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise TrainingError(f"training checkpoint {path} is damaged: {error}") from error
+    try:
+        model.load_state_dict(_under(tensors, "model."))
+    except RuntimeError as error:
+        raise TrainingError(f"training checkpoint {path} does not fit its own config") from error
+    _fill_optimizers_(model, optimizers, _under(tensors, "optimizer."))
+    return state, _under(tensors, "extra.")
+
+
+def _check_finite(tensors: Mapping[str, Tensor], step: int) -> None:
+    for name, t in tensors.items():
+        if not bool(t.isfinite().all()):
+            raise TrainingError(f"{name} is not finite after step {step}", hint="lower the learning rates")
+
+
+def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[tuple[str, str], Tensor]:
+    """Optimizer state by (parameter name, state name); every parameter belongs to one optimizer."""
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    return {(names[p], key): t for opt in optimizers for p, state in opt.state.items() for key, t in state.items()}
+
+
+def _fill_optimizers_(model: nn.Module, optimizers: Sequence[Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    params = dict(model.named_parameters())
+    owner = {p: opt for opt in optimizers for group in opt.param_groups for p in group["params"]}
+    for full_name, t in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        p = params[name]
+        owner[p].state[p][key] = t.to(p.device)
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _parse_state(path: Path, metadata: Mapping[str, str]) -> TrainState:
+    try:
+        return TrainState(**json.loads(metadata[_KEY]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{path} is not a training checkpoint of this version") from error
+
+
+def _check_same_run(path: Path, found: TrainState, expected: TrainState) -> None:
+    old, new = _flat(found.config), _flat(expected.config)
+    for key in [*new, *old]:
+        if old.get(key) != new.get(key):
+            raise TrainingError(
+                f"cannot resume {path}: it has {key} = {old.get(key)}, the config has {new.get(key)}",
+                hint="give the same config, or start anew without resume",
+            )
+    if found.tokens != expected.tokens:
+        raise TrainingError(f"cannot resume {path}: it was trained on other tokens ({found.tokens}, now {expected.tokens})")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
