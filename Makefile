@@ -1,16 +1,37 @@
-# Two commands: make demo, make test. Each builds the virtual environment first if it is missing.
+# make demo and make test are all that a user needs. Each target builds the virtual environment first if it is missing.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PIP_FLAGS := --quiet --disable-pip-version-check
 
-.PHONY: demo test lint docs notebooks clean
+# The tests that answer in under a minute on two cores.
+QUICK := tests/artifact tests/coding tests/methods tests/models tests/report tests/runs tests/text tests/test_*.py
+
+# The smoke subset for `make lowest`: import, pack, unpack and eval of a toy model, coder round trip, every command line.
+SMOKE := tests/artifact/test_artifact.py tests/coding/test_rans.py tests/docs/test_readme.py tests/docs/test_commands_in_docs.py \
+	tests/runs/test_run_frontier.py tests/test_packaging.py
+# Not the lowest torch by itself: constraints-lowest.txt says why.
+LOWEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+LOWEST := build/lowest-torch-$(LOWEST_TORCH)
+
+.PHONY: demo test quick types lowest lint docs notebooks clean
 
 demo: $(VENV)/.ready
 	$(BIN)/quantlab demo $(DEMO_ARGS)
 
-test: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+test: $(VENV)/.ready  # everything: about ten minutes
+	$(PYTEST) -n auto
+
+quick: $(VENV)/.ready  # under a minute
+	$(PYTEST) -n auto -m 'not slow' $(QUICK)
+
+types: $(VENV)/.ready  # mypy, strict, on the checkout
+	$(BIN)/mypy -p quantlab
+
+lowest: $(LOWEST)/.ready  # the smoke subset on the lowest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -o addopts= -q $(SMOKE)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -25,8 +46,14 @@ notebooks: $(VENV)/.ready  # run all anew and keep their outputs
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quantlab needs Python 3.11 or newer, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt torch numpy
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[dev,docs]'
+	touch $@
+
+$(LOWEST)/.ready: pyproject.toml constraints.txt constraints-lowest.txt
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install $(PIP_FLAGS) -c constraints-lowest.txt torch==$(LOWEST_TORCH) numpy
+	$(LOWEST)/bin/python -m pip install $(PIP_FLAGS) -c constraints-lowest.txt -e '.[plots,html]' pytest hypothesis triton
 	touch $@
 
 clean:

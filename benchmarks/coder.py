@@ -1,7 +1,7 @@
-"""Size and speed of the entropy coder on synthetic codes: Gaussian weights in classes of many scales, three kinds of contexts.
+"""Size and speed of the entropy coder on synthetic codes: Gaussian weights of many scale classes, three kinds of contexts.
 
-`path`: 8-state trellis, classes 9 to 27. `mixed`: the same trellis, classes 0 to 40, so some weights are off the path and some
-send raw bits. `wide`: no trellis, classes 28 to 60, codes up to thousands of steps, as in an embedding.
+`path`: 8-state trellis, scale classes 9 to 27. `mixed`: the same trellis, classes 0 to 40, so some weights bypass the trellis
+and some send raw bits. `wide`: no trellis, classes 28 to 60, codes up to thousands of steps, as in an embedding.
 
     NUMBA_NUM_THREADS=1 .venv/bin/python benchmarks/coder.py      # prints a table, saves JSON
 
@@ -24,13 +24,14 @@ from machine import ROOT, machine
 
 from quantlab.coding import rans, rans_numba
 from quantlab.coding.codecs import encode_smallest
-from quantlab.coding.contexts import TABLE_CLASSES, TensorContext, classes_of, raw_bits
+from quantlab.coding.contexts import TensorContext, classes_of, raw_bits
 from quantlab.coding.rans import lanes_for
 from quantlab.coding.symbols import from_symbols
 from quantlab.coding.tables import fit_tables, sets_to_bytes
+from quantlab.format_rules import TABLE_CLASSES
 
-KINDS = {"path": (8, 9, TABLE_CLASSES - 1), "mixed": (8, 0, 40), "wide": (1, 28, 60)}  # states, lowest, highest class
-UNIT_CLASS = 12.5  # whose symbols have a deviation of 1: about 3.5 bits a weight on the path
+KINDS = {"path": (8, 9, TABLE_CLASSES - 1), "mixed": (8, 0, 40), "wide": (1, 28, 60)}  # states, lowest, highest scale class
+UNIT_CLASS = 12.5  # scale class whose symbols have a deviation of 1: about 3.5 bits a weight on a path
 WIDTHS = {3: 512, 36: 1024}  # columns, by millions of weights
 
 
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def synthetic(kind: str, millions: int) -> tuple[list[np.ndarray], list[TensorContext]]:
-    """Square-ish int16 codes on trellis paths, and their contexts."""
+    """Return int16 codes on trellis paths, in matrices twice as tall as wide, and their contexts."""
     states, lowest, highest = KINDS[kind]
     rng = np.random.default_rng(millions)
     width = WIDTHS.get(millions, 512)
@@ -70,7 +71,7 @@ def synthetic(kind: str, millions: int) -> tuple[list[np.ndarray], list[TensorCo
 
 
 def measure(kind: str, millions: int, runs: int) -> dict[str, Any]:
-    """Sizes in bytes, speeds in millions of weights a second."""
+    """Return sizes in bytes, and speeds in millions of weights a second."""
     codes, contexts = synthetic(kind, millions)
     counts = sum(rans_numba.histogram(code, context) for code, context in zip(codes, contexts, strict=True))
     sets = [fit_tables(counts)]
@@ -104,7 +105,7 @@ def measure(kind: str, millions: int, runs: int) -> dict[str, Any]:
 
 
 def _speed(call: Callable[[], Any], codes: list[np.ndarray], weights: int, runs: int) -> list[float]:
-    """Median, slowest and fastest run, in millions of weights a second."""
+    """Return median, slowest and fastest run, in millions of weights a second."""
     speeds = []
     for _ in range(runs):
         start = perf_counter()
@@ -116,7 +117,7 @@ def _speed(call: Callable[[], Any], codes: list[np.ndarray], weights: int, runs:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, one line per kind and size; speeds as median (slowest to fastest)."""
+    """Return a Markdown table with one line for each kind and size; speeds as median (slowest to fastest)."""
     lines = [
         "| contexts | weights | largest code | bits/weight | raw | ideal bytes | stream bytes | + tables | lost "
         "| numpy M/s | numba M/s | encode M/s |",

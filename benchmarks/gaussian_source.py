@@ -19,29 +19,28 @@ import numpy as np
 import torch
 from machine import ROOT, machine
 
-from quantlab.artifact.shaped_grid import LEVELS
 from quantlab.artifact.writer import TrellisPayload, encode_artifact
 from quantlab.calib.fisher import Use
-from quantlab.format_rules import STATES
+from quantlab.format_rules import LOG_STEPS, STATES
 from quantlab.methods.trellis.rounder import Rounder, RoundingOptions, weights
 from quantlab.methods.trellis.slope_search import LEAST_PASSES, EntropyModel
 
 SHAPE = (1024, 512)
 RATES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
-TRELLIS_OCTAVE = 1.0
-"""At equal rate the union grid of a trellis has half the step of a scalar grid."""
+TRELLIS_LOG2 = 1.0
+"""At equal rate the union grid of a trellis has half the step of a scalar grid: log2 of the ratio."""
 
 Row = dict[str, Any]
 
 
 def measure(states: int, w_OI: torch.Tensor) -> Iterator[Row]:
-    """One row for each of RATES, about."""
+    """Yield a row for each of RATES, which the files have about."""
     O, I = w_OI.shape
     unit = Use(torch.eye(I), torch.ones(O))
     rounder = Rounder("w", w_OI, (unit,), RoundingOptions(states=states), bits=16)
     for rate in RATES:
-        octaves = math.log2(math.sqrt(2 * math.pi * math.e)) - rate - (TRELLIS_OCTAVE if states > 1 else 0.0)
-        level = round(LEVELS * octaves)
+        log2_step = math.log2(math.sqrt(2 * math.pi * math.e)) - rate - (TRELLIS_LOG2 if states > 1 else 0.0)
+        level = round(LOG_STEPS * log2_step)
         payload = settled(rounder, level)
         bits = 8 * len(encode_artifact([payload])) / w_OI.numel()
         error_OI = w_OI.numpy() - weights(payload)
@@ -52,17 +51,17 @@ def measure(states: int, w_OI: torch.Tensor) -> Iterator[Row]:
             "rate_bits": bits,
             "mse": mse,
             "gap_bits": bits - 0.5 * math.log2(1 / mse),
-            "error_in_squared_steps": mse / 4 ** (level / LEVELS),
+            "error_in_squared_steps": mse / 4 ** (level / LOG_STEPS),
         }
 
 
 def settled(rounder: Rounder, level: int) -> TrellisPayload:
-    """The codes at a level after as many passes as the packer takes until tables and classes have settled."""
+    """Return the codes at a log-step index after as many passes as the packer takes for tables and scale classes to settle."""
     classes, bits = rounder.first_classes(level), None
     for _ in range(LEAST_PASSES):
         payload = rounder.payload(level, classes, rounder.codes(level, classes, bits))
-        context = EntropyModel.of([payload])
-        (classes,), bits = context.classes, context.bits
+        model = EntropyModel.of([payload])
+        (classes,), bits = model.classes, model.bits
     return payload
 
 

@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/kernels.py            # prints a table, saves results/kernels_<card>.json
 
 Times are medians of CUDA events over RUNS launches, after a warm-up; inputs rotate through copies that exceed the L2 cache
-together. Floors: bytes that must move over the bandwidth of a copy, measured first. Peers: torch.compile of the twin, cuBLAS in
-bfloat16 on decoded weights, numpy and numba for the code stream. It needs a GPU: without one it says so and does nothing.
+together. Floors: bytes that must move over the bandwidth of a copy, measured first. Peers: the reference implementation under
+torch.compile, cuBLAS in bfloat16 on decoded weights, numpy and numba for the code stream. It needs a GPU: without one it says
+so and does nothing.
 """
 
 import argparse
@@ -38,12 +39,12 @@ from quantlab.kernels.unpack import unpack, unpack_ref
 
 RUNS = 50
 ROTATED_BYTES = 256 << 20
-"""Of the copies of an input: five times the L2 cache of an H100."""
+"""Bytes of all copies of an input: five times the L2 cache of an H100."""
 Row = dict[str, Any]
 
 
 def time_ms(call: Callable[[int], Any], device: torch.device, runs: int = RUNS) -> float:
-    """Median time of call(0), call(1), ... in milliseconds, after a tenth as many to warm up."""
+    """Return the median time of call(0), call(1), ... in milliseconds, after a tenth as many to warm up."""
     for i in range(max(runs // 10, 2)):
         call(i)
     if device.type != "cuda":
@@ -60,7 +61,7 @@ def time_ms(call: Callable[[int], Any], device: torch.device, runs: int = RUNS) 
 
 
 def copies(tensor: Tensor, rotated: int) -> list[Tensor]:
-    """Enough of them to exceed the cache."""
+    """Return copies of a tensor, enough of them to exceed the cache."""
     return [tensor.clone() for _ in range(max(2, rotated // max(tensor.nbytes, 1)))]
 
 
@@ -73,7 +74,7 @@ class Bench:
         self.bytes_per_ms = self._copy_speed()
 
     def _copy_speed(self) -> float:
-        """Bytes read and written in a millisecond by a copy."""
+        """Return the bytes that a copy reads and writes in a millisecond."""
         source = torch.empty(self.rotated, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         return 2 * source.nbytes / self.time(lambda i: target.copy_(source))
@@ -82,25 +83,25 @@ class Bench:
         return time_ms(call, self.device, self.runs)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """torch.compile where it has a back end for the device."""
+        """Apply torch.compile where it has a back end for the device."""
         return torch.compile(function, dynamic=False) if self.device.type == "cuda" else function
 
     def packed_copies(self, packed: Packed) -> list[Packed]:
         return [replace(packed, words=words) for words in copies(packed.words, self.rotated)]
 
     def row(self, kernel: str, case: str, ms: float, moved: int, peers: dict[str, float]) -> Row:
-        """A result: `moved` bytes at least, so `of_floor` is 1 at the speed of a copy."""
+        """Return a result. At least `moved` bytes must be read or written: `of_floor` is 1 at the speed of a copy."""
         floor = moved / self.bytes_per_ms
         return {"kernel": kernel, "case": case, "ms": ms, "floor_ms": floor, "of_floor": floor / ms, "peers_ms": peers}
 
     def unpack(self) -> Iterator[Row]:
         side = 8192 // self.scale
-        twin = self.compiled(unpack_ref)
+        reference = self.compiled(unpack_ref)
         for bits in (3, 4, 5, 6, 7, 8):
             packed, _ = sample(side, side, bits, self.device)
             inputs = self.packed_copies(packed)
             ms = self.time(lambda i, p=inputs: unpack(p[i % len(p)], dtype=torch.bfloat16))
-            peers = {"compiled twin": self.time(lambda i, p=inputs: twin(p[i % len(p)], dtype=torch.bfloat16))}
+            peers = {"compiled reference": self.time(lambda i, p=inputs: reference(p[i % len(p)], dtype=torch.bfloat16))}
             yield self.row("unpack", f"{bits} bits, {side} x {side} to bf16", ms, packed.nbytes + 2 * side * side, peers)
 
     def dequant_matmul(self) -> Iterator[Row]:
@@ -125,21 +126,21 @@ class Bench:
         weights = copies(torch.randn(side, side, device=self.device), self.rotated)
         row, column = (torch.rand(side, device=self.device) + 0.1 for _ in range(2))
         ms = self.time(lambda i: fake_quant(weights[i % len(weights)], row, column))
-        twin = self.compiled(fake_quant_ref)
-        peers = {"compiled twin": self.time(lambda i: twin(weights[i % len(weights)], row, column))}
+        reference = self.compiled(fake_quant_ref)
+        peers = {"compiled reference": self.time(lambda i: reference(weights[i % len(weights)], row, column))}
         yield self.row("fake_quant", f"{side} x {side} float32", ms, 2 * weights[0].nbytes, peers)
 
     def softcap_cross_entropy(self) -> Iterator[Row]:
-        """Forward and backward; memory is the peak above the logits."""
+        """Time forward and backward pass; memory is the peak above the logits."""
         tokens, vocab = 32768 // self.scale, 8192 // self.scale
         logits = torch.randn(tokens, vocab, device=self.device, dtype=torch.bfloat16).requires_grad_()
         targets = torch.randint(0, vocab, (tokens,), device=self.device)
-        twin = self.compiled(softcap_cross_entropy_ref)
-        results = {name: self._both_ways(f, logits, targets) for name, f in (("mine", softcap_cross_entropy), ("twin", twin))}
-        (ms, peak), (twin_ms, twin_peak) = results["mine"], results["twin"]
+        reference = self.compiled(softcap_cross_entropy_ref)
+        ms, peak = self._both_ways(softcap_cross_entropy, logits, targets)
+        reference_ms, reference_peak = self._both_ways(reference, logits, targets)
         moved = 3 * logits.nbytes  # read, read again, gradient written
-        row = self.row("softcap_cross_entropy", f"{tokens} x {vocab} bf16", ms, moved, {"compiled twin": twin_ms})
-        yield row | {"peak_bytes": peak, "peak_bytes_twin": twin_peak}
+        row = self.row("softcap_cross_entropy", f"{tokens} x {vocab} bf16", ms, moved, {"compiled reference": reference_ms})
+        yield row | {"peak_bytes": peak, "peak_bytes_reference": reference_peak}
 
     def _both_ways(self, function: Callable[..., Tensor], logits: Tensor, targets: Tensor) -> tuple[float, int]:
         def step(i: int) -> None:
@@ -156,7 +157,7 @@ class Bench:
         return ms, torch.cuda.max_memory_allocated(self.device) - before
 
     def rans_decode(self) -> Iterator[Row]:
-        """A whole code stream, from bytes on the host to codes on the card, beside both readers on a CPU."""
+        """Time a whole code stream, from bytes on the host to codes on the card, beside both readers on a CPU."""
         codes, contexts = synthetic("path", 36 // self.scale or 1)
         sets = [fit_tables(sum(rans_numba.histogram(*pair) for pair in zip(codes, contexts, strict=True)))]
         weights = sum(code.size for code in codes)
@@ -177,7 +178,7 @@ class Bench:
         }
 
     def gptq_block(self) -> Iterator[Row]:
-        """Sixteen blocks of 128 columns at once, beside the twin on the same device and on the CPU's cores."""
+        """Time sixteen blocks of 128 columns at once, beside the reference on the same device and on the CPU's cores."""
         g = torch.Generator().manual_seed(0)
         shape = (16 // self.scale or 1, 128 // self.scale, 2048 // self.scale)
         w, steps = torch.randn(shape, generator=g), torch.full(shape, 0.25)
@@ -189,7 +190,7 @@ class Bench:
             for n in range(shape[0]):
                 gptq_block_ref(w[n], steps[n], 31, U[n])
 
-        peers = {f"twin on {torch.get_num_threads()} CPU threads": time_ms(on_cpu, torch.device("cpu"), min(self.runs, 5))}
+        peers = {f"reference on {torch.get_num_threads()} CPU threads": time_ms(on_cpu, torch.device("cpu"), min(self.runs, 5))}
         yield self.row("gptq_block", "x".join(map(str, shape)), ms, 4 * w.nbytes, peers)
 
     def all(self) -> Iterator[Row]:

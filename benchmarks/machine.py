@@ -1,4 +1,4 @@
-"""What every benchmark prints about where it ran."""
+"""The machine, versions and commit that every benchmark records."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def machine() -> dict[str, Any]:
-    """Processor count, versions, commit, and whether the working tree differs from it."""
+    """Return processors, versions, commit, and whether the working tree differs from it."""
     return {
         "processor": _processor(),
         "processors": os.cpu_count(),

@@ -24,13 +24,13 @@ HEAVY_ROWS = 0.01
 HEAVY_FACTOR = 2.0
 """Share of rows that are heavier, and by how much."""
 LOGIT_STD = 1.5
-"""Of a logit, if the final stream had no part in the embedding."""
+"""Standard deviation of a logit, if the final residual stream were independent of the embedding."""
 ZIPF_EXPONENT = 0.1
-"""Norm of the row of the token of rank r: (r + 1) to minus this."""
+"""The row of the token of rank r has the norm (r + 1)**-ZIPF_EXPONENT."""
 
 
 def make_state(config: GPTConfig, *, seed: int) -> dict[str, Tensor]:
-    """State dict float32 with the baseline's names, drawn from `seed` alone."""
+    """Return a state dict float32 with the baseline's names, drawn from `seed` alone."""
     generator = torch.Generator().manual_seed(seed)
     return {name: _tensor(name, shape, config, generator) for name, shape in expected_shapes(config).items()}
 
@@ -49,7 +49,7 @@ def _tensor(name: str, shape: tuple[int, ...], config: GPTConfig, generator: tor
 
 
 def _matrix(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Gaussian [O, I] with uneven rows and columns; its root mean square is 1."""
+    """Return a Gaussian matrix [O, I] with uneven rows and columns; its root mean square is 1."""
     rows, columns = shape
     row_O = _log_normal(rows, ROW_SPREAD, generator)
     row_O[torch.rand(rows, generator=generator) < HEAVY_ROWS] *= HEAVY_FACTOR

@@ -1,4 +1,4 @@
-"""What most people would write: a GPT-2 block stack with AdamW and a cosine schedule, as the peer of the trainer's benchmark.
+"""A GPT-2 block stack with AdamW and a cosine schedule, as most people would write it: the peer of the trainer's benchmark.
 
 After the well-known minimal loop (github.com/karpathy/nanoGPT): learned positions, LayerNorm, GELU, tied head, weights from
 N(0, 0.02), weight decay 0.1 on matrices, gradients clipped to 1.
@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """Ids [B, T] to logits [B, T, V]."""
+    """A model that maps ids [B, T] to logits [B, T, V]."""
 
     def __init__(self, *, vocab: int, layers: int, width: int, heads: int, hidden: int, length: int, seed: int = 0) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class NanoGPT(nn.Module):
 
 
 def train(model: NanoGPT, batch: Batch, *, seconds: float, lr: float, micro: int, warmup: float = 0.05) -> tuple[int, float]:
-    """AdamW for `seconds`: warmup over a share of the time, then cosine; gives steps done and seconds taken."""
+    """Train with AdamW for `seconds`, warmup over a share of them, then cosine; return steps done and seconds taken."""
     groups = [
         {"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},

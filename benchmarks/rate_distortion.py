@@ -33,42 +33,42 @@ from record_pipeline import Packed, RecordPipeline, decode
 from record_search import held_out_tokens, solve_best, solve_published, with_weights
 from torch import Tensor, nn
 
-from quantlab.artifact.decode import decode_artifact, read_artifact
+from quantlab.artifact.reader import open_artifact
 from quantlab.budget import parse_bytes
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import write_statistics
 from quantlab.evaluation.divergence import Z95, measure_divergence
-from quantlab.evaluation.scoring import Score
+from quantlab.evaluation.scoring import Score, score_tokens
 from quantlab.jobs.calibrate import measure_statistics, reuse_statistics
-from quantlab.jobs.evaluate import evaluate_target, evaluation_tokens
-from quantlab.jobs.pack import PackConfig, pack
-from quantlab.jobs.train import TOKENIZER_NAME, VAL_NAME, train_to_folder
+from quantlab.jobs.evaluate import TOKENIZER_NAME, evaluation_tokens
+from quantlab.jobs.pack import pack
+from quantlab.jobs.train import VAL_NAME, train_to_folder
 from quantlab.jobs.train_file import read_train_config
-from quantlab.methods.trellis.rounder import RoundingOptions
-from quantlab.models.loading import Loaded, load_checkpoint, load_tokenizer
+from quantlab.models.loading import LoadedModel, load, load_tokenizer
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.training_loop import MODEL_NAME
 
 PUBLISHED, BEST, GPTQ, DEFAULT = 1, 2, 3, 9
 RECORD = {PUBLISHED: "record pipeline, published k", BEST: "record pipeline, best k by group"}
-PLAIN = RoundingOptions(states=1, row_shape=False, column_shape=False, row_feedback=False)
+PLAIN = {"states": 1, "row_shape": False, "column_shape": False, "row_feedback": False, "tune_steps": 0}
 PACKS: dict[int, tuple[str, dict[str, Any]]] = {
     GPTQ: ("gptq: row grids, byte codecs", {"method": "gptq"}),
-    4: ("trellis method: one slope, rANS", {"rounding": PLAIN, "tune_steps": 0}),
-    5: ("+ column shape", {"rounding": replace(PLAIN, column_shape=True), "tune_steps": 0}),
-    6: ("+ row shape", {"rounding": RoundingOptions(states=1, row_feedback=False), "tune_steps": 0}),
-    7: ("+ row feedback", {"rounding": RoundingOptions(states=1), "tune_steps": 0}),
+    4: ("trellis method: one slope, rANS", PLAIN),
+    5: ("+ column scales", PLAIN | {"column_shape": True}),
+    6: ("+ row scales", {"states": 1, "row_feedback": False, "tune_steps": 0}),
+    7: ("+ row feedback", {"states": 1, "tune_steps": 0}),
     8: ("+ trellis", {"tune_steps": 0}),
     DEFAULT: ("+ tuning (the default)", {}),
     10: ("the default in 8 bits", {"widths": (5, 6, 8)}),
 }
+"""Options of `quantlab.pack` by row of the table."""
 LINES = {
     PUBLISHED: ("record pipeline, published k", "0.6", "s"),
     BEST: ("record pipeline, best k by group", "0.25", "D"),
     GPTQ: ("quantlab --method gptq", "tab:blue", "o"),
     DEFAULT: ("quantlab (trellis)", "tab:red", "o"),
 }
-"""Of the figure: label, colour and marker."""
+"""Lines of the figure: label, colour and marker."""
 VERSUS = {"rows": "of row above", "curves": "of row above", "calibration": "of first row"}
 READS = 3
 BATCH = 16
@@ -78,22 +78,22 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One model, and what its files are made from and scored on."""
+    """One model, the data that its files are made from, and the tokens that they are scored on."""
 
     checkpoint: Path
-    loaded: Loaded
+    loaded: LoadedModel
     tokenizer: Tokenizer
     tokens: NDArray[Any]
     """Held-out ids, [N]."""
     calibration: CalibrationConfig
     stats: Path
-    """Statistics of `calibration`."""
+    """Statistics measured with `calibration`."""
     folder: Path
-    """For files that may go."""
+    """Folder for temporary files."""
     float_score: Score
 
     def score(self, state: dict[str, Tensor]) -> Row:
-        """KL, BPB gap with their intervals, and flips of a model with these weights; `kl_N` is the KL of each sequence."""
+        """Return KL and BPB gap with their intervals, and flips, of a model with these weights; `kl_N`: KL of each sequence."""
         model = with_weights(self.loaded, state)
         result = measure_divergence(self.loaded.model, model, self.tokens, seq_len=self.calibration.seq_len)
         kl_N = sequence_kl(self.loaded.model, model, self.tokens, self.calibration.seq_len)
@@ -112,7 +112,7 @@ class Bench:
 
 
 def sequence_kl(reference: nn.Module, model: nn.Module, tokens: NDArray[Any], seq_len: int) -> NDArray[np.float64]:
-    """Mean KL(reference ‖ model) over each sequence, nats per token, [N]; `compare` reports the mean of all."""
+    """Return the mean KL(reference ‖ model) over each sequence, nats per token, [N]; `compare` reports the mean of all."""
     count = (len(tokens) - 1) // seq_len
     x_NT = torch.from_numpy(tokens[: count * seq_len].astype(np.int64)).view(count, seq_len)
     parts = []
@@ -125,7 +125,7 @@ def sequence_kl(reference: nn.Module, model: nn.Module, tokens: NDArray[Any], se
 
 
 def with_ratios(rows: list[Row], *, to_first: bool) -> list[Row]:
-    """With `kl_ratio` to the row above of the same budget, or to the first, half its interval's width, and no `kl_N`."""
+    """Return rows with `kl_ratio` to the row above of the same budget (or the first), half its interval, and no `kl_N`."""
     done = [{key: value for key, value in row.items() if key != "kl_N"} for row in rows]
     for n in range(1, len(rows)):
         kl_N, base_N = rows[n]["kl_N"], rows[0 if to_first else n - 1]["kl_N"]
@@ -137,7 +137,7 @@ def with_ratios(rows: list[Row], *, to_first: bool) -> list[Row]:
 
 
 def ladder(bench: Bench, budgets: list[int], steps: list[int], choose_tokens: int) -> Iterator[Row]:
-    """The table: a row for each budget and step."""
+    """Yield the table: a row for each budget and step."""
     choose_by = np.zeros(0)
     if RECORD.keys() & {*steps}:
         choose_by = held_out_tokens(bench.calibration, bench.loaded, bench.tokenizer, choose_tokens)
@@ -148,12 +148,12 @@ def ladder(bench: Bench, budgets: list[int], steps: list[int], choose_tokens: in
 
 
 def curves(bench: Bench, budgets: list[int]) -> Iterator[Row]:
-    """GPTQ and the default at more budgets, for the figure."""
+    """Return rows of GPTQ and the default at more budgets, for the figure."""
     return (packed(bench, step, budget) for budget in budgets for step in (GPTQ, DEFAULT))
 
 
 def sources(bench: Bench, budget: int) -> Iterator[Row]:
-    """The default packed with as many tokens of the calibration source, of the model's own text, and of chance."""
+    """Yield the default packed with as many tokens of the calibration source, of the model's own text, and at random."""
     tokens = reuse_statistics(bench.stats, bench.loaded).tokens
     yield packed(bench, DEFAULT, budget) | {"method": bench.calibration.source.partition(":")[0]}
     for source in ("self", "random"):
@@ -164,18 +164,17 @@ def sources(bench: Bench, budget: int) -> Iterator[Row]:
 
 
 def packed(bench: Bench, step: int, budget: int) -> Row:
-    """One row: a file by `quantlab pack`."""
+    """Return one row: a file by `quantlab.pack`."""
     name, options = PACKS[step]
-    path, config = bench.folder / "packed.qlab", PackConfig(budget_bytes=budget, **options)
-    given: dict[str, Any] = {"checkpoint": bench.checkpoint, "statistics": bench.stats, "tokenizer": bench.tokenizer}
-    report = pack(bench.loaded, config, path, **given)
-    arrays, unpack_s = timed(lambda: decode_artifact(*read_artifact(path)))
+    path = bench.folder / "packed.qlab"
+    report = pack(bench.loaded, budget=budget, output=path, stats=bench.stats, tokenizer=bench.tokenizer, force=True, **options)
+    state, unpack_s = timed(lambda: open_artifact(path).tensors())
     return {
         "step": step,
         "method": name,
         "budget_bytes": budget,
         "bytes": path.stat().st_size,
-        **bench.score({key: torch.from_numpy(array) for key, array in arrays.items()}),
+        **bench.score(state),
         "pack_s": report.timings_s["search"] + report.timings_s["verify"],
         "unpack_s": unpack_s,
         "predicted": report.predicted_kl,
@@ -185,7 +184,7 @@ def packed(bench: Bench, step: int, budget: int) -> Row:
 
 
 def recorded(bench: Bench, steps: list[int], budget: int, choose_by: NDArray[Any]) -> Iterator[Row]:
-    """The rows of the record pipeline."""
+    """Yield the rows of the record pipeline."""
     start = perf_counter()
     record = RecordPipeline(bench.loaded, reuse_statistics(bench.stats, bench.loaded))
     published = solve_published(record, budget)
@@ -208,7 +207,7 @@ def _record_row(bench: Bench, step: int, budget: int, result: Packed, pack_s: fl
 
 
 def timed(read: Callable[[], Any]) -> tuple[Any, float]:
-    """What `read` gives, and the median of its seconds after a first run."""
+    """Return what `read` returns, and the median of its seconds after a first run."""
     result, seconds = read(), []
     for _ in range(READS):
         start = perf_counter()
@@ -218,7 +217,7 @@ def timed(read: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row of the printed table."""
+    """Return a row of the printed table."""
     ratio = f"{row['kl_ratio']:.3f} ±{row['kl_ratio_half']:.3f}" if "kl_ratio" in row else ""
     return (
         f"{row['step']}",
@@ -235,7 +234,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def table(rows: list[Row], versus: str) -> str:
-    """Aligned text."""
+    """Return the rows as aligned text."""
     header = ("", f"{'method':34}", "file bytes", "KL", versus, "KL q99", "BPB gap", "flips", "pack s", "unpack s")
     lines = [header, *map(cells, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -243,7 +242,7 @@ def table(rows: list[Row], versus: str) -> str:
 
 
 def plot(rows: list[Row], title: str, path: Path) -> None:
-    """KL against file bytes; a line for each method that has rows."""
+    """Draw KL against file bytes, with a line for each method that has rows."""
     from matplotlib.figure import Figure  # not needed for the table
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
@@ -267,10 +266,10 @@ def plot(rows: list[Row], title: str, path: Path) -> None:
 
 
 def open_bench(arguments: argparse.Namespace, folder: Path) -> Bench:
-    """Load, tokenize, calibrate, and score the float model; train the demo model if it is asked for and missing."""
+    """Load, tokenize, calibrate, and score the float model; train the demo model first if it is asked for and missing."""
     if arguments.demo and not arguments.checkpoint.exists():
         train_to_folder(*read_train_config("demo", changes=[f"max_seconds={60 * arguments.minutes}"]), arguments.demo)
-    loaded = load_checkpoint(arguments.checkpoint, None)
+    loaded = load(arguments.checkpoint)
     tokenizer = load_tokenizer(arguments.tokenizer, loaded)
     shards = str(arguments.demo / VAL_NAME) if arguments.demo else None
     tokens = evaluation_tokens(arguments.text, shards, tokenizer)[: arguments.eval_tokens + 1]
@@ -278,22 +277,23 @@ def open_bench(arguments: argparse.Namespace, folder: Path) -> Bench:
     stats = arguments.stats or folder / "statistics.safetensors"
     if not arguments.stats:
         write_statistics(stats, measure_statistics(loaded, calibration, tokenizer))
-    score = evaluate_target(loaded, tokens, tokenizer, seq_len=arguments.seq_len)
+    counts = tokenizer.token_bytes()
+    score = score_tokens(loaded.model, tokens, counts, seq_len=arguments.seq_len, bos_id=tokenizer.bos_id)
     return Bench(arguments.checkpoint, loaded, tokenizer, tokens, calibration, stats, folder, score)
 
 
 def parse() -> argparse.Namespace:
-    """Arguments, with the defaults that depend on others."""
+    """Return the arguments, with the defaults that depend on others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?")
     parser.add_argument("--demo", type=Path, metavar="DIR", help="instead of a checkpoint: the folder of make demo")
-    parser.add_argument("--minutes", type=float, default=2.2, help="of training, if the demo's folder has no model")
+    parser.add_argument("--minutes", type=float, default=2.2, help="minutes of training, if the demo's folder has no model")
     parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--text", type=Path, help="what the reported figures are measured on")
+    parser.add_argument("--text", type=Path, help="text that the reported figures are measured on")
     parser.add_argument("--calib", default="self", help="source of the statistics and, other tokens of it, of the choice of k")
     parser.add_argument("--stats", type=Path, help="from quantlab calibrate with its default tokens and seed; else measured")
     parser.add_argument("--budgets", help="default 1367KB, 250KB for the demo")
-    parser.add_argument("--curve-budgets", default="", help="of the figure's lines; none: no figure")
+    parser.add_argument("--curve-budgets", default="", help="budgets of the figure's lines; without them no figure is drawn")
     parser.add_argument("--eval-tokens", type=int, default=61440)
     parser.add_argument("--choose-tokens", type=int, default=16384)
     parser.add_argument("--seq-len", type=int, help="default 512, 256 for the demo")
@@ -350,7 +350,7 @@ def main() -> None:
 
 
 def measure(name: str, rows: Iterator[Row], about: dict[str, Any], out: Path) -> list[Row]:
-    """The section's rows; after each the JSON file is written and the row goes to stderr."""
+    """Return the section's rows; after each the JSON file is written and the row goes to stderr."""
     measured: list[Row] = []
     for row in rows:
         measured.append(row)
@@ -363,7 +363,7 @@ def measure(name: str, rows: Iterator[Row], about: dict[str, Any], out: Path) ->
 
 
 def _named(source: str) -> str:
-    """A calibration source without its folder."""
+    """Return the name of a calibration source without its folder."""
     kind, colon, path = source.partition(":")
     return kind + colon + Path(path).name
 

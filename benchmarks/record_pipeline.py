@@ -30,7 +30,7 @@ from quantlab.calib.fisher import column_hessian
 from quantlab.calib.statistics import Statistics
 from quantlab.methods.classic.gptq import feedback, gptq
 from quantlab.methods.classic.row_grid import RowGrid
-from quantlab.models.loading import Loaded
+from quantlab.models.loading import LoadedModel
 from quantlab.models.weights import split_state
 
 DAMPING = 0.01
@@ -49,7 +49,7 @@ class Clips:
     mlp: float = 11.5
 
     def times(self, embedding: float, attention: float, mlp: float) -> "Clips":
-        """Each k multiplied by its group's factor."""
+        """Return each k multiplied by its group's factor."""
         return Clips(self.embedding * embedding, self.attention * attention, self.mlp * mlp)
 
 
@@ -62,13 +62,13 @@ class Coded:
 
     @property
     def weights_OI(self) -> Tensor:
-        """What a reader of the file gets, float32."""
+        """Weights float32 [O, I], as a reader of the file gets them."""
         return torch.from_numpy(self.q_OI.astype(np.float32) * self.scale_O.astype(np.float32)[:, None])
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A whole model: the file, and the state dict that was read back from it."""
+    """A packed model: the file, and the state dict that was read back from it."""
 
     state: dict[str, Tensor]
     data: bytes
@@ -78,12 +78,12 @@ class Packed:
 
 
 class RecordPipeline:
-    """Quantizes, codes and sizes one model; whatever was computed is kept, so a search pays for nothing twice."""
+    """Quantizes, codes and sizes one model; all results are cached, so a search computes nothing twice."""
 
-    def __init__(self, loaded: Loaded, stats: Statistics, *, workers: int = cpu_count() or 1) -> None:
+    def __init__(self, loaded: LoadedModel, stats: Statistics, *, workers: int = cpu_count() or 1) -> None:
         self.loaded, self.stats, self.workers = loaded, stats, workers
-        self.matrices, kept = split_state(loaded.state)
-        self.kept = {name: t.to(torch.float16) for name, t in kept.items() if t.is_floating_point()}
+        self.matrices, others = split_state(loaded.state)
+        self.passthrough = {name: t.to(torch.float16) for name, t in others.items() if t.is_floating_point()}
         self.roles: dict[str, list[str]] = {}
         for name in self.matrices:
             self.roles.setdefault(role_of(name), []).append(name)
@@ -94,7 +94,7 @@ class RecordPipeline:
         self._sizes: dict[tuple[str, float], int] = {}
 
     def quantize(self, name: str, clips: Clips) -> Coded:
-        """One matrix by GPTQ on row steps k · std(row) / limit."""
+        """Quantize one matrix by GPTQ on row steps k · std(row) / limit."""
         group = group_of(name)
         k: float = getattr(clips, group)
         if (name, k) not in self._coded:
@@ -105,20 +105,20 @@ class RecordPipeline:
         return self._coded[name, k]
 
     def state(self, clips: Clips) -> dict[str, Tensor]:
-        """The state dict that a reader of the file gets."""
-        kept = {name: t.float() for name, t in self.kept.items()}
-        return {name: self.quantize(name, clips).weights_OI for name in self.matrices} | kept
+        """Return the state dict that a reader of the file gets."""
+        passthrough = {name: t.float() for name, t in self.passthrough.items()}
+        return {name: self.quantize(name, clips).weights_OI for name in self.matrices} | passthrough
 
     def roles_bytes(self, roles: Iterable[str], clips: Clips) -> int:
-        """Size of these roles' streams under brotli."""
+        """Return the size of these roles' streams under brotli."""
         return sum(self._map(lambda role: self._role_bytes(role, clips), roles).values())
 
     def brotli_bytes(self, clips: Clips) -> int:
-        """Size of the file if every role were under brotli."""
+        """Return the size of the file if every role were under brotli."""
         return self.roles_bytes(self.roles, clips) + len(self._frame({role: ("b", b"") for role in self.roles}, clips))
 
     def encode(self, clips: Clips) -> bytes:
-        """The file: length of the header, header, one stream a role, then all scales and small tensors."""
+        """Return the file: length of the header, header, one stream a role, then all scales and small tensors."""
         return self._frame(self._map(lambda role: _smallest(self._stream(role, clips)), self.roles), clips)
 
     def _map(self, f: Callable[[str], Any], names: Iterable[str]) -> dict[str, Any]:
@@ -140,26 +140,26 @@ class RecordPipeline:
         header = {
             "roles": [[coder, len(stream), len(self.roles[role])] for role, (coder, stream) in streams.items()],
             "matrices": [[name, *self.matrices[name].shape] for name in names],
-            "kept": [[name, *t.shape] for name, t in self.kept.items()],
+            "kept": [[name, *t.shape] for name, t in self.passthrough.items()],
         }
         head = _brotli(json.dumps(header, separators=(",", ":")).encode())
-        halves = [self.quantize(name, clips).scale_O for name in names] + [t.numpy() for t in self.kept.values()]
+        halves = [self.quantize(name, clips).scale_O for name in names] + [t.numpy() for t in self.passthrough.values()]
         side = _brotli(b"".join(h.tobytes() for h in halves))
         return LENGTH.pack(len(head)) + head + b"".join(stream for _, stream in streams.values()) + side
 
 
 def role_of(name: str) -> str:
-    """The part of a tensor's name that all blocks share."""
+    """Return the part of a tensor's name that all blocks share."""
     return name.split(".", 2)[2] if name.startswith("blocks.") else name
 
 
 def group_of(name: str) -> str:
-    """The field of `Clips` that a tensor or role belongs to."""
+    """Return the field of `Clips` that a tensor or role belongs to."""
     return "mlp" if "mlp." in name else "attention" if "attn." in name else "embedding"
 
 
 def decode(data: bytes) -> dict[str, Tensor]:
-    """The state dict float32 of a file by `RecordPipeline.encode`, from its bytes alone."""
+    """Return the state dict float32 of a file by `RecordPipeline.encode`, from its bytes alone."""
     at = LENGTH.size + LENGTH.unpack_from(data)[0]
     header = json.loads(brotli.decompress(data[LENGTH.size : at]))
     matrices, codes = iter(header["matrices"]), {}

@@ -1,4 +1,4 @@
-"""The k of the record pipeline that makes a file fill a budget: one factor on all published k, or the best k by group."""
+"""Find the k of the record pipeline with which a file fills a budget: one factor on all published k, or the best k by group."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens
 from quantlab.errors import BudgetError, DataError
 from quantlab.evaluation.divergence import measure_divergence
-from quantlab.models.loading import Loaded
+from quantlab.models.loading import LoadedModel
 from quantlab.text.tokenizer import Tokenizer
 
 EMBEDDING_FACTORS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
@@ -27,18 +27,18 @@ FILLED = 0.997
 
 
 def solve_published(record: RecordPipeline, budget_bytes: int) -> Packed:
-    """A file of at most `budget_bytes` and at least 99.7 % of it, by one factor on all k. BudgetError if there is none."""
+    """Return a file of 99.7 to 100 % of `budget_bytes`, by one factor on all k. BudgetError if there is none."""
     start = hit(budget_bytes, lambda x: record.brotli_bytes(Clips().times(x, x, x)))
     return _finish(record, budget_bytes, lambda x: Clips().times(x, x, x), start)
 
 
 def solve_best(record: RecordPipeline, published: Packed, budget_bytes: int, tokens: NDArray[Any], *, seq_len: int) -> Packed:
-    """The same with the best k by group: on top of `published`, a grid of factors on the k of embedding and attention.
+    """Return the same with the best k by group: on top of `published`, a grid of factors on the k of embedding and attention.
 
     The MLP's k is found to keep the bytes, so all are compared at equal brotli bytes; the least KL on `tokens` wins.
 
     Args:
-        published: what `solve_published` gave for the same budget.
+        published: result of `solve_published` for the same budget.
         tokens: ids, [N], to choose by: neither those that will be reported on nor those of the statistics.
     Raises:
         BudgetError: no factor gives such a file.
@@ -51,7 +51,7 @@ def solve_best(record: RecordPipeline, published: Packed, budget_bytes: int, tok
 
 
 def hit(budget_bytes: int, size_at: Callable[[float], int], x: float = 1.0) -> float:
-    """An x at which the size, which falls as x grows, is within the budget and fills `FILLED` of it; secants in log x."""
+    """Return an x at which the size, which falls as x grows, fits the budget and fills `FILLED` of it; secants in log x."""
     at, slope, before = log(x), 0.4 * budget_bytes, (0.0, 0)
     for _ in range(20):
         size = size_at(exp(at))
@@ -65,7 +65,7 @@ def hit(budget_bytes: int, size_at: Callable[[float], int], x: float = 1.0) -> f
 
 
 def _finish(record: RecordPipeline, budget_bytes: int, clips_at: Callable[[float], Clips], start: float) -> Packed:
-    """The file that fills the budget with the smaller of both coders for each role, after a round trip."""
+    """Return the file that fills the budget with the smaller of both coders for each role, after a round trip."""
     files: dict[float, bytes] = {}
 
     def size(x: float) -> int:
@@ -79,7 +79,7 @@ def _finish(record: RecordPipeline, budget_bytes: int, clips_at: Callable[[float
 
 
 def _grid(record: RecordPipeline, base: Clips, tokens: NDArray[Any], seq_len: int) -> tuple[dict[str, float], ...]:
-    """Factors on `base` and KL of every combination that can have its brotli bytes, and of four more around the best."""
+    """Return factors on `base` and KL of every combination that can have its brotli bytes, and of four around the best."""
     reference = Remembering(record.loaded.model)
 
     def scored(row: dict[str, float]) -> dict[str, float]:
@@ -97,7 +97,7 @@ def _grid(record: RecordPipeline, base: Clips, tokens: NDArray[Any], seq_len: in
 
 
 def _balanced(record: RecordPipeline, base: Clips, embedding: float, attention: float) -> dict[str, float]:
-    """All three factors, the MLP's such that the brotli bytes are those of `base`; empty if there is none."""
+    """Return all three factors, the MLP's such that the brotli bytes are those of `base`; empty if there is none."""
     roles = [role for role in record.roles if group_of(role) == "mlp"]
     saved = record.brotli_bytes(base) - record.brotli_bytes(base.times(embedding, attention, 1.0))
     mlp = _mlp_factor(lambda x: record.roles_bytes(roles, base.times(1.0, 1.0, x)), record.roles_bytes(roles, base) + saved)
@@ -105,7 +105,7 @@ def _balanced(record: RecordPipeline, base: Clips, embedding: float, attention: 
 
 
 def _mlp_factor(size_at: Callable[[float], int], target_bytes: int) -> float | None:
-    """The factor, 1/32 to 32, that gives `target_bytes`, on lines in its logarithm between points a factor sqrt 2 apart."""
+    """Return the factor, 1/32 to 32, that gives `target_bytes`; linear in its logarithm between points sqrt 2 apart."""
     j = 0
     while j > -10 and size_at(2 ** (j / 2)) < target_bytes:
         j -= 1
@@ -117,30 +117,30 @@ def _mlp_factor(size_at: Callable[[float], int], target_bytes: int) -> float | N
     return float(2 ** ((j + (more - target_bytes) / (more - less)) / 2))
 
 
-def with_weights(loaded: Loaded, state: dict[str, Tensor]) -> nn.Module:
-    """A copy of the model with other weights."""
+def with_weights(loaded: LoadedModel, state: dict[str, Tensor]) -> nn.Module:
+    """Return a copy of the model with other weights."""
     model = copy.deepcopy(loaded.model)
     model.load_state_dict(state)
     return model
 
 
 class Remembering(nn.Module):
-    """A model that answers a batch it has seen before from memory."""
+    """A model that remembers the logits of every batch it has seen."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model, self.answers = model, dict[bytes, Tensor]()
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Logits of the model."""
+        """Return the model's logits."""
         key = ids.numpy().tobytes()
         if key not in self.answers:
             self.answers[key] = self.model(ids)
         return self.answers[key]
 
 
-def held_out_tokens(config: CalibrationConfig, loaded: Loaded, tokenizer: Tokenizer | None, count: int) -> NDArray[Any]:
-    """About `count` tokens [N] of the calibration source that `config` itself does not use: for `solve_best` to choose by."""
+def held_out_tokens(config: CalibrationConfig, loaded: LoadedModel, tokenizer: Tokenizer | None, count: int) -> NDArray[Any]:
+    """Return about `count` tokens [N] of the calibration source that `config` does not use: for `solve_best` to choose by."""
     other = replace(config, seed=config.seed + 1)
     if config.source == "self":
         other = replace(other, tokens=count + config.seq_len)

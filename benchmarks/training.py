@@ -1,4 +1,4 @@
-"""The trainer's speed, and what it learns in equal time.
+"""Speed of the trainer, and its score against a plain loop after equal time.
 
     .venv/bin/python benchmarks/training.py                  # CPU: the laptop preset beside a plain AdamW loop of the same size
     .venv/bin/python benchmarks/training.py --seconds 300
@@ -32,15 +32,15 @@ from quantlab.trainer.training import flush_denormals, train
 from quantlab.trainer.training_loop import StepRecord
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16, of the vendor's data sheets."""
+"""Dense bfloat16 peaks by the vendor's data sheets, in floating-point operations a second."""
 STEPS = 30
-"""Timed on a GPU after compiling; the first third is left out."""
+"""Steps timed on a GPU after compiling; the first third is left out."""
 
 Row = dict[str, Any]
 
 
 def on_gpu(preset: str, card: str) -> Row:
-    """Step time of a preset at full size, on random tokens."""
+    """Measure the step time of a preset at full size, on random tokens."""
     config, _ = read_train_config(preset)
     config = replace(
         config, steps=STEPS, max_seconds=0.0, log_every=1, val_every=0, checkpoint_every_seconds=1e9, loop_from=0.0
@@ -68,8 +68,11 @@ def on_gpu(preset: str, card: str) -> Row:
 
 
 def flops_per_token(config: TrainConfig, model: nn.Module) -> float:
-    """Forward and backward: 6 for each weight that multiplies, as often as its block runs, and 6 · T · width for each pass'
-    causal attention (half of the scores)."""
+    """Return the operations of forward and backward for one token.
+
+    These are 6 for each weight that multiplies, as often as its block runs, and 6 · T · width for the causal attention of each
+    block that runs (half of the scores).
+    """
     per_block = sum(p.numel() for n, p in model.named_parameters() if n.startswith("blocks.0.") and n.endswith(".weight"))
     passes = len(config.model.order())
     head = config.model.vocab_size * config.model.model_dim
@@ -77,7 +80,7 @@ def flops_per_token(config: TrainConfig, model: nn.Module) -> float:
 
 
 def on_cpu(seconds: float, rates: list[float]) -> list[Row]:
-    """The laptop preset and the plain loop, each for `seconds`."""
+    """Train the laptop preset and the plain loop, each for `seconds`."""
     config, data_config = read_train_config("laptop", changes=[f"max_seconds={seconds}", "steps=1000000"])
     data = load_data(data_config, config.model.vocab_size, config.seed)
     rows = [quantlab_row(config, data)]
@@ -124,7 +127,7 @@ def show(rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=240.0, help="of training each, on a CPU")
+    parser.add_argument("--seconds", type=float, default=240.0, help="seconds of training for each, on a CPU")
     parser.add_argument("--rates", default="1e-3,3e-3,1e-2", help="learning rates of the plain loop")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

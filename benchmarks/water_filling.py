@@ -1,10 +1,11 @@
-"""What shaped steps are worth on the model of make demo: bits a weight against one step for the whole matrix, at equal cost.
+"""Bits a weight that row and column scales save on the model of make demo, against one step for the whole matrix.
 
     .venv/bin/python benchmarks/water_filling.py demo      # prints a table, saves JSON
 
-With one step everywhere a matrix costs c² · mean(d_G²) · mean(d_H²); with steps c / (d_G · d_H) all weights cost the same, and
-at equal rate the cost is the geometric mean. Half the log2 of the ratio is what the shape saves, in bits a weight: for rows and
-for columns. It holds where rates are high; weights smaller than a step save less.
+With one step everywhere the predicted KL of a matrix is proportional to mean(d_G²) · mean(d_H²). With steps c / (d_G · d_H) all
+weights have an equal part in it, and at equal rate the geometric means stand in place of the arithmetic ones. Half the log2 of
+the ratio is the saving in bits a weight at equal predicted KL: for rows and for columns. It holds where rates are high; weights
+smaller than a step save less.
 """
 
 import argparse
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.jobs.calibrate import measure_statistics
-from quantlab.jobs.train import TOKENIZER_NAME
+from quantlab.jobs.evaluate import TOKENIZER_NAME
 from quantlab.methods.trellis.factors import factors
-from quantlab.models.loading import load_checkpoint, load_tokenizer
+from quantlab.models.loading import load, load_tokenizer
 from quantlab.models.weights import split_state
 from quantlab.trainer.training_loop import MODEL_NAME
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--calib-tokens", type=int, default=32768)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/water_filling_demo.json")
     arguments = parser.parse_args()
-    loaded = load_checkpoint(arguments.demo / MODEL_NAME, None)
+    loaded = load(arguments.demo / MODEL_NAME)
     tokenizer = load_tokenizer(arguments.demo / TOKENIZER_NAME, loaded)
     config = CalibrationConfig(tokens=arguments.calib_tokens, seq_len=256)
     stats = measure_statistics(loaded, config, tokenizer, plain=False)
@@ -46,7 +47,7 @@ def main() -> None:
 
 
 def saved_bits(d: Tensor) -> float:
-    """½ log2 of the arithmetic over the geometric mean of d²."""
+    """Return ½ log2 of the arithmetic over the geometric mean of d²."""
     squares = d.double().square()
     return 0.5 * float((squares.mean() / squares.log().mean().exp()).log2())
 

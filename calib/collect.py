@@ -1,4 +1,4 @@
-"""Measure the statistics of every matrix in one pass over calibration tokens."""
+"""Measure the statistics of every matrix in one pass, forward and backward, over calibration tokens."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from quantlab.calib.watch import FisherSums, Sums, Watcher, sample_labels
 from quantlab.errors import QuantlabError, ShapeError, StatisticsError, first_line
 
 BATCH_TOKENS = 2048
-PRIOR = 0.5
-"""Sightings that every row of a table or head is given: a token that the sample misses is rare, not worthless (Krichevsky and
-Trofimov 1981)."""
+PRIOR_COUNT = 0.5
+"""Prior count of every row of an embedding or head: a token that the sample misses is rare, not worthless (the KT estimator,
+Krichevsky and Trofimov 1981)."""
 
 Progress = Callable[[int, int], None]
 
@@ -31,45 +31,28 @@ def collect(
     plain: bool = True,
     progress: Progress | None = None,
 ) -> Statistics:
-    """Hessians and output gradients of the matrices in `shapes`, labels drawn from the model's own softmax (true Fisher).
+    """Return the statistics of the matrices in `shapes`, with labels drawn from the model's own softmax (true Fisher).
 
     Args:
-        model: maps ids [B, T] int64 to logits [B, T, V]; its parameters carry the names in `shapes`.
+        model: maps ids [B, T] int64 to logits [B, T, V]; its parameters have the names in `shapes`.
         ids_NT: calibration sequences, int64 [N, T].
         shapes: [O, I] by name, of the matrices to measure.
-        model_fingerprint, source: kept in the result.
-        seed: of the labels.
-        plain: measure what the classic methods need too; without it `products` stays empty, a third of the time is saved.
+        model_fingerprint, source: stored in the result.
+        seed: seed of the labels.
+        plain: whether to measure `products` too, which the GPTQ and RTN baselines need; without them `products` stays empty and
+            a third of the time is saved.
         progress: called with (sequences done, N).
     Raises:
         StatisticsError: a matrix was never used, or its statistics are zero or not finite; names it.
     """
-    generator = torch.Generator().manual_seed(seed)
-    device = next(model.parameters()).device
     watcher = Watcher(model, set(shapes), plain=plain)
-    step = max(1, BATCH_TOKENS // ids_NT.shape[1])
-    was_training = model.training
-    model.eval()
-    first_half: dict[str, Tensor] = {}
-    with watcher.attached(), torch.enable_grad():
-        for at in range(0, len(ids_NT), step):
-            if at <= len(ids_NT) // 2 < at + step:
-                first_half = {name: s.g_O.clone() for name, s in watcher.named(watcher.products).items()}
-            watcher.ids_BT = ids_NT[at : at + step].to(device)
-            watcher.prediction, loss = sample_labels(_logits(model, watcher.ids_BT), generator)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if progress:
-                progress(min(at + step, len(ids_NT)), len(ids_NT))
-    model.train(was_training)
-    tokens = ids_NT.numel()
-    sums = watcher.named(watcher.products) if plain else {}
-    products = {n: Use((s.H_II / tokens).float().cpu(), (s.g_O / tokens).float().cpu()) for n, s in sums.items()}
-    lookups = {n: _lookup(s, tokens) for n, s in watcher.named(watcher.lookups).items()}
+    first_half = _run(model, watcher, ids_NT, seed, progress)
+    tokens, products = ids_NT.numel(), watcher.named(watcher.products)
     stats = Statistics(
-        products=products,
-        lookups=lookups,
-        fishers={n: _factors(s, tokens) for n, s in watcher.named(watcher.fishers).items()},
-        row_agreement=_agreement(first_half, {n: s.g_O for n, s in watcher.named(watcher.products).items()}),
+        products={name: _product(sums, tokens) for name, sums in products.items()} if plain else {},
+        lookups={name: _lookup(sums, tokens) for name, sums in watcher.named(watcher.lookups).items()},
+        fishers={name: _factors(sums, tokens) for name, sums in watcher.named(watcher.fishers).items()},
+        row_agreement=_agreement(first_half, {name: sums.g_O for name, sums in products.items()}),
         ids_NT=ids_NT.int().cpu(),
         model_fingerprint=model_fingerprint,
         source={**source, "label_seed": seed, "tokens_sha256": _sha256(ids_NT)},
@@ -78,13 +61,39 @@ def collect(
     return stats
 
 
+def _run(model: nn.Module, watcher: Watcher, ids_NT: Tensor, seed: int, progress: Progress | None) -> dict[str, Tensor]:
+    """Run the model forward and backward on all sequences while `watcher` sums; return the sums g [O] of the first half."""
+    generator, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
+    step = max(1, BATCH_TOKENS // ids_NT.shape[1])
+    was_training = model.training
+    model.eval()
+    first_half: dict[str, Tensor] = {}
+    with watcher.attached(), torch.enable_grad():
+        for at in range(0, len(ids_NT), step):
+            if at <= len(ids_NT) // 2 < at + step:
+                first_half = {name: sums.g_O.clone() for name, sums in watcher.named(watcher.products).items()}
+            watcher.ids_BT = ids_NT[at : at + step].to(device)
+            watcher.prediction, loss = sample_labels(_logits(model, watcher.ids_BT), generator)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if progress:
+                progress(min(at + step, len(ids_NT)), len(ids_NT))
+    model.train(was_training)
+    return first_half
+
+
+def _product(sums: Sums, tokens: int) -> Use:
+    """Return the means over tokens."""
+    return Use((sums.H_II / tokens).float().cpu(), (sums.g_O / tokens).float().cpu())
+
+
 def _lookup(sums: Sums, tokens: int) -> Use:
-    frequency_O = (sums.g_O + PRIOR) / (tokens + PRIOR * len(sums.g_O))
+    """Return the mean squared gradient of each column, and the frequency of each row with a prior count."""
+    frequency_O = (sums.g_O + PRIOR_COUNT) / (tokens + PRIOR_COUNT * len(sums.g_O))
     return Use((sums.H_II / tokens).float().cpu(), frequency_O.float().cpu())
 
 
 def _factors(sums: FisherSums, tokens: int) -> Use:
-    """Kronecker factors of the Fisher information, scaled so that tr G · tr H is the mean squared gradient of the matrix.
+    """Return Kronecker factors of the Fisher information, scaled so that tr G · tr H is the matrix's mean squared gradient.
 
     H is the weighted mean of x xᵀ. One step of the power iteration for the nearest Kronecker product from identities, tokens
     taken as independent (sketch A of YAQA, arXiv 2505.22988).
@@ -95,8 +104,8 @@ def _factors(sums: FisherSums, tokens: int) -> Use:
         return Use(sums.H_II.float().cpu(), sums.G.float().cpu())  # Statistics.check names the tensor
     scale = (tokens / trace_H) ** 0.5
     G = sums.G
-    if G.ndim == 1:  # rows that hardly meet, such as tokens
-        G = (G + PRIOR * trace_G / tokens) / (1 + PRIOR * len(G) / tokens)
+    if G.ndim == 1:  # rows that are hardly ever active together, such as tokens
+        G = (G + PRIOR_COUNT * trace_G / tokens) / (1 + PRIOR_COUNT * len(G) / tokens)
     return Use((sums.H_II * scale / tokens).float().cpu(), (G * scale / tokens).float().cpu())
 
 
@@ -113,7 +122,7 @@ def _logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
 
 
 def _agreement(first_half: dict[str, Tensor], total: dict[str, Tensor]) -> dict[str, float]:
-    """Correlation over rows of log g measured on the first half of the sample with log g measured on the second."""
+    """Return the correlation over rows of log g on the first half of the sample with log g on the second, by tensor."""
     agreement = {}
     for name, first_O in first_half.items():
         second_O = total[name] - first_O

@@ -1,4 +1,4 @@
-"""The predicted cost of rounding errors, in nats per token, the same unit for every tensor."""
+"""Predicted KL of rounding errors: a quadratic form of the Fisher information, in nats per token for every tensor."""
 
 from dataclasses import dataclass
 
@@ -8,24 +8,25 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One way in which the model uses a matrix W [O, I]: an error E costs ½ Σ_i g_i e_iᵀ H e_i nats per token.
+    """One way in which the model uses a matrix W [O, I], and its sensitivity: an error E costs ½ tr(G E H Eᵀ) nats per token.
 
-    This is the second-order KL of the model's output with the Fisher information factored into columns and rows.
+    This is the second-order KL of the model's output with the Fisher information factored into columns (H) and rows (G, or its
+    diagonal g).
     """
 
     H_II: Tensor
     """Mean over tokens of x xᵀ of the inputs, float [I, I]; or its diagonal alone, [I]."""
     g_O: Tensor
-    """Mean over tokens of the squared loss gradient at each output, labels drawn from the model, float [O]; or with the
-    products of different outputs, [O, O]."""
+    """Mean over tokens of the squared loss gradient at each output, labels drawn from the model, float [O]; or of the products
+    of all pairs of outputs, [O, O]."""
 
     @property
     def diagonal_O(self) -> Tensor:
-        """Sensitivity of each row by itself, float64 [O]."""
+        """Sensitivity of each row by itself: the diagonal of G, float64 [O]."""
         return (self.g_O.diagonal() if self.g_O.ndim == 2 else self.g_O).double()
 
     def predicted_kl(self, error_OI: Tensor) -> float:
-        """Nats per token that the error W - Ŵ [O, I] costs in this use; computed in float64."""
+        """Return the nats per token that the error W - Ŵ [O, I] costs in this use; computed in float64."""
         error_OI, H_II = error_OI.double(), self.H_II.double()
         weighted_OI = error_OI * H_II if H_II.ndim == 1 else error_OI @ H_II
         if self.g_O.ndim == 2:
@@ -34,14 +35,14 @@ class Use:
 
 
 def predicted_kl(error_OI: Tensor, uses: tuple[Use, ...]) -> float:
-    """Nats per token that an error costs in all uses of a matrix; a tied embedding has two."""
+    """Return the nats per token that an error W - Ŵ [O, I] costs in all uses of a matrix; a tied embedding has two."""
     return sum(use.predicted_kl(error_OI) for use in uses)
 
 
 def column_hessian(uses: tuple[Use, ...]) -> Tensor:
-    """One Hessian float64 [I, I] for feedback along columns: the uses' own, weighted by their rows' mean sensitivity.
+    """Return one Hessian float64 [I, I] for feedback along columns: that of each use, weighted by its mean sensitivity.
 
-    With one use this is its H. With two the rows have different mixtures and share the mean one.
+    With one use this is its H. With two uses each row would need a mixture of its own; all share the mean one.
     """
     weights = [float(use.diagonal_O.mean()) for use in uses]
     total = sum(weights)

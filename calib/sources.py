@@ -1,6 +1,7 @@
-"""Text that the model writes itself: the default calibration data, which needs no data at all.
+"""Sources of calibration tokens: text that the model writes itself, a text file, token shards, or random tokens.
 
-Where calibration tokens come from: the model itself, a text file, token shards, or chance."""
+The model's own text is the default: it needs no data at all.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,15 +31,15 @@ def sample_sequences(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Sequences int64 [count, length] drawn from the model, each begun with BOS.
+    """Return sequences int64 [count, length] drawn from the model, each of which begins with BOS.
 
     A model with `new_cache(batch, length)` and `forward(ids, cache=...)` reads each token once; any other reads its whole
     prefix again for every token, which is slower by the length.
 
     Args:
         model: maps ids [B, T] to logits [B, T, V].
-        temperature: logits are divided by it; 1 draws from the model as it is.
-        seed: of the draws.
+        temperature: logits are divided by it; 1 draws from the model's own distribution.
+        seed: seed of the draws.
         progress: called with (tokens done, count · length).
     """
     generator = torch.Generator().manual_seed(seed)
@@ -59,7 +60,7 @@ def sample_sequences(
 
 
 def _reader(model: nn.Module, batch: int, length: int) -> Callable[[Tensor], Tensor]:
-    """A function from the prefix [B, t] so far to the logits [B, V] of its last position."""
+    """Return a function from the prefix [B, t] so far to the logits [B, V] of its last position."""
     if not hasattr(model, "new_cache"):
         return lambda prefix: model(prefix)[:, -1]
     new_cache: Any = model.new_cache
@@ -73,7 +74,7 @@ READ_AHEAD = 8  # read this many times the tokens that are used, then choose amo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CalibrationConfig:
-    """Which tokens to measure on."""
+    """The tokens to measure on."""
 
     source: str = "self"
     """`self`, `random`, `text:FILE` or `tokens:GLOB`."""
@@ -82,9 +83,9 @@ class CalibrationConfig:
     seq_len: int = 512
     """Tokens in one sequence."""
     temperature: float = 1.0
-    """Of the model's own text."""
+    """Sampling temperature of the model's own text."""
     seed: int = 0
-    """Of the draws and of the choice of sequences."""
+    """Seed of the draws and of the choice of sequences."""
 
     def __post_init__(self) -> None:
         kind, _, path = self.source.partition(":")
@@ -109,7 +110,7 @@ def calibration_tokens(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Sequences int64 [N, seq_len], and a description of where they come from for the statistics file.
+    """Return sequences int64 [N, seq_len], and a description of where they come from for the statistics file.
 
     Raises:
         ConfigError: `text:` without a tokenizer.

@@ -1,4 +1,4 @@
-"""Calibration statistics as a file: measured once, used for many budgets."""
+"""Calibration statistics of a model and the file that holds them: measured once, used for many budgets."""
 
 import hashlib
 import json
@@ -19,18 +19,17 @@ STATISTICS_VERSION = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Statistics:
-    """What rounding needs to know of each matrix W [O, I], by the ways in which the model uses it."""
+    """Sensitivities of each matrix W [O, I], by the ways in which the model uses it."""
 
     products: dict[str, Use]
     """Matrices that multiply (a linear layer, a head tied to an embedding): H is the mean over tokens of x xᵀ of the input,
     float32 [I, I], and g the mean squared gradient of the loss at the output, float32 [O]."""
     lookups: dict[str, Use]
-    """Embeddings (O is the vocabulary), tied or not: a row is used as often as its token occurs, so g is the token's frequency
-    (each counted a little more than seen),
-    and H the diagonal of mean squared gradients at the output, float32 [I]."""
+    """Embeddings (O is the vocabulary), tied or not: a row is used as often as its token occurs, so g is the token's frequency,
+    float32 [O], estimated with a prior count, and H the diagonal of mean squared gradients at the output, float32 [I]."""
     fishers: dict[str, Use]
-    """The same products with Kronecker factors of the Fisher information: tokens weighted by what they matter on the other
-    side, and g with its off-diagonal, float32 [O, O] (embeddings and very tall matrices keep the diagonal)."""
+    """The same products with Kronecker factors of the Fisher information: each token is weighted by its squared length on the
+    other side, and g has its off-diagonal, float32 [O, O] (embeddings and very tall matrices have the diagonal alone)."""
     ids_NT: Tensor
     """The calibration sequences themselves, int32 [N, T]: tuning after rounding learns on them."""
     model_fingerprint: str
@@ -42,17 +41,17 @@ class Statistics:
 
     @property
     def tokens(self) -> int:
-        """Calibration tokens measured."""
+        """Number of calibration tokens measured."""
         return self.ids_NT.numel()
 
     @property
     def matrices(self) -> int:
-        """How many matrices were measured."""
+        """Number of matrices measured."""
         return len(self.fishers.keys() | self.lookups.keys())
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits that name the model, the tokens and the way they were measured."""
+        """Hash, 32 hex digits, of the model, the tokens and the way they were measured."""
         about = json.dumps([STATISTICS_VERSION, self.model_fingerprint, self.tokens, self.source], sort_keys=True)
         return hashlib.sha256(about.encode()).hexdigest()[:32]
 
@@ -69,16 +68,16 @@ class Statistics:
                 self._check_values(name, "output gradient", use.g_O)
 
     def uses(self, name: str) -> tuple[Use, ...]:
-        """Every way in which the model uses a matrix; a tied embedding is multiplied and looked up."""
+        """Return every way in which the model uses a matrix; a tied embedding is both multiplied and looked up."""
         return tuple(uses[name] for uses in (self.products, self.lookups) if name in uses)
 
     @property
     def is_plain(self) -> bool:
-        """Whether the classic methods find what they need: plain products of every matrix that multiplies."""
+        """Whether `products` has every matrix that multiplies, as the GPTQ and RTN baselines need."""
         return self.products.keys() == self.fishers.keys()
 
     def fisher_uses(self, name: str) -> tuple[Use, ...]:
-        """As `uses`, with the Kronecker factors in place of the plain product."""
+        """Return the same as `uses`, with the Kronecker factors in place of the product."""
         return tuple(uses[name] for uses in (self.fishers, self.lookups) if name in uses)
 
     def _check_values(self, name: str, label: str, value: Tensor) -> None:
@@ -87,7 +86,7 @@ class Statistics:
         if not value.any():
             raise StatisticsError(f"tensor {name}: its {label} is zero on all {self.tokens} calibration tokens")
 
-    def check_model(self, model_fingerprint: str, path: Path) -> None:
+    def check_model(self, model_fingerprint: str, path: str | Path) -> None:
         """Raise StatisticsError unless the statistics were measured on this state dict."""
         if self.model_fingerprint != model_fingerprint:
             raise StatisticsError(
@@ -97,8 +96,11 @@ class Statistics:
 
 
 def write_statistics(path: Path, stats: Statistics) -> None:
-    """Save as safetensors: tensors `product.H.<name>`, `product.g.<name>`, `lookup.H.<name>`, `lookup.g.<name>`,
-    `fisher.H.<name>`, `fisher.g.<name>`, and the sequences `ids`, the rest as JSON in the header."""
+    """Write a safetensors file.
+
+    Its tensors are `product.H.<name>`, `product.g.<name>`, `lookup.H.<name>`, `lookup.g.<name>`, `fisher.H.<name>`,
+    `fisher.g.<name>` and the sequences `ids`; the rest is JSON in the header.
+    """
     about = {
         "version": STATISTICS_VERSION,
         "model_fingerprint": stats.model_fingerprint,
@@ -113,7 +115,7 @@ def write_statistics(path: Path, stats: Statistics) -> None:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Inverse of `write_statistics`. StatisticsError if the file is missing, damaged or something else."""
+    """Read a file of `write_statistics`. StatisticsError if it is missing, damaged or something else."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             about = json.loads((file.metadata() or {}).get("quantlab_statistics", "null"))

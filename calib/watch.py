@@ -1,6 +1,10 @@
-"""What a model predicts while it is measured, and labels drawn from that: the gradients of the true Fisher information.
+"""Watch a model while it runs forward and backward, and sum the statistics of its matrices over tokens.
 
-See every use of a model's matrices while it runs, forward and backward, and sum what the statistics need."""
+Labels are drawn from the model's own predictions, so gradients are those of the true Fisher information. At the logits the
+gradient of a label y is u · (p - e_y), so there the mean of its square over labels is known and needs no draw.
+
+Legend: B batch, T tokens, V vocabulary, O rows (outputs), I columns (inputs) of a matrix; x inputs, g output gradients.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 from quantlab.errors import StatisticsError
 
-TINY = 1e-20  # float32 probabilities that underflow to 0 have gradients of 0: nothing to divide
+TINY = 1e-20  # least probability that is divided by: where float32 probabilities underflow to 0, gradients are 0
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Of each token of a batch."""
+    """The model's prediction after each token of a batch, and a label drawn from it."""
 
     p_TV: Tensor
     """Probabilities, float32 [T, V]."""
@@ -28,7 +32,7 @@ class Prediction:
 
 
 def sample_labels(logits_BTV: Tensor, generator: torch.Generator) -> tuple[Prediction, Tensor]:
-    """The model's predictions, a label drawn from each, and the cross entropy summed over tokens."""
+    """Return the model's predictions with a label drawn from each, and the cross entropy summed over tokens."""
     logits_TV = logits_BTV.flatten(0, -2).float()
     probabilities = logits_TV.detach().softmax(-1).cpu()
     labels_T = torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(logits_TV.device)
@@ -37,8 +41,10 @@ def sample_labels(logits_BTV: Tensor, generator: torch.Generator) -> tuple[Predi
 
 
 def is_logits(g_TO: Tensor, prediction: Prediction | None) -> bool:
-    """Whether g [T, O] is the loss's gradient at the logits, or before an increasing function of each logit by itself (a
-    scale, a bias, a softcap): there it is u · (p - e_y) with u >= 0, and the signs say so."""
+    """Whether g [T, O] is the loss's gradient at the logits, or before an increasing function of each logit by itself.
+
+    Such functions are a scale, a bias or a softcap. The gradient there is u · (p - e_y) with u >= 0, and the signs show it.
+    """
     if prediction is None or g_TO.shape != prediction.p_TV.shape:
         return False
     g_T = g_TO.gather(1, prediction.labels_T[:, None]).squeeze(1)
@@ -47,8 +53,10 @@ def is_logits(g_TO: Tensor, prediction: Prediction | None) -> bool:
 
 
 def expected_squares(g_TO: Tensor, prediction: Prediction) -> Tensor:
-    """Over labels, of a gradient u · (p - e_y) at logits: u² p (1 - p), [T, O]. Each token counts by how likely it is, drawn or
-    not."""
+    """Return the mean over labels of the square of a gradient u · (p - e_y) at logits: u² p (1 - p), [T, O].
+
+    Each token counts by its probability, whether it was drawn or not.
+    """
     p_TO = prediction.p_TV.clamp(TINY, 1 - torch.finfo(torch.float32).eps)
     odds_TO = p_TO / (1 - p_TO)
     labels_T1 = prediction.labels_T[:, None]
@@ -63,13 +71,14 @@ class Sums:
     """Sums over tokens for one use of a matrix [O, I], float64: see `calib.statistics.Statistics` for their meaning."""
 
     H_II: Tensor
-    """[I, I] of a product ([0, 0] where it is not wanted), its diagonal [I] of a lookup."""
+    """[I, I] for a product ([0, 0] where it is not wanted), the diagonal [I] for a lookup."""
     g_O: Tensor
+    """Squared output gradients of a product, counts of a lookup, [O]."""
 
 
 @dataclass
 class FisherSums:
-    """Sums over tokens for one product, each token weighted by how much it matters on the other side, float64."""
+    """Sums over tokens for one product, each token weighted by its squared length on the other side, float64."""
 
     H_II: Tensor
     """x xᵀ of the inputs, weighted by the squared length of the token's output gradient, [I, I]."""
@@ -78,19 +87,23 @@ class FisherSums:
 
 
 FULL_ROWS = 4096
-"""Matrices with more rows keep only the diagonal of G; so do embeddings and heads, whose rows are tokens that hardly meet."""
+"""Matrices with more rows have only the diagonal of G; so have embeddings and heads, whose rows are tokens, few of which are
+likely at the same place."""
 
 
 class Watcher:
-    """Sums for the matrices of `model` whose parameter names are in `names`: `products`, `fishers` of the same products, and
-    `lookups` of embeddings.
+    """Sums statistics of a model's matrices: `products`, `fishers` of the same products, and `lookups` of embeddings.
 
     Linear layers, also subclasses that cast their weight, are seen by module hooks; a tied head by the call of `F.linear` with
     an embedding's own weight. A matrix that is multiplied several times sums all its uses.
     """
 
     def __init__(self, model: nn.Module, names: set[str], *, plain: bool = True) -> None:
-        """`plain`: sum H of `products`; without it they have g alone, which is much faster for wide layers."""
+        """Prepare sums for the parameters of `model` that `names` holds.
+
+        Args:
+            plain: whether to sum H of `products`; without it they have g alone, which is much faster for wide layers.
+        """
         self.model, self.plain = model, plain
         self.by_id: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -101,18 +114,18 @@ class Watcher:
         self.fishers: dict[int, FisherSums] = {}
         self._embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         self.ids_BT = torch.zeros(0, 0, dtype=torch.int64)
-        """The batch that runs; the caller keeps it true."""
+        """Ids of the batch that runs, set by the caller."""
         self.prediction: Prediction | None = None
-        """Of that batch, before its gradients flow."""
+        """Prediction for that batch, set by the caller before gradients flow."""
         self._last_gram: tuple[Tensor, Tensor] | None = None
 
     def named(self, sums: dict[int, S]) -> dict[str, S]:
-        """`products`, `fishers` or `lookups` by parameter name; one that goes by several names is under each."""
+        """Return `products`, `fishers` or `lookups` by parameter name; a parameter with several names is under each."""
         return {name: sums[key] for key, names in self.by_id.items() if key in sums for name in names}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Watch while the block runs. Activations carry gradients, parameters do not: their gradients are not needed."""
+        """Watch while the block runs. Activations have gradients then, parameters have none: theirs are not needed."""
         flags = [(p, p.requires_grad) for p in self.model.parameters()]
         modules = [m for m in self.model.modules() if isinstance(m, nn.Linear | nn.Embedding)]
         handles = [m.register_forward_hook(self._on_module) for m in modules]
@@ -173,21 +186,23 @@ class Watcher:
 
         def on_gradient(gradient: Tensor) -> None:
             sums.H_II += gradient.flatten(0, -2).float().square().sum(0)
-            sums.g_O += self._sightings(ids, rows)
+            sums.g_O += self._counts(ids, rows)
 
         out.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
-    def _sightings(self, ids: Tensor, rows: int) -> Tensor:
-        """How often each row was looked up, [O]; for tokens the mean of that and of what the model expected next, which is
-        half the noise."""
+    def _counts(self, ids: Tensor, rows: int) -> Tensor:
+        """Return how often each row was looked up, [O].
+
+        For tokens it is the mean of that and of how often the model expected the token next, which has half the noise.
+        """
         # positions are looked up once for the whole batch: each lookup then serves several tokens
-        seen_O = torch.bincount(ids.flatten(), minlength=rows) * (self.ids_BT.numel() / ids.numel())
+        count_O = torch.bincount(ids.flatten(), minlength=rows) * (self.ids_BT.numel() / ids.numel())
         if self.prediction is None or self.prediction.p_TV.shape[1] != rows or not torch.equal(ids, self.ids_BT):
-            return seen_O
-        return (seen_O + self.prediction.p_TV.sum(0)) / 2
+            return count_O
+        return (count_O + self.prediction.p_TV.sum(0)) / 2
 
     def _gram(self, x: Tensor) -> Tensor:
-        """Sum over tokens of x xᵀ: float32 within a batch, float64 across batches; shared by layers of the same input."""
+        """Return the sum over the batch's tokens of x xᵀ, float32; layers that share an input share the result."""
         if self._last_gram is None or self._last_gram[0] is not x:
             x_TI = x.detach().flatten(0, -2).float()
             self._last_gram = (x, x_TI.T @ x_TI)
@@ -195,7 +210,7 @@ class Watcher:
 
 
 def _add_fisher(sums: FisherSums, x_TI: Tensor, g_TO: Tensor, squares_TO: Tensor) -> None:
-    """Products float32 within a batch, float64 across batches; `squares_TO` is g² or its expectation over labels."""
+    """Add a batch: products in float32 within it, float64 across batches; `squares_TO` is g² or its mean over labels."""
     sums.H_II += (x_TI * squares_TO.sum(1, keepdim=True)).T @ x_TI
     x2_T1 = x_TI.square().sum(1, keepdim=True)
     sums.G += (g_TO * x2_T1).T @ g_TO if sums.G.ndim == 2 else (squares_TO * x2_T1).sum(0)

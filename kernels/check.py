@@ -1,4 +1,6 @@
-"""Every kernel on small inputs, against float64 or against its twin on a CPU: what `quantlab doctor` and the benchmark say.
+"""Self-check of every kernel on small inputs, compared with float64 or with its reference implementation on a CPU.
+
+`quantlab doctor` and the benchmark show the results.
 
 Legend: O rows (outputs), I columns (inputs), M rows of x, N predictions, V vocabulary, B columns of a block.
 """
@@ -10,68 +12,70 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantlab.format_rules import LANE_GROUP, LOWEST, SCALAR_CLASSES, TOTAL
 from quantlab.kernels.dequant_matmul import dequant_matmul
 from quantlab.kernels.fake_quant import fake_quant, fake_quant_ref
 from quantlab.kernels.gptq_block import gptq_block, gptq_block_ref
 from quantlab.kernels.launch import on_kernel
-from quantlab.kernels.packed import HALF_CLASS, Packed, pack
-from quantlab.kernels.rans_decode import SLOTS, STRAND, rans_decode, rans_decode_ref
+from quantlab.kernels.packed import Packed, pack
+from quantlab.kernels.rans_decode import ENTRY_FREQUENCY, ENTRY_SYMBOL, rans_decode, rans_decode_ref
 from quantlab.kernels.softcap_cross_entropy import softcap_cross_entropy
 from quantlab.kernels.trellis_codes import trellis_codes, trellis_codes_ref
 from quantlab.kernels.unpack import unpack
 
 ROUNDINGS = 2.0**-22  # float32: both scales and their product are rounded
 SUMS = 1e-5  # float32 sums of some hundred terms, relative to the largest result
-BF16 = 2.0**-7  # one rounding of the result, relative to the largest, and those of the factors below
+BF16 = 2.0**-7  # one rounding of the result, relative to the largest, and the roundings of its factors
 TIES = 0.005  # share of codes that a sum in another order moves over a tie
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One kernel on one device."""
+    """The result of one kernel on one device."""
 
     kernel: str
     runs_as: str
-    """kernel, or twin where there is no GPU."""
+    """"kernel", or "reference" where there is no GPU and the reference implementation runs."""
     against: str
+    """What the result is compared with: "float64", "reference" or "reference, bit for bit"."""
     error: float
     """Largest relative difference, or the share of integers that differ."""
     allowed: float
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within what is allowed."""
+        """Whether the error is at most the allowed one."""
         return self.error <= self.allowed
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return plain JSON types."""
         return asdict(self) | {"ok": self.ok}
 
 
 def check_kernels(device: torch.device) -> list[Check]:
-    """All kernels on `device`; on a CPU the twins are what runs."""
-    runs_as = "kernel" if on_kernel(torch.empty(0, device=device)) else "twin"
+    """Return the results of all kernels on `device`; on a CPU the reference implementations run."""
+    runs_as = "kernel" if on_kernel(torch.empty(0, device=device)) else "reference"
     checks: list[tuple[str, str, Callable[[torch.device], float], float]] = [
         ("unpack", "float64", _unpack, ROUNDINGS),
         ("dequant_matmul", "float64", _matmul, SUMS),
         ("dequant_matmul bf16", "float64", _matmul_bf16, BF16),
-        ("fake_quant", "twin, bit for bit", _fake_quant, 0.0),
+        ("fake_quant", "reference, bit for bit", _fake_quant, 0.0),
         ("softcap_cross_entropy", "float64", _cross_entropy, SUMS),
-        ("rans_decode", "twin", _rans_decode, 0.0),
-        ("trellis_codes", "twin", _trellis_codes, 0.0),
+        ("rans_decode", "reference", _rans_decode, 0.0),
+        ("trellis_codes", "reference", _trellis_codes, 0.0),
         ("gptq_block", "float64", _gptq_block, TIES),
     ]
     return [Check(name, runs_as, against, measure(device), allowed) for name, against, measure, allowed in checks]
 
 
 def sample(O: int, I: int, bits: int, device: torch.device) -> tuple[Packed, Tensor]:
-    """A packed matrix with halves and a few outliers, and its weights in float64."""
+    """Return a packed matrix with halves and a few outliers, and its weights in float64."""
     g = torch.Generator().manual_seed(O + I + bits)
     codes = (torch.randn(O, I, generator=g) * 2 ** (bits - 3)).round().to(torch.int16)
     codes[O // 2, I // 2] = 2000
     row, column = torch.rand(O, generator=g) + 0.5, torch.rand(I, generator=g) + 0.5
     rows, columns = (torch.randint(0, 8, (n,), generator=g, dtype=torch.int16) for n in (O, I))
-    weight = (codes.double() - 0.5 * (rows[:, None] + columns >= HALF_CLASS)) * row.double()[:, None] * column.double()
+    weight = (codes.double() - 0.5 * (rows[:, None] + columns >= SCALAR_CLASSES)) * row.double()[:, None] * column.double()
     packed = pack(codes, row, column, row_class_O=rows, column_class_I=columns, bits=bits)
     return packed.to(device), weight
 
@@ -112,15 +116,15 @@ def _cross_entropy(device: torch.device) -> float:
 
 def _rans_decode(device: torch.device) -> float:
     g = torch.Generator().manual_seed(4)
-    lanes, symbols = 2 * STRAND, 1000
-    slot = torch.arange(SLOTS)
-    entries = ((15 << 20) | ((slot // 16 & 255) << 12) | (slot % 16)).to(torch.int32)  # 256 symbols of 16 slots each
+    lanes, symbols = 2 * LANE_GROUP, 1000
+    slot, count = torch.arange(TOTAL), TOTAL // 256  # 256 symbols of 16 slots each
+    entries = ((count - 1) << ENTRY_FREQUENCY | slot // count << ENTRY_SYMBOL | slot % count).to(torch.int32)
     stream = (
         torch.zeros(symbols, dtype=torch.int16),
         entries,
         torch.cat([torch.randint(-(2**15), 2**15, (symbols,), generator=g), torch.zeros(1)]).to(torch.int16),
         torch.tensor([0, symbols // 2]),
-        torch.randint(2**16, 2**32, (lanes,), generator=g),
+        torch.randint(LOWEST, 2**32, (lanes,), generator=g),
     )
     mine, wanted = rans_decode(*(t.to(device) for t in stream)), rans_decode_ref(*stream)
     return max(_differing(a, b) for a, b in zip(mine, wanted, strict=True))

@@ -1,7 +1,7 @@
-"""Products with a matrix of packed codes (packed.py) that never lies in memory as weights.
+"""Products with a matrix of packed codes (packed.py) whose dense weights are never in memory.
 
-One kernel multiplies codes with x · column_scale, over a part of the columns each; a second one adds up these parts and brings
-in what is done once per output: halves, outliers and row_scale.
+One kernel multiplies codes with x · column_scale, over a part of the columns each; a second one adds up these parts and applies
+what is needed once for each output: halves, outliers and row_scale.
 
 M: rows of x, O: outputs, I: inputs, R: outputs with those of half rows, W: words of a lane, L: lanes, S: parts (splits).
 """
@@ -20,15 +20,15 @@ from quantlab.kernels.unpack import DTYPES, code_tile, load_words, shape_argumen
 __all__ = ["FUSED_ROWS", "dequant_matmul", "dequant_matmul_ref", "dequant_matmul_triton", "splits_of"]
 
 FUSED_ROWS = 64
-"""Rows of x beyond which weights are unpacked once and cuBLAS multiplies. Not measured."""
+"""Largest number of rows of x for the kernel; with more, weights are unpacked once and cuBLAS multiplies. Not measured."""
 _PROGRAMS = 512
-"""Programs that fill a large GPU: four on each of about 130 processors. Not measured. No GPU is asked, so that sums are the
-same on each."""
+"""Programs that fill a large GPU: four on each of about 130 processors. Not measured. The number does not depend on the GPU, so
+that sums are the same on all."""
 (_FINISH,) = configs("dequant_matmul_finish")
 
 
 def dequant_matmul_ref(x: Tensor, packed: Packed) -> Tensor:
-    """The twin of `dequant_matmul`: weights rounded to the dtype of x, then torch's product."""
+    """Return what `dequant_matmul` returns; the reference implementation: weights in x's dtype, then torch's product."""
     return F.linear(x, unpack_ref(packed, dtype=x.dtype))
 
 
@@ -51,7 +51,7 @@ def _multiply_kernel(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """A block of outputs over `loops` periods of columns: codes times x · column_scale, which is rounded to x's dtype.
+    """Compute a block of outputs over `loops` periods of columns: codes times x · column_scale, rounded to x's dtype.
 
     Codes of up to 8 bits are exact in each dtype; for 16 bits both factors are float32.
     """
@@ -101,7 +101,7 @@ def _finish_kernel(  # type: ignore[no-untyped-def]
     CHUNK: tl.constexpr,
     BLOCK_O: tl.constexpr,
 ):
-    """A block of outputs of one row of x: the sum of its parts in order, less halves, plus what outliers exceed LIMIT by."""
+    """Finish a block of outputs of one row of x: sum its parts in order, subtract halves, add what outliers exceed LIMIT by."""
     o_o = tl.program_id(0).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)
     m = tl.program_id(1).to(tl.int64)
     m_o = o_o < O
@@ -130,7 +130,7 @@ def _finish_kernel(  # type: ignore[no-untyped-def]
 
 
 def dequant_matmul_triton(x: Tensor, packed: Packed, splits: int | None = None) -> Tensor:
-    """The kernels of `dequant_matmul`, for any number of rows; `splits` is how many parts the columns fall into."""
+    """Run the kernels of `dequant_matmul`, for any number of rows, with the columns in so many parts (`splits`)."""
     O, I = packed.shape
     x_MI = x.reshape(-1, I).contiguous()
     M = len(x_MI)
@@ -172,7 +172,7 @@ def dequant_matmul_triton(x: Tensor, packed: Packed, splits: int | None = None) 
 
 
 def splits_of(M: int, R: int, I: int, bits: int, periods: int) -> int:
-    """How many parts the columns fall into: enough to fill a GPU, not so many that sums of parts outweigh half of the codes."""
+    """Return the number of parts of the columns: enough to fill a GPU, but their sums take at most half the codes' bytes."""
     blocks = -(R // -64) * -(M // -64)
     heaviest = I * bits // (128 * M)  # 8 bytes of each part's sum, written and read, against bits / 8 / 2 of each weight
     return max(1, min(_PROGRAMS // blocks, heaviest, periods))
@@ -192,11 +192,11 @@ class _DequantMatmul(torch.autograd.Function):
 
 
 def dequant_matmul(x: Tensor, packed: Packed) -> Tensor:
-    """x Wᵀ with the weights W [O, I] of `packed`, summed in float32; the gradient of x is exact, weights have none.
+    """Return x Wᵀ with the weights W [O, I] of `packed`, summed in float32; x has an exact gradient, weights have none.
 
-    Up to FUSED_ROWS rows the kernel reads codes alone, and rounds x · column_scale to x's dtype. Beyond, and off a GPU, weights
-    are unpacked in x's dtype, rounded to it, for torch's product. The sum's order depends on shapes, and on a GPU also on the
-    launch configuration that was fastest there.
+    Up to FUSED_ROWS rows the kernel reads codes alone, and rounds x · column_scale to x's dtype. With more, and on a CPU,
+    weights are unpacked, rounded to x's dtype, for torch's product. The order of sums depends on shapes, and on a GPU also on
+    the launch configuration that was fastest there.
 
     Args:
         x: float32, bfloat16 or float16, [..., I].

@@ -1,4 +1,4 @@
-"""Weights as they will be after packing, inside the forward pass: the nearest points of a grid of row times column scales.
+"""Weights in the forward pass as they will be after packing: the nearest points of a grid with row and column scales.
 
 Legend: O rows (outputs), I columns (inputs), P blocks of the backward kernel along the other side.
 """
@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def fake_quant_ref(w_OI: Tensor, row_scale_O: Tensor, column_scale_I: Tensor, limit: int | None = None) -> Tensor:
-    """The twin of `fake_quant` without its gradient; computes in the dtype of the scales."""
+    """Return what `fake_quant` returns, without a gradient; the reference implementation, in the dtype of the scales."""
     step_OI, v_OI = _in_steps(w_OI, row_scale_O, column_scale_I)
     reach = math.inf if limit is None else limit
     return (v_OI.round().clamp(-reach, reach) * step_OI).to(w_OI.dtype)
@@ -28,7 +28,7 @@ def fake_quant_ref(w_OI: Tensor, row_scale_O: Tensor, column_scale_I: Tensor, li
 def fake_quant_grad_ref(
     grad_OI: Tensor, w_OI: Tensor, row_scale_O: Tensor, column_scale_I: Tensor, limit: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of weights, row scales and column scales from that of the result, see `fake_quant`."""
+    """Return the gradients of weights, row scales and column scales, given that of the result (see `fake_quant`)."""
     step_OI, v_OI = _in_steps(w_OI, row_scale_O, column_scale_I)
     reach = math.inf if limit is None else limit
     is_inside_OI = v_OI.abs() < reach
@@ -39,14 +39,17 @@ def fake_quant_grad_ref(
 
 
 def _in_steps(w_OI: Tensor, row_scale_O: Tensor, column_scale_I: Tensor) -> tuple[Tensor, Tensor]:
-    """Steps, and weights in units of them; 0 where there is no step."""
+    """Return steps, and weights in units of steps; 0 where the step is not positive."""
     step_OI = row_scale_O[:, None] * column_scale_I
     return step_OI, torch.where(step_OI > 0, w_OI.to(step_OI.dtype) / step_OI, 0.0)
 
 
 @jit
 def round_half_even(v):  # type: ignore[no-untyped-def]
-    """torch.round of float32, compiled and interpreted: above 2**23 every float32 is whole, and adding 2**23 rounds to it."""
+    """Round float32 as torch.round does, compiled and interpreted.
+
+    Above 2**23 every float32 is a whole number; below, adding 2**23 rounds to one.
+    """
     magnitude = tl.abs(v)
     rounded = (magnitude + 8388608.0) - 8388608.0
     return tl.where(magnitude < 8388608.0, tl.where(v < 0, -rounded, rounded), v)
@@ -56,7 +59,7 @@ def round_half_even(v):  # type: ignore[no-untyped-def]
 def _fake_quant_kernel(  # type: ignore[no-untyped-def]
     p_w, p_row, p_column, p_out, O, I, LIMIT: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr
 ):
-    """One block of weights; LIMIT 0 is none."""
+    """Round one block of weights; LIMIT 0 is no limit."""
     o_o = tl.program_id(0).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)
     o_i = tl.program_id(1).to(tl.int64) * BLOCK_I + tl.arange(0, BLOCK_I)
     m_o, m_i = o_o < O, o_i < I
@@ -89,7 +92,7 @@ def _fake_quant_grad_kernel(  # type: ignore[no-untyped-def]
     BLOCK_O: tl.constexpr,
     BLOCK_I: tl.constexpr,
 ):
-    """One block of gradients, and its part of each row's and column's sum: a cell of [P, O] and of [P, I]."""
+    """Compute one block of gradients, and its part of each row's and column's sum: a cell of [P, O] and of [P, I]."""
     at_o, at_i = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     o_o, o_i = at_o * BLOCK_O + tl.arange(0, BLOCK_O), at_i * BLOCK_I + tl.arange(0, BLOCK_I)
     m_o, m_i = o_o < O, o_i < I
@@ -113,7 +116,7 @@ def _fake_quant_grad_kernel(  # type: ignore[no-untyped-def]
 
 
 def fake_quant_triton(w_OI: Tensor, row_scale_O: Tensor, column_scale_I: Tensor, limit: int | None = None) -> Tensor:
-    """The forward kernel: one read of the weights and one write."""
+    """Run the forward kernel: it reads the weights once and writes once."""
     w_OI = w_OI.contiguous()
     O, I = w_OI.shape
     out_OI = torch.empty_like(w_OI)
@@ -133,9 +136,9 @@ def fake_quant_grad_triton(
     *,
     has_scales: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The backward kernel: one read of gradient and weights, one write; sums have a fixed order. See `fake_quant_grad_ref`.
+    """Run the backward kernel (see `fake_quant_grad_ref`): it reads gradient and weights once; sums have a fixed order.
 
-    Without `has_scales` the gradients of the scales are not computed: 0 for all.
+    Without `has_scales` the gradients of the scales are not computed: they are all 0.
     """
     grad_OI, w_OI = grad_OI.contiguous(), w_OI.contiguous()
     O, I = w_OI.shape
@@ -161,7 +164,7 @@ def fake_quant_grad_triton(
 
 
 class FakeQuant(torch.autograd.Function):
-    """`fake_quant` with its gradient, on the kernels or on the twins."""
+    """`fake_quant` with its gradient, by the kernels or by the reference implementations."""
 
     @staticmethod
     def forward(
@@ -190,19 +193,19 @@ def _blocks(O: int, I: int, config: dict[str, int]) -> tuple[int, int]:
 
 
 def fake_quant(w_OI: Tensor, row_scale_O: Tensor, column_scale_I: Tensor, limit: int | None = None) -> Tensor:
-    """Weights rounded to whole steps, half to even: clamp(round(w / step), ±limit) · step, step = row_scale · column_scale.
+    """Round weights to whole steps, half to even: clamp(round(w / step), ±limit) · step, step = row_scale · column_scale.
 
     The gradient is that of learned step size quantization (LSQ; Esser et al. 2019, arXiv 1902.08153, equations 3 and 5, without
-    its gradient scale): straight through to a weight within ±limit steps and 0 to one outside; to a step, round(w / step) - w /
-    step within and ±limit outside. It has a fixed order of summation: the same input gives the same bits.
+    its gradient scale). To a weight it is passed straight through within ±limit steps, and 0 outside; to a step it is
+    round(w / step) - w / step within, and ±limit outside. Sums have a fixed order: the same input gives the same bits.
 
     Args:
         w_OI: weights, float32, bfloat16 or float16, [O, I].
-        row_scale_O, column_scale_I: float32, [O] and [I]. A step that is not positive makes the weight 0; gradient passes
+        row_scale_O, column_scale_I: float32, [O] and [I]. A step that is not positive makes the weight 0; the gradient passes
             through to that weight and not to its step.
         limit: largest code, 1 or more; None for no limit.
     Returns:
-        [O, I] in w's dtype; computed in float32, the same bits from kernel and twin.
+        Weights [O, I] in w's dtype, computed in float32; kernel and reference implementation give the same bits.
     Raises:
         ShapeError: a shape or dtype that does not fit.
         ConfigError: limit below 1, or tensors on different devices.

@@ -1,4 +1,4 @@
-"""The inner loop of GPTQ: round one block of columns, each column's error pushed into the later ones of the block.
+"""The inner loop of GPTQ: round one block of columns, and push the error of each column into the later ones of the block.
 
 Legend: N matrices, O rows (outputs), B columns of the block. Blocks are held transposed, [B, O]: a column is contiguous.
 """
@@ -13,12 +13,12 @@ from quantlab.kernels.launch import configs, jit, on_kernel, tl
 __all__ = ["gptq_block", "gptq_block_ref", "gptq_block_triton"]
 
 LARGEST_BLOCK = 128
-"""Columns, which a program of the kernel holds in registers."""
+"""Largest number of columns in a block: a program of the kernel holds them in registers."""
 (_CONFIG,) = configs("gptq_block")
 
 
 def gptq_block_ref(w_BO: Tensor, steps_BO: Tensor, limit: int, U_BB: Tensor) -> tuple[Tensor, Tensor]:
-    """The twin of `gptq_block` for one matrix."""
+    """Return what `gptq_block` returns for one matrix; the reference implementation."""
     w_BO = w_BO.clone()
     inverse_BO = torch.where(steps_BO > 0, 1 / steps_BO, 0.0)
     codes_BO, errors_BO = torch.empty_like(w_BO), torch.empty_like(w_BO)
@@ -34,7 +34,7 @@ def gptq_block_ref(w_BO: Tensor, steps_BO: Tensor, limit: int, U_BB: Tensor) -> 
 def _gptq_block_kernel(  # type: ignore[no-untyped-def]
     p_w, p_steps, p_U, p_codes, p_errors, limit, B, O, BLOCK_B: tl.constexpr, BLOCK_O: tl.constexpr
 ):
-    """All columns of a block of rows of one matrix, in registers from the first column to the last."""
+    """Round all columns of a block of rows of one matrix, which stays in registers from the first column to the last."""
     o_o = tl.program_id(0).to(tl.int64) * BLOCK_O + tl.arange(0, BLOCK_O)
     n = tl.program_id(1).to(tl.int64)
     o_b = tl.arange(0, BLOCK_B)
@@ -56,7 +56,7 @@ def _gptq_block_kernel(  # type: ignore[no-untyped-def]
 
 
 def gptq_block_triton(w_NBO: Tensor, steps_NBO: Tensor, limit: int, U_NBB: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernel: a batch of matrices at once, see `gptq_block`."""
+    """Run the kernel of `gptq_block` on a batch of matrices at once."""
     w_NBO, steps_NBO, U_NBB = w_NBO.contiguous(), steps_NBO.contiguous(), U_NBB.contiguous()
     N, B, O = w_NBO.shape
     codes_NBO, errors_NBO = torch.empty_like(w_NBO, dtype=torch.int8), torch.empty_like(w_NBO)
@@ -67,10 +67,10 @@ def gptq_block_triton(w_NBO: Tensor, steps_NBO: Tensor, limit: int, U_NBB: Tenso
 
 
 def gptq_block(w_BO: Tensor, steps_BO: Tensor, limit: int, U_BB: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and scaled errors of one block (Frantar et al. 2022, arXiv 2210.17323, algorithm 1, inner loop).
+    """Return codes and scaled errors of one block (Frantar et al. 2022, arXiv 2210.17323, algorithm 1, inner loop).
 
-    On a CPU a matrix has the same bits alone and in a batch. On a GPU sums round otherwise: a weight that lies within rounding
-    of the middle between two codes may get the other one.
+    On a CPU a matrix has the same bits alone and in a batch. On a GPU sums are rounded in another order: a weight that lies
+    within rounding errors of the middle between two codes may get the other code.
 
     Args:
         w_BO: weights with the feedback of all earlier blocks already added, float32 [B, O], B 1 to 128, or [N, B, O] for N
@@ -79,7 +79,7 @@ def gptq_block(w_BO: Tensor, steps_BO: Tensor, limit: int, U_BB: Tensor) -> tupl
         limit: codes lie within ±limit, 1 to 127.
         U_BB: diagonal block of the upper Cholesky factor of the inverse Hessian, float32 [B, B], or [N, B, B].
     Returns:
-        codes int8, and errors float32: (w - code · step) / U_jj, which the caller pushes into later blocks; both in the shape
+        Codes int8, and errors float32, (w - code · step) / U_jj, which the caller pushes into later blocks; both in the shape
         of w.
     Raises:
         ShapeError: a shape or dtype that does not fit.

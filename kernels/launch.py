@@ -1,7 +1,8 @@
-"""What every kernel needs of Triton: the module itself, where it runs, and launch configurations in one table.
+"""Triton for every kernel: the module itself, the decision whether a kernel runs, and all launch configurations in one table.
 
-Kernels run on CUDA tensors. Elsewhere, and where Triton is not installed, the torch twins run, and a line of the log says so
-once. Triton's interpreter (TRITON_INTERPRET=1 before Triton is imported) runs the kernels themselves on a CPU, for tests.
+Kernels run on CUDA tensors. Elsewhere, and where Triton is not installed, their reference implementations in torch run, and a
+line of the log says so once. Triton's interpreter (TRITON_INTERPRET=1 before Triton is imported) runs the kernels themselves on
+a CPU, for tests.
 """
 
 import functools
@@ -15,10 +16,10 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # no wheel for this system: the kernels below their twins stay plain functions that nobody calls
+except ImportError:  # no wheel for this system: the kernels stay plain functions that nobody calls
 
     class tl:  # type: ignore[no-redef]  # noqa: N801
-        """Stands for what the signatures of kernels name."""
+        """Stand-in for the names that occur in the signatures of kernels."""
 
         constexpr = Any
 
@@ -43,21 +44,21 @@ _TABLE: dict[str, list[dict[str, int]]] = {
     "unpack": [{"BLOCK_N": 32, "num_warps": 4}],
     "unpack_outliers": [{"BLOCK_N": 32, "CHUNK": 16, "num_warps": 4}],
 }
-"""By kernel: meta-parameters, and num_warps and num_stages where they are not Triton's own."""
+"""Launch configurations by kernel: meta-parameters, and num_warps and num_stages where Triton's defaults are not used."""
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """`triton.jit`, or the function itself where there is no Triton."""
+    """Apply `triton.jit`, or return the function itself where there is no Triton."""
     return function if triton is None else triton.jit(function)
 
 
 def configs(kernel: str) -> list[dict[str, int]]:
-    """The launch configurations of a kernel: all of them to be timed, or the first under the interpreter, which cannot time."""
+    """Return the launch configurations of a kernel: all, to be timed, or the first under the interpreter, which cannot time."""
     return _TABLE[kernel][:1] if os.environ.get("TRITON_INTERPRET") == "1" else _TABLE[kernel]
 
 
 def tuned(kernel: str, key: list[str]) -> Callable[[Any], Any]:
-    """A decorator above `jit`: the fastest of the kernel's configurations, timed once for each value of the arguments `key`."""
+    """Return a decorator above `jit` that takes the fastest configuration, timed once for each value of the arguments `key`."""
     if triton is None:
         return lambda function: function
     special = ("num_warps", "num_stages")
@@ -69,14 +70,14 @@ def tuned(kernel: str, key: list[str]) -> Callable[[Any], Any]:
 
 
 def on_kernel(*tensors: Tensor) -> bool:
-    """Whether the kernel takes these tensors; if not, the twin does, and the log says why once."""
-    reason = _reason_for_twin(all(tensor.is_cuda for tensor in tensors))
+    """Whether the kernel takes these tensors; if not, the reference implementation does, and the log says why, once."""
+    reason = _reason_for_reference(all(tensor.is_cuda for tensor in tensors))
     if reason:
         _say_once(reason)
     return not reason
 
 
-def _reason_for_twin(is_cuda: bool) -> str:
+def _reason_for_reference(is_cuda: bool) -> str:
     if not is_cuda:
         return "tensors are not on a GPU"
     return "" if triton is not None else "Triton is not installed"
@@ -84,4 +85,4 @@ def _reason_for_twin(is_cuda: bool) -> str:
 
 @functools.cache
 def _say_once(reason: str) -> None:
-    logging.getLogger(__name__).info("kernels run as their torch twins: %s", reason)
+    logging.getLogger(__name__).info("kernels run as their reference implementations in torch: %s", reason)

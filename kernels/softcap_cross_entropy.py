@@ -17,19 +17,19 @@ __all__ = ["softcap_cross_entropy", "softcap_cross_entropy_ref", "softcap_cross_
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST_CAP = 64.0
-"""For the kernel, which sums exp(c) as it is: exp(±64) and a sum of 2**30 of them are far from the ends of float32."""
+"""Largest softcap for the kernel, which sums exp(c) as it is: a sum of 2**30 terms exp(±64) is far from the ends of float32."""
 (_CONFIG,) = configs("softcap_cross_entropy")
 
 
 def softcap_cross_entropy_ref(logits_NV: Tensor, targets_N: Tensor, softcap: float) -> Tensor:
-    """The twin of `softcap_cross_entropy`, with torch's own gradient."""
+    """Return what `softcap_cross_entropy` returns, with torch's own gradient; the reference implementation."""
     capped_NV = softcap * torch.tanh(logits_NV.float() / softcap)
     return F.cross_entropy(capped_NV, targets_N, reduction="none")
 
 
 @jit
 def _capped(z, softcap):  # type: ignore[no-untyped-def]
-    """c and its slope dc/dz = 1 - tanh², which e gives without the cancellation of 1 - tanh²."""
+    """Return c and its slope dc/dz = 1 - tanh², computed from e without the cancellation of 1 - tanh²."""
     e = tl.exp(tl.abs(z) * (-2.0 / softcap))
     r = 1.0 / (1.0 + e)
     size = softcap * (1.0 - e) * r
@@ -40,7 +40,7 @@ def _capped(z, softcap):  # type: ignore[no-untyped-def]
 def _softcap_cross_entropy_kernel(  # type: ignore[no-untyped-def]
     p_logits, p_targets, p_losses, p_lse, softcap, V, BLOCK_V: tl.constexpr
 ):
-    """One row: log-sum-exp, and the loss of its target; NaN if that is outside the vocabulary."""
+    """Compute the log-sum-exp of one row, and the loss of its target: NaN if that is outside the vocabulary."""
     row = tl.program_id(0).to(tl.int64)
     p_row = p_logits + row * V
     b_sum = tl.zeros((BLOCK_V,), dtype=tl.float32)
@@ -61,7 +61,7 @@ def _softcap_cross_entropy_kernel(  # type: ignore[no-untyped-def]
 def _softcap_cross_entropy_grad_kernel(  # type: ignore[no-untyped-def]
     p_grad, p_logits, p_targets, p_lse, p_grad_logits, softcap, V, BLOCK_V: tl.constexpr
 ):
-    """One block of one row: grad · (exp(c - lse) - [v is the target]) · dc/dz."""
+    """Compute one block of one row of the gradient: grad · (exp(c - lse) - [v is the target]) · dc/dz."""
     row, o_v = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     m_v = o_v < V
     grad, lse, target = tl.load(p_grad + row), tl.load(p_lse + row), tl.load(p_targets + row)
@@ -72,7 +72,7 @@ def _softcap_cross_entropy_grad_kernel(  # type: ignore[no-untyped-def]
 
 
 class SoftcapCrossEntropy(torch.autograd.Function):
-    """Both kernels; between them wait the logits and one float32 for each row."""
+    """Both kernels; between forward and backward pass the logits and one float32 for each row are saved."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, softcap: float) -> Tensor:
@@ -98,26 +98,27 @@ class SoftcapCrossEntropy(torch.autograd.Function):
 
 
 def _config(V: int) -> dict[str, int]:
-    """Blocks no longer than a row needs, and warps in proportion: the order of summation follows from V alone."""
+    """Return a block no longer than a row needs, and warps in proportion: the order of summation depends on V alone."""
     block = min(_CONFIG["BLOCK_V"], 1 << (V - 1).bit_length())
     return {"BLOCK_V": block, "num_warps": max(1, _CONFIG["num_warps"] * block // _CONFIG["BLOCK_V"])}
 
 
 def softcap_cross_entropy_triton(logits_NV: Tensor, targets_N: Tensor, softcap: float) -> Tensor:
-    """The kernels; a target outside the vocabulary has loss NaN."""
+    """Run the kernels; a target outside the vocabulary has loss NaN."""
     losses_N: Tensor = SoftcapCrossEntropy.apply(logits_NV, targets_N, softcap)  # type: ignore[no-untyped-call]
     return losses_N
 
 
 def softcap_cross_entropy(logits_NV: Tensor, targets_N: Tensor, softcap: float) -> Tensor:
-    """Nats of each target under the softmax of softcap · tanh(logits / softcap); float32 [N].
+    """Return the loss of each target under the softmax of softcap · tanh(logits / softcap), in nats; float32 [N].
 
     On a GPU memory holds the logits, one float32 for each row and, in the backward pass, the gradient in the dtype of the
-    logits. A softcap above 64 leaves the range in which exp needs no running maximum: there the twin runs on a GPU too.
+    logits. Above LARGEST_CAP exp would need a running maximum: there the reference implementation runs on a GPU too.
 
     Args:
         logits_NV: before the cap, float32, bfloat16 or float16, [N, V].
-        targets_N: int64 [N], each 0 to V - 1: others are an error on a CPU and a loss of NaN on a GPU, which is not waited for.
+        targets_N: int64 [N], each 0 to V - 1. Others are an error on a CPU; on a GPU, where a check would have to wait for the
+            device, their loss is NaN.
         softcap: positive and finite.
     Raises:
         ShapeError: a shape or dtype that does not fit.

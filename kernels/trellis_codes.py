@@ -1,7 +1,7 @@
-"""From the symbols of a code stream to codes on a trellis's path, along anti-diagonals.
+"""From the symbols of a code stream to the codes of a trellis, along anti-diagonals.
 
-quantlab/coding/trellis.py says what the states mean; symbols.py does the same in numpy, a row at a time. The kernel gives each
-thread a diagonal, which it walks from row to row: neighbours read neighbouring weights.
+quantlab/format_rules.py says what the states mean; quantlab/coding/symbols.py does the same in numpy, one row at a time. The
+kernel gives each thread an anti-diagonal, which it walks from row to row: neighbours read neighbouring weights.
 
 O: rows, I: columns.
 """
@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from quantlab.errors import ShapeError
+from quantlab.format_rules import SCALAR_CLASSES
 from quantlab.kernels.launch import jit, on_kernel, tl
 
-SCALAR_CLASSES = 9
-"""Weights of classes below it are off the path (quantlab/coding/classes.py)."""
-_BLOCK = 128  # diagonals of a program
+_BLOCK = 128  # anti-diagonals of a program
 
 
 def trellis_codes_ref(symbol_OI: Tensor, row_O: Tensor, column_I: Tensor, h0: int, h1: int) -> Tensor:
-    """What `trellis_codes` does, a row at a time."""
+    """Return what `trellis_codes` returns; the reference implementation, one row at a time."""
     codes = torch.empty_like(symbol_OI)
     before = torch.zeros_like(column_I, dtype=torch.int32)
     for i, symbols in enumerate(symbol_OI.int()):
@@ -33,7 +32,7 @@ def trellis_codes_ref(symbol_OI: Tensor, row_O: Tensor, column_I: Tensor, h0: in
 
 @jit
 def _trellis_codes_kernel(
-    p_symbols, p_rows, p_columns, p_codes, n_rows, n_columns, H0: tl.constexpr, H1: tl.constexpr, NARROW: tl.constexpr,
+    p_symbols, p_rows, p_columns, p_codes, n_rows, n_columns, H0: tl.constexpr, H1: tl.constexpr, SCALAR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK
@@ -48,7 +47,7 @@ def _trellis_codes_kernel(
         o_row += n_columns
         symbol = tl.load(p_symbols + at, mask=m_here, other=0).to(tl.int32)
         column = tl.load(p_columns + j, mask=m_here, other=0).to(tl.int32)
-        on_path = m_here & (tl.load(p_rows + i).to(tl.int32) + column >= NARROW)
+        on_path = m_here & (tl.load(p_rows + i).to(tl.int32) + column >= SCALAR)
         code = tl.where(on_path & ((state & 1) == 1), 1 - 2 * symbol, 2 * symbol)
         tl.store(p_codes + at, code.to(tl.int16), mask=m_here)
         moved = (state ^ ((state & 1) * H0) ^ ((symbol & 1) * H1)) >> 1
@@ -56,31 +55,31 @@ def _trellis_codes_kernel(
 
 
 def trellis_codes_triton(symbol_OI: Tensor, row_O: Tensor, column_I: Tensor, h0: int, h1: int) -> Tensor:
-    """`trellis_codes` by the kernel, on CUDA or under Triton's interpreter."""
+    """Run the kernel of `trellis_codes`, on CUDA or under Triton's interpreter."""
     codes = torch.empty_like(symbol_OI)
     O, I = symbol_OI.shape
     if codes.numel():
         grid = (-(-(O + I - 1) // _BLOCK),)
         _trellis_codes_kernel[grid](
-            symbol_OI, row_O, column_I, codes, O, I, H0=h0, H1=h1, NARROW=SCALAR_CLASSES, BLOCK=_BLOCK, num_warps=4
+            symbol_OI, row_O, column_I, codes, O, I, H0=h0, H1=h1, SCALAR=SCALAR_CLASSES, BLOCK=_BLOCK, num_warps=4
         )
     return codes
 
 
 def trellis_codes(symbol_OI: Tensor, row_O: Tensor, column_I: Tensor, h0: int, h1: int) -> Tensor:
-    """Codes int16 [O, I] of the symbols of one matrix on a trellis.
+    """Return the codes int16 [O, I] of the symbols of one matrix on a trellis.
 
     Args:
         symbol_OI: int16 [O, I], contiguous, within ±16383.
-        row_O, column_I: shares in the class, int16 [O] and [I], within ±1000: weights whose sum is 9 or more
-            are on the path.
-        h0, h1: parity checks of the trellis (quantlab/coding/trellis.py).
+        row_O, column_I: shares of the scale class, int16 [O] and [I], within ±1000: weights whose sum is below SCALAR_CLASSES
+            bypass the trellis.
+        h0, h1: parity checks of the trellis (PARITY_CHECKS of quantlab/format_rules.py).
     Raises:
         ShapeError: shapes or dtypes that do not belong together.
     """
     tensors = (symbol_OI, row_O, column_I)
     if symbol_OI.shape != (len(row_O), len(column_I)) or any(t.dtype != torch.int16 for t in tensors):
         got = ", ".join(f"{t.dtype} {list(t.shape)}" for t in tensors)
-        raise ShapeError(f"symbols, rows and columns are {got}; int16 [O, I], [O] and [I] expected")
+        raise ShapeError(f"symbols, row classes and column classes must be int16 [O, I], [O] and [I], got {got}")
     run = trellis_codes_triton if on_kernel(*tensors) else trellis_codes_ref
     return run(symbol_OI.contiguous(), row_O, column_I, h0, h1)

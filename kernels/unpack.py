@@ -1,4 +1,4 @@
-"""Dense weights, or some of their rows, from packed codes (packed.py), and how a kernel reads these.
+"""Dense weights, or some of their rows, from packed codes (packed.py), and the functions with which kernels read these.
 
 O: rows, I: columns, N: rows asked for, R: rows with half rows, W: words of a lane, L: lanes.
 """
@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def unpack_ref(packed: Packed, rows: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The twin of `unpack`."""
+    """Return what `unpack` returns; the reference implementation."""
     O, I = packed.shape
     rows = torch.arange(O, device=packed.words.device) if rows is None else rows
     value_NI = _codes(packed.words[rows], packed.bits, I)
@@ -36,7 +36,7 @@ def unpack_ref(packed: Packed, rows: Tensor | None = None, dtype: torch.dtype = 
 
 
 def _codes(words_NWL: Tensor, bits: int, columns: int) -> Tensor:
-    """float32 [N, columns]."""
+    """Return codes as float32 [N, columns]."""
     words_NWL = F.pad(words_NWL.long() & 0xFFFFFFFF, (0, 0, 0, 1))
     bit = bits * torch.arange(-(columns // -LANES), device=words_NWL.device)
     pair_NSL = words_NWL[:, bit // 32] | words_NWL[:, bit // 32 + 1] << 32  # 64 bits from the word in which a slot begins
@@ -48,7 +48,7 @@ def _codes(words_NWL: Tensor, bits: int, columns: int) -> Tensor:
 def load_words(  # type: ignore[no-untyped-def]
     p_rows, m_rows, left, COUNT: tl.constexpr, LANES: tl.constexpr, IS_EVEN: tl.constexpr
 ):
-    """COUNT words of all lanes from where each row's pointer stands: a tuple of [rows, LANES]. If not even, `left` exist."""
+    """Return COUNT words of all lanes from each row's pointer on: a tuple of [rows, LANES]. `left` exist unless IS_EVEN."""
     words = ()
     for word in tl.static_range(COUNT):
         o_l = word * LANES + tl.arange(0, LANES)[None, :]
@@ -60,9 +60,10 @@ def load_words(  # type: ignore[no-untyped-def]
 
 @jit
 def codes_at(words, SLOT: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Codes of one slot, float32 [rows, LANES].
+    """Return the codes of one slot, float32 [rows, LANES].
 
-    No conversion: where the lowest bit of a field is bit `at` of a mantissa below the exponent of 2**(23 - at), it counts 1.
+    No integer is converted: the field becomes part of a mantissa. If its lowest bit is bit `at` of the mantissa, and the
+    exponent is that of 2**(23 - at), this bit counts 1.
     """
     word: tl.constexpr = SLOT * BITS // 32
     shift: tl.constexpr = SLOT * BITS % 32
@@ -70,7 +71,7 @@ def codes_at(words, SLOT: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-
     if shift + BITS > 32:
         b_bits = (words[word] >> shift) | (words[word + 1] << (32 - shift))
     elif shift + BITS > 23:
-        b_bits = words[word] >> 9  # shared by all fields up there
+        b_bits = words[word] >> 9  # shared by all fields in the upper bits
     else:
         b_bits = words[word]
     mask: tl.constexpr = (2**BITS - 1) << at
@@ -81,7 +82,7 @@ def codes_at(words, SLOT: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-
 
 @jit
 def code_tile(words, SLOT: tl.constexpr, BITS: tl.constexpr, LANES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Codes of four slots from SLOT on, their columns in order, float32 [rows, 4·LANES]."""
+    """Return the codes of four slots from SLOT on, their columns in order, float32 [rows, 4·LANES]."""
     b_0 = codes_at(words, SLOT, BITS)
     b_1 = codes_at(words, SLOT + 1, BITS)
     b_2 = codes_at(words, SLOT + 2, BITS)
@@ -108,7 +109,7 @@ def _unpack_kernel(  # type: ignore[no-untyped-def]
     IS_EVEN: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """SLOTS slots of a block of rows; p_rows None is all rows in order, p_half_row None no halves."""
+    """Unpack SLOTS slots of a block of rows; p_rows None means all rows in order, p_half_row None no halves."""
     WORDS: tl.constexpr = SLOTS * BITS // 32
     periods = tl.cdiv(I, SLOTS * LANES)
     period = tl.program_id(0) % periods
@@ -140,7 +141,7 @@ def _unpack_kernel(  # type: ignore[no-untyped-def]
 def _outlier_kernel(  # type: ignore[no-untyped-def]
     p_out, p_rows, p_start, p_column, p_value, p_row_scale, p_column_scale, N, O, I, CHUNK: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """Write the outliers of a block of rows over what `_unpack_kernel` left there."""
+    """Write the outliers of a block of rows over the clamped weights that `_unpack_kernel` wrote."""
     o_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < N
     o_o = o_n
@@ -160,7 +161,7 @@ def _outlier_kernel(  # type: ignore[no-untyped-def]
 
 
 def shape_arguments(packed: Packed) -> dict[str, Any]:
-    """What kernels that read words are compiled for.
+    """Return the compile-time arguments of kernels that read words.
 
     SLOTS is the period of the layout, the fewest slots that fill whole words; at least 16, so that enough loads are under way.
     """
@@ -170,7 +171,7 @@ def shape_arguments(packed: Packed) -> dict[str, Any]:
 
 
 def unpack_triton(packed: Packed, rows: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The kernels of `unpack`: one for all codes, and one that writes outliers over them."""
+    """Run the kernels of `unpack`: one for all codes, and one that writes the outliers over them."""
     O, I = packed.shape
     N = O if rows is None else len(rows)
     rows = None if rows is None else rows.contiguous()
@@ -189,20 +190,20 @@ def unpack_triton(packed: Packed, rows: Tensor | None = None, dtype: torch.dtype
 
 
 def unpack(packed: Packed, rows: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The weights, ((code - half) · row_scale) · column_scale in float32, rounded once.
+    """Return the weights, ((code - half) · row_scale) · column_scale in float32, rounded once to `dtype`.
 
     Args:
         packed: the matrix [O, I].
-        rows: which rows, in which order, int64 [N], repeats allowed; None for all.
+        rows: numbers of the rows to return, in this order, int64 [N], repeats allowed; None for all.
         dtype: float32, bfloat16 or float16.
     Returns:
-        Weights [N, I], the same bits from kernel and twin. On a GPU, where to look would mean to wait, rows below 0 or from O
-        on come back as NaN.
+        Weights [N, I]; kernel and reference implementation give the same bits. On a GPU, where a check would have to wait for
+        the device, rows below 0 or from O on are NaN.
     Raises:
-        ShapeError: `rows` or `dtype` is something else; off a GPU also rows below 0 or from O on.
+        ShapeError: `rows` or `dtype` is something else; on a CPU also rows below 0 or from O on.
     """
     if dtype not in DTYPES:
-        raise ShapeError(f"weights come as float32, bfloat16 or float16, got {dtype}")
+        raise ShapeError(f"dtype of weights must be float32, bfloat16 or float16, got {dtype}")
     if rows is not None:
         _check_rows(rows, packed)
     return unpack_triton(packed, rows, dtype) if on_kernel(packed.words) else unpack_ref(packed, rows, dtype)
@@ -213,4 +214,4 @@ def _check_rows(rows: Tensor, packed: Packed) -> None:
         got = f"{rows.dtype} {list(rows.shape)} on {rows.device}"
         raise ShapeError(f"rows must be int64 [N] on {packed.words.device}, got {got}")
     if not rows.is_cuda and len(rows) and not 0 <= rows.min() <= rows.max() < packed.shape[0]:
-        raise ShapeError(f"rows must be 0 to {packed.shape[0] - 1}, got {int(rows.min())} to {int(rows.max())}")
+        raise ShapeError(f"rows must lie in 0 to {packed.shape[0] - 1}, got {int(rows.min())} to {int(rows.max())}")

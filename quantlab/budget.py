@@ -1,4 +1,4 @@
-"""Byte budgets as people write them."""
+"""Read byte budgets as people write them, and measure the code files that count towards one."""
 
 import re
 from collections.abc import Iterable
@@ -11,10 +11,13 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of `16000000`, `16MB` (10^6) or `16MiB` (2^20).
+    """Return the number of bytes that a text such as `16000000`, `16MB` (10^6) or `16MiB` (2^20) stands for.
 
     >>> parse_bytes("16MB"), parse_bytes("16MiB"), parse_bytes("1_000_000")
     (16000000, 16777216, 1000000)
+
+    Raises:
+        ConfigError: the text is no number of bytes, or less than 1 byte.
     """
     match = re.fullmatch(r"(\d[\d_]{0,20}(?:\.\d{1,9})?)\s*([A-Za-z]*)", text.strip())
     unit = _UNITS.get(match[2].upper()) if match else None
@@ -27,7 +30,7 @@ def parse_bytes(text: str) -> int:
 
 
 def code_bytes(files: Iterable[Path]) -> dict[str, int]:
-    """Size on disk of each counted code file. ConfigError if one is missing."""
+    """Return the size on disk of each counted code file, in bytes by path. ConfigError if one is missing."""
     sizes = {}
     for file in files:
         if not file.is_file():

@@ -1,116 +1,163 @@
-"""Run one of quantlab's modules in a process that knows nothing but its arguments.
+"""Work in a fresh process: `python -m MODULE` gets one JSON request, and answers with one JSON line a step.
 
-A command in a process of its own that does not outlive this one, its progress shown here."""
+A line is an object with one key: progress ([stage, done, total, note]), result, or error (kind, message, hint). What else the
+child writes on stdout or stderr is for people: its last line is shown only where the child dies without an answer.
+"""
 
+import json
 import os
-import re
+import signal
 import subprocess
 import sys
 import tempfile
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from types import FrameType
+from typing import IO, Any, NoReturn
 
-from quantlab.errors import BudgetError, ConfigError, QuantlabError
-from quantlab.progress import Progress
+from quantlab import errors
+from quantlab.errors import QuantlabError
+from quantlab.progress import Progress, silent
 
-_ROOT = Path(__file__).resolve().parents[1]
-
-
-def run_module(module: str, *arguments: str) -> str:
-    """What `python -m module arguments` prints on stdout.
-
-    Raises:
-        QuantlabError: the process fails; the message is the last line it wrote on stderr.
-    """
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise QuantlabError(f"{module} {' '.join(arguments[:2])} failed: {lines[-1]}")
-    return done.stdout.strip()
-
+Work = Callable[[dict[str, Any], Progress], Any]
 
 # The kernel ends the child when this process dies, kill -9 included; only the child itself can ask for that.
 _BOUND = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() != int(sys.argv[1]):
-    sys.exit("error: the process that started this one has gone")
+    sys.exit("the process that started this one has gone")
 os.execv(sys.argv[2], sys.argv[2:])
 """
-_ROOT = Path(__file__).resolve().parents[3]
-_PROGRESS = re.compile(r"(.+) (\d+)/(\d+) [\d.]+ s(?:  (.*))?")
-"""A line of `quantlab.cli.display` where stderr is no terminal."""
-_ERRORS: dict[int, type[QuantlabError]] = {2: ConfigError, 3: BudgetError}
+_ROOT = Path(__file__).resolve().parents[1]
+_PATIENCE_SECONDS = 30
+"""Between asking a child to end and killing it."""
 
 
-def run_quantlab(arguments: Sequence[str], *, processes: int, progress: Progress, lock: int) -> str:
-    """What `quantlab arguments` prints on stdout, in one process or in several that torch.distributed.run starts.
+def run_child(
+    module: str,
+    request: dict[str, Any],
+    *,
+    processes: int = 1,
+    progress: Progress = silent,
+    lock: int | None = None,
+) -> Any:
+    """Return what `python -m module` answers to `request`; the child does not outlive this process.
 
+    Args:
+        module: a module that ends in `if __name__ == "__main__": serve(...)`.
+        processes: above 1, that many are started by torch.distributed.run, and the one of rank 0 answers.
+        lock: a file descriptor that the child shall hold as long as it lives.
     Raises:
-        QuantlabError: it fails; the message and the kind are those of its own error line.
+        QuantlabError: the child fails; kind, message and hint are those of its own error.
     """
     several = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else []
-    return _run([sys.executable, "-m", *several, "quantlab", *arguments], arguments[0], progress, lock)
-
-
-def _run(command: list[str], what: str, progress: Progress, lock: int) -> str:
+    command = [sys.executable, "-m", *several, module, json.dumps(request)]
     if sys.platform == "linux":
         command = [sys.executable, "-I", "-c", _BOUND, str(os.getpid()), *command]
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as stdout:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         process = subprocess.Popen(
             command,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
             text=True,
             errors="replace",
             env={**os.environ, "PYTHONPATH": path},
-            pass_fds=[lock],
+            pass_fds=[] if lock is None else [lock],
         )
         try:
-            assert process.stderr is not None  # it was asked for
-            said = _follow(process.stderr, progress)
+            assert process.stdout is not None  # it was asked for
+            answer = _follow(process.stdout, progress)
             code = process.wait()
         finally:
             _end(process)
-        if code:
-            raise _error(said, what, code)
-        stdout.seek(0)
-        return stdout.read()
+        if "error" in answer:
+            raise _error(answer["error"])
+        if code or "result" not in answer:
+            raise QuantlabError(f"{module} ended with exit code {code}: {_last_line(said)}")
+        return answer["result"]
 
 
-def _follow(stderr: IO[str], progress: Progress) -> list[str]:
-    """Pass progress on as it comes; the last lines of everything else."""
-    said: deque[str] = deque(maxlen=200)
-    for line in stderr:
-        if found := _PROGRESS.fullmatch(line.rstrip()):
-            stage, done, total, note = found.groups()
-            progress(stage, int(done), int(total), note or "")
-        else:
-            said.append(line.rstrip())
-    return list(said)
+def _follow(stdout: IO[str], progress: Progress) -> dict[str, Any]:
+    """Pass steps on as they come; return the answer. The first error counts: later ones are of processes that it ended."""
+    answer: dict[str, Any] = {}
+    for line in stdout:
+        step = _step(line)
+        if "progress" in step:
+            progress(*step["progress"])
+        elif "error" not in answer:
+            answer |= step
+    return answer
 
 
-def _error(said: Sequence[str], what: str, code: int) -> QuantlabError:
-    """The child's own error line, or the last that it wrote."""
-    errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
-    hints = [line.removeprefix("hint: ") for line in said if line.startswith("hint: ")]
-    if not errors:
-        last = next((line for line in reversed(said) if line.strip()), "no message")
-        return QuantlabError(f"quantlab {what} ended with code {code}: {last}")
-    return _ERRORS.get(code, QuantlabError)(errors[0], hint=hints[0] if hints else None)
+def _step(line: str) -> dict[str, Any]:
+    """Return the object of a line; nothing for a line that is none."""
+    try:
+        step = json.loads(line)
+    except ValueError:
+        return {}
+    return step if isinstance(step, dict) else {}
+
+
+def _error(told: dict[str, Any]) -> QuantlabError:
+    kind = getattr(errors, told["kind"], QuantlabError)
+    if not (isinstance(kind, type) and issubclass(kind, QuantlabError)):
+        kind = QuantlabError
+    if kind is errors.ExpansionError:  # it takes a size that only matters where the file was made
+        kind = errors.FormatError
+    error: QuantlabError = kind(told["message"])
+    error.hint = told["hint"]
+    return error
+
+
+def _last_line(said: IO[str]) -> str:
+    said.seek(0)
+    lines = reversed(said.read().splitlines())  # torch.distributed.run ends with a rule
+    return next((line.strip() for line in lines if any(c.isalnum() for c in line)), "no message")
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """Nothing stays behind, also after Ctrl-C."""
+    """Leave nothing behind, also after Ctrl-C."""
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(timeout=30)
+            process.wait(timeout=_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def serve(work: Work) -> NoReturn:
+    """Answer the request on the command line with what `work(request, progress)` returns, then exit.
+
+    Where torch.distributed.run started several processes, rank 0 alone speaks, but for errors. Work that prints cannot disturb
+    the answer: its stdout becomes stderr.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    speaks = os.environ.get("RANK", "0") == "0"
+
+    def say(**step: Any) -> None:
+        answers.write(json.dumps(step) + "\n")
+        answers.flush()
+
+    def progress(stage: str, done: int, total: int, note: str = "") -> None:
+        if speaks:
+            say(progress=[stage, done, total, note])
+
+    try:
+        result = work(json.loads(sys.argv[1]), progress)
+    except QuantlabError as error:
+        say(error={"kind": type(error).__name__, "message": str(error), "hint": error.hint})
+        sys.exit(error.exit_code)
+    if speaks:
+        say(result=result)
+    sys.exit(0)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,14 +1,14 @@
-"""Every error that quantlab raises on purpose: one line that names the thing, its value and what is allowed."""
+"""The errors that quantlab raises on purpose: each is one line that names the thing, its value and what is allowed."""
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, in one line."""
+    """Return an error of another library as one line: its type and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 class QuantlabError(Exception):
-    """Base of all quantlab errors; `exit_code` is what the command line returns, `hint` what it prints below the error."""
+    """Base of all quantlab errors; the command line returns `exit_code` and prints `hint` below the error."""
 
     exit_code = 1
 
@@ -28,27 +28,27 @@ class ShapeError(QuantlabError):
 
 
 class CheckpointError(QuantlabError):
-    """A checkpoint is missing, damaged, non-finite, or fits no model."""
+    """A checkpoint is missing or damaged, has values that are not finite, or fits no model."""
 
 
 class DataError(QuantlabError):
-    """Text, token shards or a tokenizer are missing, damaged or do not belong together."""
+    """Text, token shards or a tokenizer are missing or damaged, or do not belong together."""
 
 
 class StatisticsError(QuantlabError):
-    """Calibration statistics are zero, non-finite, damaged, or belong to another model."""
+    """Calibration statistics are zero, not finite or damaged, or belong to another model."""
 
 
 class TrainingError(QuantlabError):
-    """Training cannot go on (a loss that is not finite, a checkpoint that does not fit)."""
+    """Training cannot go on: a loss is not finite, or a checkpoint does not fit."""
 
 
 class FormatError(QuantlabError):
-    """A packed artifact is damaged, truncated, hostile or of an unknown version."""
+    """An artifact is damaged, truncated, hostile or of an unknown version."""
 
 
 class ExpansionError(FormatError):
-    """A file would decode, or decodes, to more than a file of its size may; `least_bytes` is the smallest size that may."""
+    """A file decodes to more than a file of its size may; `least_bytes` is the smallest size at which it may."""
 
     def __init__(self, message: str, *, least_bytes: int) -> None:
         super().__init__(message)
@@ -56,15 +56,15 @@ class ExpansionError(FormatError):
 
 
 class ReportError(QuantlabError):
-    """A report or an evaluation record is missing, damaged, or of another file."""
+    """A report or an evaluation record is missing, damaged, or belongs to another file."""
 
 
 class StageError(QuantlabError):
-    """The folder of a pipeline's stage is damaged."""
+    """The folder of a pipeline stage is damaged."""
 
 
 class BudgetError(QuantlabError):
-    """The byte budget cannot be met; `smallest_bytes` is the smallest total that can, when it is known."""
+    """The byte budget cannot be met; `smallest_bytes` is the smallest total that can be met, where it is known."""
 
     exit_code = 3
 

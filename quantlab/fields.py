@@ -1,26 +1,212 @@
-"""Dataclasses out of JSON files that anyone may have written: every type is checked, every mistake is one line.
+"""Checked dataclasses from plain values: records from JSON files that anyone may have written, configs from TOML or JSON.
 
-Config dataclasses from JSON or TOML values, every misfit named."""
+One reader serves both. A `Reader` holds what differs: the class of its errors, what it does with unknown keys, and its words.
+"""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from quantlab.errors import ConfigError, ReportError
+from quantlab.errors import ConfigError, QuantlabError, ReportError
 
 MOST = 2**63
-"""Integers of files lie below it in size: no byte count is larger, and every one of them has a float."""
+"""Bound on the size of numbers in records: no byte count is larger, and every smaller integer has a float."""
 
 T = TypeVar("T")
 
 
+def _as_json(value: Any) -> str:
+    """Return a value as short JSON text."""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notation:
+    """Words of the errors about one kind of file. `where` is the place of an object in it, `key` one of its keys."""
+
+    mapping: str
+    """Name of an object, with its article."""
+    types: Mapping[type, str]
+    """Names of the plain types."""
+    show: Callable[[Any], str]
+    """Returns a value as text."""
+    separator: str
+    """Stands between `where` and `key`; both together are the `place` of a value. An empty `where` adds nothing."""
+    missing: str
+    """Template for a key that is missing."""
+    unknown: str
+    """Template for a key that is not known."""
+    nearest: str
+    """Template for the known key that an unknown one resembles."""
+
+    def place_of(self, where: str, key: str) -> str:
+        """Return the place of a key."""
+        return f"{where}{self.separator}{key}" if where else key
+
+    def fill(self, template: str, where: str, key: str) -> str:
+        """Return a text from one of the templates."""
+        return template.format(where=where, key=key, place=self.place_of(where, key))
+
+
+JSON = Notation(
+    mapping="an object",
+    types={int: "a whole number", float: "a number", str: "a string", bool: "true or false"},
+    show=_as_json,
+    separator=": ",
+    missing="{where}: key {key!r} is missing",
+    unknown="{where}: unknown key {key!r}",
+    nearest="{key}",
+)
+TOML = Notation(
+    mapping="a table",
+    types={int: "int", float: "float", str: "str", bool: "bool"},
+    show=repr,
+    separator=".",
+    missing="{place} is missing",
+    unknown="unknown key {place}",
+    nearest="{place}",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reader:
+    """Builds dataclasses from the values of one kind of file and checks the type of every value.
+
+    Fields may have the types int, float, str, bool, Literal, Any, tuple, dict[str, X], another dataclass, and `X | None`.
+    """
+
+    error: type[QuantlabError]
+    """Class of all errors but those that a dataclass raises itself."""
+    refuses_unknown_keys: bool
+    """Whether a key that the dataclass does not have is an error; otherwise it is ignored."""
+    refuses_large_numbers: bool
+    """Whether infinity, NaN and numbers of 2**63 or more are errors."""
+    notation: Notation
+
+    def read(self, cls: type[T], raw: Any, where: str) -> T:
+        """Return the dataclass `cls` built from a mapping; keys with a default may be absent.
+
+        Args:
+            raw: what json or tomllib returned.
+            where: place of the mapping, for the errors.
+        Raises:
+            error: a required key is missing, a key is unknown where that is refused, or a value has another type.
+        """
+        if not isinstance(raw, Mapping):
+            raise self._mismatch(where, self.notation.mapping, raw)
+        types, required = _types_of(cls)  # type: ignore[arg-type]  # a class has a hash
+        if self.refuses_unknown_keys:
+            self.check_keys(raw, types, where)
+        if missing := sorted(required - raw.keys()):
+            raise self.error(self.notation.fill(self.notation.missing, where, missing[0]))
+        place_of = self.notation.place_of
+        return cls(**{key: self._value(kind, raw[key], place_of(where, key)) for key, kind in types.items() if key in raw})
+
+    def check_keys(self, found: Iterable[str], known: Iterable[str], where: str) -> None:
+        """Raise the reader's error, with the nearest known key as its hint, unless every key is known."""
+        names = list(known)
+        for key in found:
+            if key not in names:
+                near = get_close_matches(key, names, n=1, cutoff=0.5)
+                hint = f"known keys: {', '.join(names)}"
+                if near:
+                    hint = f"did you mean {self.notation.fill(self.notation.nearest, where, near[0])}?"
+                raise self.error(self.notation.fill(self.notation.unknown, where, key), hint=hint)
+
+    def _value(self, kind: Any, raw: Any, where: str) -> Any:
+        if kind in self.notation.types:
+            return self._plain(kind, raw, where)
+        if kind is Any:
+            return raw
+        if isinstance(kind, UnionType):  # X | None is the only one in use
+            return None if raw is None else self._value(get_args(kind)[0], raw, where)
+        if is_dataclass(kind) and isinstance(kind, type):
+            return self.read(kind, raw, where)
+        read = {tuple: self._items, dict: self._mapping, Literal: self._choice}[get_origin(kind)]
+        return read(get_args(kind), raw, where)
+
+    def _plain(self, kind: type, raw: Any, where: str) -> Any:
+        """Return an int, float, str or bool. An int is accepted for a float; True is not accepted for a number."""
+        is_allowed = type(raw) is kind or (kind is float and type(raw) is int)
+        if is_allowed and kind in (int, float) and self.refuses_large_numbers:
+            is_allowed = abs(raw) < MOST  # false for infinity and NaN
+        if not is_allowed:
+            raise self._mismatch(where, self.notation.types[kind], raw)
+        return kind(raw)
+
+    def _items(self, kinds: tuple[Any, ...], raw: Any, where: str) -> tuple[Any, ...]:
+        """Return a tuple of any length for `tuple[X, ...]`, else one value of each type."""
+        if not isinstance(raw, list | tuple):
+            raise self._mismatch(where, "a list", raw)
+        each = (kinds[0],) * len(raw) if kinds[-1] is Ellipsis else kinds
+        if len(each) != len(raw):
+            raise self.error(f"{where} must have {len(each)} values, got {len(raw)}")
+        return tuple(self._value(kind, item, f"{where}[{n}]") for n, (kind, item) in enumerate(zip(each, raw, strict=True)))
+
+    def _mapping(self, kinds: tuple[Any, ...], raw: Any, where: str) -> dict[str, Any]:
+        if not isinstance(raw, Mapping):
+            raise self._mismatch(where, self.notation.mapping, raw)
+        if kinds[1] is Any:
+            return dict(raw)
+        return {key: self._value(kinds[1], item, self.notation.place_of(where, key)) for key, item in raw.items()}
+
+    def _choice(self, choices: tuple[Any, ...], raw: Any, where: str) -> Any:
+        if not any(type(raw) is type(choice) and raw == choice for choice in choices):
+            raise self._mismatch(where, f"one of {', '.join(map(str, choices))}", raw)
+        return raw
+
+    def _mismatch(self, where: str, wanted: str, raw: Any) -> QuantlabError:
+        return self.error(f"{where} must be {wanted}, got {self.notation.show(raw)}")
+
+
+@cache
+def _types_of(cls: type) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the fields' types and the names of those without a default; to look them up takes longer than to read a record."""
+    known, types = fields(cls), get_type_hints(cls)  # type: ignore[arg-type]  # callers pass dataclasses
+    required = frozenset(f.name for f in known if f.default is MISSING and f.default_factory is MISSING)
+    return {f.name: types[f.name] for f in known}, required
+
+
+RECORDS = Reader(error=ReportError, refuses_unknown_keys=False, refuses_large_numbers=True, notation=JSON)
+"""Reports and records: a later quantlab may add keys."""
+CONFIGS = Reader(error=ConfigError, refuses_unknown_keys=True, refuses_large_numbers=False, notation=TOML)
+"""What a user writes: an unknown key is a typing error, infinity may mean no limit."""
+
+
+def read_fields(cls: type[T], raw: Any, where: str) -> T:
+    """Return the record `cls` from a JSON object; unknown keys are ignored.
+
+    Raises:
+        ReportError: a key is missing or its value has another type; the message starts with `where`.
+    """
+    return RECORDS.read(cls, raw, where)
+
+
+def dataclass_from_dict(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
+    """Return the config `cls` from JSON or TOML values; a field that is a dataclass takes a mapping.
+
+    Args:
+        where: put before every key in errors, as `model.`.
+    Raises:
+        ConfigError: a key is unknown (the hint has the nearest one) or missing, a value has another type, or `cls` itself
+            refuses it.
+    """
+    return CONFIGS.read(cls, data, where.removesuffix("."))
+
+
+def check_keys(found: Iterable[str], known: Iterable[str], where: str = "") -> None:
+    """Raise ConfigError, with the nearest known key as its hint, unless every key of a config is known; `where` as above."""
+    CONFIGS.check_keys(found, known, where.removesuffix("."))
+
+
 def read_json(path: Path) -> Any:
-    """What the JSON file at `path` holds. ReportError if it is missing or no JSON, or has a string that is no Unicode."""
+    """Return what a JSON file holds. ReportError if it is missing or not JSON, or if a string in it is not valid Unicode."""
     try:
         raw = json.loads(path.read_bytes())
         json.dumps(raw, ensure_ascii=False).encode()
@@ -31,112 +217,6 @@ def read_json(path: Path) -> Any:
         raise ReportError(f"{path} is not JSON: {' '.join(str(error).split())}") from error
 
 
-def read_fields(cls: type[T], raw: Any, where: str) -> T:
-    """The dataclass `cls` out of a JSON object; keys that it does not have are passed over, a later quantlab may add some.
-
-    Raises:
-        ReportError: a key is missing or its value has another type; the message starts with `where`.
-    """
-    if not isinstance(raw, dict):
-        raise ReportError(f"{where} must be an object, got {_shown(raw)}")
-    kinds, required = _shape(cls)  # type: ignore[arg-type]  # a class has a hash
-    if missing := sorted(required - raw.keys()):
-        raise ReportError(f"{where}: key {missing[0]!r} is missing")
-    return cls(**{name: _value(kind, raw[name], f"{where}: {name}") for name, kind in kinds.items() if name in raw})
-
-
-@cache
-def _shape(cls: type) -> tuple[dict[str, Any], frozenset[str]]:
-    """Types of the fields, and the names of those without a default; looking them up takes longer than reading a record."""
-    known, kinds = fields(cls), get_type_hints(cls)  # type: ignore[arg-type]  # callers pass dataclasses
-    required = frozenset(f.name for f in known if f.default is MISSING and f.default_factory is MISSING)
-    return {f.name: kinds[f.name] for f in known}, required
-
-
-def _value(kind: Any, raw: Any, where: str) -> Any:
-    """`raw` as a value of the type `kind`."""
-    if kind in (str, int, float, bool):
-        return _plain(kind, raw, where)
-    if kind is Any:
-        return raw
-    if isinstance(kind, UnionType):  # X | None is the only one in use
-        return None if raw is None else _value(get_args(kind)[0], raw, where)
-    if is_dataclass(kind):
-        return read_fields(kind, raw, where)  # type: ignore[arg-type]
-    if get_origin(kind) is tuple:
-        return _items(get_args(kind), raw, where)
-    if not isinstance(raw, dict):
-        raise ReportError(f"{where} must be an object, got {_shown(raw)}")
-    item = get_args(kind)[1]  # of dict[str, X], the only kind that is left
-    return dict(raw) if item is Any else {key: _value(item, value, f"{where}: {key}") for key, value in raw.items()}
-
-
-def _items(kinds: tuple[Any, ...], raw: Any, where: str) -> tuple[Any, ...]:
-    """A tuple of any length for `tuple[X, ...]`, else one value of each kind."""
-    if not isinstance(raw, list):
-        raise ReportError(f"{where} must be a list, got {_shown(raw)}")
-    each = (kinds[0],) * len(raw) if kinds[-1] is Ellipsis else kinds
-    if len(each) != len(raw):
-        raise ReportError(f"{where} must have {len(each)} values, got {len(raw)}")
-    return tuple(_value(kind, item, f"{where}[{n}]") for n, (kind, item) in enumerate(zip(each, raw, strict=True)))
-
-
-def _plain(kind: type, raw: Any, where: str) -> Any:
-    """int, float, str or bool; a whole number is a float too, a bool is no number."""
-    is_number = type(raw) in (int, float) and abs(raw) < MOST  # neither infinite nor NaN
-    if kind is float and is_number:
-        return float(raw)
-    if kind is int and type(raw) is int and is_number:
-        return raw
-    if kind in (str, bool) and type(raw) is kind:
-        return raw
-    name = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[kind]
-    raise ReportError(f"{where} must be {name}, got {_shown(raw)}")
-
-
-def _shown(raw: Any) -> str:
-    """A value in a message: short, whatever it is."""
-    text = json.dumps(raw)
-    return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-C = TypeVar("C")
-
-
-def dataclass_from_dict(cls: type[C], data: Mapping[str, Any], where: str = "") -> C:
-    """Build the config dataclass `cls` from JSON or TOML values; a field that is a dataclass takes a mapping.
-
-    Raises:
-        ConfigError: an unknown key (with the nearest known one), a value of another type, or what `cls` itself refuses.
-    """
-    types = {f.name: f.type for f in fields(cls)}  # type: ignore[arg-type]
-    check_keys(data, types, where)
-    return cls(**{key: _checked(types[key], value, where + key) for key, value in data.items()})
-
-
-def check_keys(found: Iterable[str], known: Iterable[str], where: str = "") -> None:
-    """Raise ConfigError, with the nearest known key as its hint, unless every key is known."""
-    names = list(known)
-    for key in found:
-        if key not in names:
-            near = get_close_matches(key, names, n=1, cutoff=0.5)
-            hint = f"did you mean {where}{near[0]}?" if near else f"known keys: {', '.join(names)}"
-            raise ConfigError(f"unknown key {where}{key}", hint=hint)
-
-
-def _checked(kind: Any, value: Any, name: str) -> Any:
-    if is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{name} must be a table, got {value!r}")
-        return dataclass_from_dict(kind, value, where=f"{name}.")
-    if isinstance(kind, UnionType):  # X | None is the only one in use
-        return None if value is None else _checked(get_args(kind)[0], value, name)
-    if get_origin(kind) is tuple:  # of any length
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{name} must be a list, got {value!r}")
-        return tuple(_checked(get_args(kind)[0], item, f"{name}[{n}]") for n, item in enumerate(value))
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:  # not isinstance: True is an int
-        raise ConfigError(f"{name} must be {kind.__name__}, got {value!r}")
-    return value
+def json_file(record: Any) -> bytes:
+    """Return a dataclass as the bytes of a JSON file, indented by two spaces."""
+    return (json.dumps(asdict(record), indent=2) + "\n").encode()

@@ -1,6 +1,4 @@
-"""Files that appear whole or not at all.
-
-A folder of files that appears whole or not at all."""
+"""Files and folders that appear whole or not at all: single files, hashes, checks of output paths, whole folders, one lock."""
 
 import fcntl
 import hashlib
@@ -39,8 +37,14 @@ def write_whole(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def hash_file(path: Path) -> tuple[int, str]:
-    """Size in bytes and SHA-256 of a file, or of all files in a folder with their names."""
+    """Return the size in bytes and the hex SHA-256 of a file, or of all files in a folder together with their names."""
     digest, size = hashlib.sha256(), 0
     if path.is_dir():
         for part in sorted(p for p in path.rglob("*") if p.is_file()):
@@ -56,38 +60,32 @@ def hash_file(path: Path) -> tuple[int, str]:
 
 
 def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:
-    """Raise ConfigError if an output exists and `force` is off, or if its folder does not exist."""
+    """Raise ConfigError if an output exists and `force` is off, or if it is no file name in an existing folder."""
     for path in paths:
         if not path.name:
-            raise ConfigError(f"output {path} is not a file name")
+            raise ConfigError(f"output {path} is not a file name", hint="name a file in an existing folder")
         if path.is_dir():
-            raise ConfigError(f"output {path} is a folder, a file name is needed")
+            raise ConfigError(f"output {path} is a folder, but a file is written", hint="name a file in an existing folder")
         if path.exists() and not force:
             raise ConfigError(f"output {path} exists", hint="pass --force to replace it")
         if not path.parent.is_dir():
-            raise ConfigError(f"output folder {path.parent} does not exist")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            raise ConfigError(f"output folder {path.parent} does not exist", hint="make it, or name another")
 
 
 @contextmanager
 def whole_folder(out: Path, *, replaceable: re.Pattern[str], force: bool) -> Iterator[Path]:
     """Yield a hidden folder beside `out` that takes its name when the block ends without an error.
 
-    An error, Ctrl-C included, removes it. What a killed process left is removed by the next one.
+    An error, Ctrl-C included, removes the hidden folder. The next call removes what a killed process left of it.
 
     Args:
-        out: absent, an empty folder, or with `force` one in which every file has a name that `replaceable` matches.
+        out: an absent or empty folder, or with `force` one in which every file has a name that `replaceable` matches.
     Raises:
-        ConfigError: `out` is something else, its parent does not exist, or another process writes it now.
-        QuantlabError: its parent is not writable.
+        ConfigError: `out` is anything else, its parent does not exist, or another process is writing it.
+        QuantlabError: the parent is not writable.
     """
     out = out.resolve()
-    _check(out, replaceable, force)
+    _check_folder(out, replaceable, force)
     partial, old = (out.with_name(f".{out.name}.{kind}") for kind in ("partial", "old"))
     with _locked(partial):
         try:
@@ -97,15 +95,27 @@ def whole_folder(out: Path, *, replaceable: re.Pattern[str], force: bool) -> Ite
             _remove(partial)
 
 
-def _check(out: Path, replaceable: re.Pattern[str], force: bool) -> None:
+def hold_lock(descriptor: int) -> bool:
+    """Return whether this process now holds the exclusive lock on an open file or folder; never wait for it.
+
+    The lock ends when the descriptor and its copies in child processes are closed, so also with the process, however it ends.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _check_folder(out: Path, replaceable: re.Pattern[str], force: bool) -> None:
     if not out.parent.is_dir():
-        raise ConfigError(f"output folder {out.parent} does not exist")
+        raise ConfigError(f"output folder {out.parent} does not exist", hint="make it, or name another")
     if not out.exists():
         return
     if not out.is_dir():
-        raise ConfigError(f"output {out} is no folder")
-    if out.is_mount():  # it cannot be renamed, and that would show only at the end
-        raise ConfigError(f"output {out} is a mount point", hint="name a folder below it")
+        raise ConfigError(f"output {out} is a file, but a folder is written", hint="name another folder")
+    if out.is_mount():  # a mount point cannot be renamed, and that would show only at the end
+        raise ConfigError(f"output {out} is a mount point, which cannot be replaced", hint="name a folder below it")
     names = sorted(path.name for path in out.iterdir())
     if names and not force:
         raise ConfigError(f"output {out} exists and holds {names[0]}", hint="pass --force to replace it")
@@ -115,26 +125,20 @@ def _check(out: Path, replaceable: re.Pattern[str], force: bool) -> None:
 
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
-    """An empty folder that this process alone writes. The lock ends with the process, however it ends."""
+    """Make the folder `partial`, hold its lock while the block runs, and empty it first of what a killed process left."""
     try:
         partial.mkdir(exist_ok=True)
-        lock = os.open(partial, os.O_RDONLY)
+        descriptor = os.open(partial, os.O_RDONLY)
     except OSError as error:
         raise QuantlabError(f"cannot write {partial}: {error.strerror}") from error
     try:
-        _lock(lock, partial)
+        if not hold_lock(descriptor):
+            raise ConfigError(f"another process is writing {partial}", hint="wait for it, or name another folder")
         for left in partial.iterdir():
             left.unlink()
         yield
     finally:
-        os.close(lock)
-
-
-def _lock(folder: int, partial: Path) -> None:
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError(f"another process is writing {partial}") from error
+        os.close(descriptor)
 
 
 def _publish(partial: Path, out: Path, old: Path) -> None:

@@ -1,4 +1,4 @@
-"""TOML files with changes from the command line, and back to text."""
+"""TOML files: reading, changes from the command line, and writing."""
 
 import json
 import tomllib
@@ -10,7 +10,7 @@ from quantlab.errors import ConfigError
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """The file's keys; `what` it is stands in error texts. ConfigError if it cannot be read or is not TOML."""
+    """Return what a TOML file holds. ConfigError, which calls the file a `what`, if it cannot be read or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -19,17 +19,20 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         raise ConfigError(f"{what} {path} is not TOML: {error}") from error
 
 
-def apply_changes_(raw: dict[str, Any], changes: Sequence[str]) -> None:
-    """Change keys as `--set` says: "key=value", keys with a dot for tables, values as in TOML (a text needs no quotes)."""
+def apply_changes_(raw: dict[str, Any], changes: Sequence[str], *, option: str = "--set") -> None:
+    """Apply changes "key=value" in place: dots in a key lead into tables, values are TOML, a string needs no quotes.
+
+    Errors name the command-line `option` that the changes came with.
+    """
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set must look like key=value, got {change!r}")
+            raise ConfigError(f"{option} must look like key=value, got {change!r}")
         set_key_(raw, key.strip(), parse_value(text.strip()))
 
 
 def set_key_(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; its tables appear as needed. ConfigError if one of them is a value."""
+    """Set a dotted key in place; tables that are missing are made. ConfigError if the key leads through a value."""
     *tables, name = key.split(".")
     for table in tables:
         raw = raw.setdefault(table, {})
@@ -39,7 +42,7 @@ def set_key_(raw: dict[str, Any], key: str, value: Any) -> None:
 
 
 def parse_value(text: str) -> Any:
-    """As TOML reads it; what is no TOML value is a text."""
+    """Return the TOML value that `text` stands for; text that is not TOML is a string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -47,7 +50,7 @@ def parse_value(text: str) -> Any:
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """Inverse of reading for texts, numbers, booleans and tables of them."""
+    """Return TOML text; values may be strings, numbers, booleans and tables of these."""
     lines = [f"{key} = {_value(value)}" for key, value in values.items() if not isinstance(value, Mapping)]
     for key, table in values.items():
         if isinstance(table, Mapping):

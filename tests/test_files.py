@@ -1,11 +1,11 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, outputs are checked before work begins, and one process holds a lock."""
 
 import os
 
 import pytest
 
 from quantlab.errors import ConfigError, QuantlabError
-from quantlab.files import refuse_existing, write_whole
+from quantlab.files import hold_lock, refuse_existing, write_whole
 
 
 def test_write_replaces_the_old_content_and_leaves_nothing_else(tmp_path):
@@ -46,3 +46,12 @@ def test_existing_outputs_need_force(tmp_path):
         refuse_existing([tmp_path / "absent" / "a.bin"], force=True)
     with pytest.raises(ConfigError, match="is a folder"):
         refuse_existing([tmp_path], force=True)
+
+
+def test_one_descriptor_at_a_time_holds_the_lock_of_a_file(tmp_path):
+    path = tmp_path / "a.lock"
+    first, second = (os.open(path, os.O_RDWR | os.O_CREAT) for _ in range(2))
+    assert hold_lock(first) and not hold_lock(second)
+    os.close(first)
+    assert hold_lock(second)
+    os.close(second)

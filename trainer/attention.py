@@ -1,8 +1,6 @@
-"""What a GPT keeps of the tokens it has read, so that sampling reads each token once.
+"""Causal grouped-query attention with QK norm and rotary embedding, its masks for documents, and its cache for sampling.
 
-Causal grouped-query attention with QK norm, rotary positions, and documents that do not see each other.
-
-Letters: B batch, T tokens, D model_dim, H query heads, K key/value heads, E head_dim.
+Letters: B batch, T tokens, S keys, D model_dim, H query heads, K key/value heads, E head_dim.
 """
 
 import importlib
@@ -20,51 +18,51 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from quantlab.trainer.layers import Linear
 from quantlab.trainer.model_config import GPTConfig
 
+Mask = Tensor | BlockMask | None
+"""Where queries attend: bool [B, 1, T, T], the blocks of flex attention, or None for all tokens up to their own."""
+
+HOPPER = 9
+"""Major compute capability of the GPUs that FlashAttention 3 supports."""
+
 
 @dataclass(slots=True)
 class KVCache:
     """Keys and values of the tokens read so far; `GPT.forward` appends to it in place (use torch.no_grad)."""
 
     keys: Tensor
-    """[passes, B, K, length, E], rotated."""
+    """Keys after the rotary embedding, [passes, B, K, length, E]."""
     values: Tensor
-    """[passes, B, K, length, E]."""
+    """Values, [passes, B, K, length, E]."""
     ids: Tensor
-    """[B, length]: what was read."""
+    """Token ids that were read, [B, length]."""
     position: int = 0
-    """Tokens held, which is also the position of the next one."""
+    """Number of tokens held, which is also the position of the next one."""
 
     @property
     def length(self) -> int:
-        """Tokens it has room for."""
+        """Number of tokens for which there is room."""
         return self.keys.shape[3]
 
     def append_(self, layer: int, k_BKTE: Tensor, v_BKTE: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new keys and values of one pass and return all that it holds; `position` moves after the last one."""
+        """Store the new keys and values of one pass and return all of that pass; the caller advances `position`."""
         end = self.position + k_BKTE.shape[2]
         self.keys[layer, :, :, self.position : end] = k_BKTE
         self.values[layer, :, :, self.position : end] = v_BKTE
         return self.keys[layer, :, :, :end].to(k_BKTE.dtype), self.values[layer, :, :, :end].to(v_BKTE.dtype)
 
     def with_previous(self, ids_BT: Tensor) -> Tensor:
-        """`ids_BT` and the two ids before them (a smear reads the previous embedding, whose bigram reads the one before), or
-        as many as there are."""
+        """Store `ids_BT` and return them with up to two ids before them.
+
+        A smear gate reads the previous embedding, whose bigram reads the token before that.
+        """
         new_end = self.position + ids_BT.shape[1]
         self.ids[:, self.position : new_end] = ids_BT
         return self.ids[:, max(0, self.position - 2) : new_end]
 
 
-Mask = Tensor | BlockMask | None
-"""Where queries may look, bool [B, 1, T, T] or flex attention's blocks of it; None: at all tokens up to their own."""
-
-
-HOPPER = 9
-"""Major compute capability of the GPUs that FlashAttention 3 is made for."""
-
-
 @lru_cache
 def _flash_attention_3(device: torch.device) -> Callable[..., Any] | None:
-    """Of the package flash_attn_interface; None without it or on another kind of device."""
+    """Return the function of the package flash_attn_interface; None without the package or on any other device."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != HOPPER:
         return None
     if importlib.util.find_spec("flash_attn_interface") is None:
@@ -74,10 +72,10 @@ def _flash_attention_3(device: torch.device) -> Callable[..., Any] | None:
 
 
 class Attention(nn.Module):
-    """Attention of one block."""
+    """The attention layer of one block."""
 
     def __init__(self, config: GPTConfig, *, is_exclusive: bool = False) -> None:
-        """`is_exclusive`: XSA, see `without_own_value`."""
+        """Make the layer; `is_exclusive` turns on exclusive self-attention (XSA), see `without_own_value`."""
         super().__init__()
         dim, kv_dim = config.model_dim, config.num_kv_heads * config.head_dim
         self.head_dim, self.is_exclusive = config.head_dim, is_exclusive
@@ -90,7 +88,7 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], layer: int, cache: KVCache | None, mask: Mask = None
     ) -> Tensor:
-        """Mix each token with those before it: [B, T, D] -> [B, T, D]; `layer` counts passes, for the cache."""
+        """Attend from each token to itself and those before it, [B, T, D] -> [B, T, D]; `layer` is the pass in the cache."""
         q, k, v = (self._heads(c(x_BTD)) for c in (self.c_q, self.c_k, self.c_v))
         own_v = v
         q, k = rotate(rms_norm(q), rope), rotate(rms_norm(k), rope)
@@ -111,8 +109,11 @@ class Attention(nn.Module):
 
 
 def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Mask) -> Tensor:
-    """Softmax attention [B, H, T, E]: FlashAttention 3 where it is installed and fits, flex attention for blocks, else SDPA,
-    which takes FlashAttention 2 on a GPU in half precision."""
+    """Return softmax attention, [B, H, T, E].
+
+    Flex attention computes it for a block mask, FlashAttention 3 where it is installed and applies, and otherwise torch's SDPA,
+    which uses FlashAttention 2 on a GPU in half precision.
+    """
     grouped = q_BHTE.shape[1] != k_BKSE.shape[1]
     if isinstance(mask, BlockMask):
         out: Tensor = flex_attention(q_BHTE, k_BKSE, v_BKSE, block_mask=mask, enable_gqa=grouped)  # type: ignore[assignment]
@@ -121,13 +122,13 @@ def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Mask) -> Tensor
     if mask is None and is_half and (flash_attention := _flash_attention_3(q_BHTE.device)):
         q, k, v = (x.transpose(1, 2) for x in (q_BHTE, k_BKSE, v_BKSE))
         y = flash_attention(q, k, v, causal=True)
-        flash: Tensor = y[0] if isinstance(y, tuple) else y  # some versions also give the log-sum-exp
+        flash: Tensor = y[0] if isinstance(y, tuple) else y  # some versions also return the log-sum-exp
         return flash.transpose(1, 2)
     return F.scaled_dot_product_attention(q_BHTE, k_BKSE, v_BKSE, mask, is_causal=mask is None, enable_gqa=grouped)
 
 
 def without_own_value(y_BHTE: Tensor, v_BKTE: Tensor) -> Tensor:
-    """Each head's output less its component along the token's own value, [B, H, T, E] (XSA)."""
+    """Return each head's output minus its component along the token's own value, [B, H, T, E] (XSA)."""
     batch, heads, *_ = v_BKTE.shape
     y = y_BHTE.reshape(batch, heads, -1, *y_BHTE.shape[2:])
     direction = F.normalize(v_BKTE, dim=-1).unsqueeze(2)
@@ -136,23 +137,28 @@ def without_own_value(y_BHTE: Tensor, v_BKTE: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """`x` divided by the root mean square of its last axis (eps: that of its dtype)."""
+    """Return `x` divided by the root mean square of its last axis; eps is that of its dtype."""
     return F.rms_norm(x, (x.shape[-1],))
 
 
 def rope_table(start: int, count: int, config: GPTConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each float32 [count, turning channels / 2], of positions start, start + 1, ... (arXiv 2104.09864)."""
-    turning = config.rope_dims or config.head_dim
-    channels = torch.arange(0, turning, 2, dtype=torch.float32, device=device)
-    frequencies = 1.0 / config.rope_base ** (channels / turning)
+    """Return the rotary embedding's cosines and sines of positions start, start + 1, ... (arXiv 2104.09864).
+
+    Both are float32 [count, R / 2], where R is the number of channels with rotary embedding.
+    """
+    rotary_dims = config.rope_dims or config.head_dim
+    channels = torch.arange(0, rotary_dims, 2, dtype=torch.float32, device=device)
+    frequencies = 1.0 / config.rope_base ** (channels / rotary_dims)
     positions = torch.arange(start, start + count, dtype=torch.float32, device=device)
     angles = torch.outer(positions, frequencies)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn channel pairs (j, j + R / 2) of the first R channels of x [B, heads, T, E] by minus their angles; R is twice the
-    width of the table."""
+    """Apply the rotary embedding of `rope_table` to x [B, heads, T, E].
+
+    Channel pairs (j, j + R / 2) of the first R channels are rotated by minus their angles; R is twice the width of the table.
+    """
     cos, sin = rope
     half = cos.shape[-1]
     a, b = x[..., :half], x[..., half : 2 * half]
@@ -160,20 +166,22 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def document_mask(ids_BT: Tensor, bos_id: int, *, blocks: bool) -> Tensor | BlockMask:
-    """True where a token may look at another: not later, and of the same document. `blocks`: for flex attention, which skips
-    what is masked, instead of bool [B, 1, T, T]."""
+    """Return where a token attends to another one: not later, and of the same document.
+
+    The mask is bool [B, 1, T, T]; with `blocks` it is that of flex attention, which skips masked blocks.
+    """
     document_BT = (ids_BT == bos_id).cumsum(1)
     if blocks:
 
-        def may_look(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        def attends(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return (q >= k) & (document_BT[b, q] == document_BT[b, k])
 
         batch, length = ids_BT.shape
-        return create_block_mask(may_look, batch, None, length, length, device=str(ids_BT.device))
+        return create_block_mask(attends, batch, None, length, length, device=str(ids_BT.device))
     same = document_BT[:, None, :, None] == document_BT[:, None, None, :]
     return same.tril()
 
 
 def _shifted_causal_mask(count: int, past: int, device: torch.device) -> Tensor:
-    """True where query i (at position past + i) may look: bool [count, past + count]."""
+    """Return where query i, at position past + i, attends, bool [count, past + count]."""
     return torch.ones(count, past + count, dtype=torch.bool, device=device).tril(past)

@@ -1,4 +1,4 @@
-"""The environment variables of the challenge's train_gpt.py, so that its published commands carry over."""
+"""Read the environment variables of the challenge's train_gpt.py as config keys, so that its published commands can be used."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,7 +53,7 @@ PLAIN = {
     "BIGRAM_DIM": "model.bigram_dim",
     "TOKENIZER_PATH": "data.tokenizer",
 }
-"""By variable, the config key that has its value."""
+"""The config key that takes the value of each variable."""
 
 WITHOUT_EFFECT = (
     "RUN_ID",
@@ -75,19 +75,20 @@ WITHOUT_EFFECT = (
     "MATRIX_CLIP_SIGMAS",
     "EMBED_CLIP_SIGMAS",
 )
-"""Variables of the challenge's scripts that decide nothing in this trainer: evaluation, packing, and how long to warm up."""
+"""Variables of the challenge's scripts without effect in this trainer: those of evaluation, packing and warm-up length."""
 
 EMBED_LR = {True: 0.05, False: 0.6}
-"""Of the challenge's baseline, by whether the embedding is tied."""
+"""Learning rate of the embedding in the challenge's baseline, by whether it is tied."""
 
 
 def overrides_from_env(environment: Mapping[str, str], base: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What the variables that are set change, by dotted key, and which of them have no effect.
+    """Return the changes that the set variables make, by dotted key, and the names of those without effect.
 
     Args:
-        base: nested config that they change.
+        environment: variables by name.
+        base: the nested config to be changed.
     Raises:
-        ConfigError: a value that is not of its key's type.
+        ConfigError: a value is not of its key's type, or EMBEDDING_DIM differs from MODEL_DIM.
     """
     changes: dict[str, Any] = {}
     for name, key in PLAIN.items():
@@ -108,7 +109,7 @@ def overrides_from_env(environment: Mapping[str, str], base: Mapping[str, Any]) 
 
 
 Value = Callable[[str], Any]
-"""What a key has after the variables that stand for one key each."""
+"""Returns the value of a dotted key after the variables in `PLAIN` are applied."""
 
 
 def _shape(environment: Mapping[str, str], base: Mapping[str, Any], value: Value) -> dict[str, Any]:
@@ -138,7 +139,8 @@ def _schedule(environment: Mapping[str, str], value: Value) -> dict[str, Any]:
         changes["max_seconds"] = value("max_seconds") - reserve
     if "TRAIN_LOG_EVERY" in environment:
         changes["log_every"] = value("log_every") or value("steps")
-    if "TRAIN_BATCH_TOKENS" in environment or "TRAIN_SEQ_LEN" in environment:  # eight micro batches, or as near as divides
+    if "TRAIN_BATCH_TOKENS" in environment or "TRAIN_SEQ_LEN" in environment:
+        # eight micro batches, or as near to eight as divides the batch
         sequences = value("batch_tokens") // value("seq_len")
         rows = next((n for n in range(max(1, sequences // 8), 0, -1) if sequences % n == 0), 1)
         changes["micro_batch_tokens"] = rows * value("seq_len")
@@ -166,7 +168,7 @@ def _like(base: Mapping[str, Any], key: str) -> Any:
 
 
 def _read(name: str, text: str, like: Any) -> Any:
-    """`text` as the type of `like`; switches are 0 and 1, as in the challenge."""
+    """Return `text` as a value of the type of `like`; booleans are 0 and 1, as in the challenge."""
     readers: dict[type, Callable[[str], Any]] = {bool: lambda t: bool(int(t)), int: int, float: float, str: str}
     try:
         return readers[type(like)](text)

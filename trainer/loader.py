@@ -1,6 +1,7 @@
-"""What training tokens must be, and a name for them.
+"""Load the batches of training tokens, and check and fingerprint the tokens.
 
-Which tokens each step trains on: a pure function of (seed, step), so that a resumed run sees what an unbroken one would."""
+The tokens of a step are a pure function of (seed, step), so a resumed training sees the same batches as an unbroken one.
+"""
 
 import hashlib
 import math
@@ -17,7 +18,19 @@ from torch import Tensor
 from quantlab.errors import DataError
 from quantlab.trainer.train_config import TrainConfig
 
-_FINGERPRINT_TOKENS = 1 << 20
+FINGERPRINT_TOKENS = 1 << 20
+"""Number of tokens that `fingerprint` hashes."""
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets, int64 [sequences, seq_len]."""
+
+
+class TokenSource(Protocol):
+    """A long vector of uint16 token ids, in memory or on disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: slice, /) -> Any: ...
 
 
 def check_tokens(tokens: Any, config: TrainConfig) -> None:
@@ -32,27 +45,13 @@ def check_tokens(tokens: Any, config: TrainConfig) -> None:
 
 
 def fingerprint(tokens: Any) -> str:
-    """Count and hash of the first million tokens: enough to notice other data, quick on a memory map."""
-    head = np.ascontiguousarray(tokens[:_FINGERPRINT_TOKENS])
+    """Return the number of tokens and a hash of the first million: enough to notice other data, and quick on a memory map."""
+    head = np.ascontiguousarray(tokens[:FINGERPRINT_TOKENS])
     return f"{len(tokens)} tokens, sha256 {hashlib.sha256(head.tobytes()).hexdigest()[:16]}"
 
 
-ORDERS = ("random", "sequential", "shuffled", "stride")
-
-Batch = tuple[Tensor, Tensor]
-"""Inputs and targets, int64 [sequences, seq_len]."""
-
-
-class TokenSource(Protocol):
-    """A long vector of uint16 token ids, in memory or on disk."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, key: slice, /) -> Any: ...
-
-
 class Loader:
-    """The batches of one process: of each global batch its share of consecutive sequences."""
+    """The batches of one process, which gets a share of consecutive sequences of each global batch."""
 
     def __init__(
         self,
@@ -66,7 +65,14 @@ class Loader:
         size: int = 1,
         pin: bool = False,
     ) -> None:
-        """`sequences`: of a global batch, a multiple of `size`. `pin`: into memory that copies fast to a GPU."""
+        """Prepare to read `tokens`; nothing is read yet.
+
+        Args:
+            sequences: number of sequences in a global batch, a multiple of `size`.
+            order: see `TrainConfig.order`.
+            rank, size: this process and the number of processes.
+            pin: whether batches are put into pinned memory, from which copies to a GPU are fast.
+        """
         self.tokens, self.seq_len, self.sequences = tokens, seq_len, sequences
         self.share = slice(rank * sequences // size, (rank + 1) * sequences // size)
         self.offsets = _RULES[order](len(tokens), seq_len, seed)
@@ -75,13 +81,13 @@ class Loader:
         self._ahead: tuple[int, Future[Batch]] | None = None
 
     def batch(self, step: int) -> Batch:
-        """This process' part of a step's batch; the next step's is read meanwhile."""
+        """Return this process' share of a step's batch; the next step's is read in the background."""
         ready = self._ahead[1].result() if self._ahead and self._ahead[0] == step else self._read(step)
         self._ahead = (step + 1, self._pool.submit(self._read, step + 1))
         return ready
 
     def sample(self, step: int, count: int) -> Tensor:
-        """The first inputs of a step's whole batch, at most `count` of them, the same in all processes."""
+        """Return at most `count` of the first input sequences of a step's global batch, the same in all processes."""
         return self._sequences(self.offsets(step, self.sequences)[:count])[:, :-1]
 
     def __enter__(self) -> Self:
@@ -101,16 +107,16 @@ class Loader:
 
 
 Offsets = Callable[[int, int], NDArray[np.int64]]
-"""From step and sequences to where these start."""
+"""Maps a step and a number of sequences to the tokens at which these start."""
 
 
 def _random(length: int, seq_len: int, seed: int) -> Offsets:
-    """Drawn anew for each step."""
+    """Return offsets that are drawn anew for each step."""
     return lambda step, n: np.random.default_rng([seed, step]).integers(0, length - seq_len, size=n)
 
 
 def _sequential(length: int, seq_len: int, seed: int) -> Offsets:
-    """From the first token to the last, then over again, as the challenge's baseline reads."""
+    """Return offsets from the first token to the last, again and again, as the challenge's baseline reads."""
     whole = (length - 1) // seq_len
     return lambda step, n: seq_len * (np.arange(step * n, (step + 1) * n) % whole)
 
@@ -118,10 +124,10 @@ def _sequential(length: int, seq_len: int, seed: int) -> Offsets:
 def _epochs(
     length: int, seq_len: int, seed: int, *, arrange: Callable[[np.random.Generator, int], NDArray[np.int64]]
 ) -> Offsets:
-    """Each sequence once an epoch; an epoch cuts the tokens into sequences at another phase and arranges them anew."""
+    """Return offsets with each sequence once an epoch; each epoch cuts the tokens at another phase and rearranges them."""
     per_epoch = max(1, (length - 1) // seq_len - 1)
 
-    @lru_cache(maxsize=2)  # a batch may reach from one epoch into the next
+    @lru_cache(maxsize=2)  # a batch may extend into the next epoch
     def epoch(number: int) -> NDArray[np.int64]:
         rng = np.random.default_rng([seed, number])
         phase = int(rng.integers(0, min(seq_len, max(1, length - per_epoch * seq_len))))
@@ -139,7 +145,7 @@ def _shuffled(length: int, seq_len: int, seed: int) -> Offsets:
 
 
 def _stride(length: int, seq_len: int, seed: int) -> Offsets:
-    """Sequences of one batch lie far apart, at no cost: the stride is near the golden section of their number."""
+    """Return offsets at which sequences of one batch lie far apart: the stride is near the golden section of their number."""
 
     def arrange(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
         stride = max(1, round(0.618 * count))

@@ -1,7 +1,7 @@
-"""The Parameter Golf GPT, from the challenge's baseline to its mid-field line, with exactly their state-dict names.
+"""The Parameter Golf GPT, from the challenge's baseline to its mid-field models, with exactly their state-dict names.
 
 The maths follow train_gpt.py of github.com/openai/parameter-golf and its record of 2026-04-05: RMSNorm without weights,
-grouped-query attention with QK norm and a gain per query head, rotary positions, a squared MLP, U-Net skips, a mix of each
+grouped-query attention with QK norm and a gain per query head, rotary embedding, a squared MLP, U-Net skips, a mix of each
 block's input with the embedding, a logit softcap. `GPTConfig` says which of the later techniques are on.
 
 Letters: B batch, T tokens, D model_dim, K key/value heads, E head_dim, V vocabulary.
@@ -22,7 +22,7 @@ from quantlab.trainer.packed import PackedEmbedding
 
 
 class MLP(nn.Module):
-    """proj(leaky_relu(fc(x))²)."""
+    """The MLP of one block, proj(leaky_relu(fc(x))²)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -31,13 +31,13 @@ class MLP(nn.Module):
         self.proj = Linear(config.mlp_hidden, config.model_dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
+        """Map [B, T, D] to [B, T, D]."""
         out: Tensor = self.proj(F.leaky_relu(self.fc(x_BTD), self.slope).square())
         return out
 
 
 class Block(nn.Module):
-    """Attention and MLP, each scaled per channel, on a learned mix of the stream and the embedding."""
+    """Attention and MLP, each scaled per channel, on a learned mix of the residual stream and the embedding."""
 
     def __init__(self, config: GPTConfig, index: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, x0: Tensor, rope: tuple[Tensor, Tensor], layer: int, cache: KVCache | None, mask: Mask = None
     ) -> Tensor:
-        """Stream `x` and embedding `x0`, both [B, T, D] -> the new stream."""
+        """Return the new residual stream of stream `x` and embedding `x0`, all [B, T, D]."""
         mix, attn_scale, mlp_scale = (p.to(x.dtype) for p in (self.resid_mix, self.attn_scale, self.mlp_scale))
         x = mix[0] * x + mix[1] * x0
         read = self.ln_scale * rms_norm(x)
@@ -64,12 +64,12 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The language model; all parameters float32, drawn from `seed` alone."""
+    """The language model. All parameters are float32, and their initial values depend on `seed` alone."""
 
     looping: bool
     """Whether the loops of the config run; training may start without them."""
-    table_seen_as: Callable[[Tensor], Tensor] | None = None
-    """If set, the forward pass uses table_seen_as(embedding), see `Linear.seen_as`."""
+    table_transform: Callable[[Tensor], Tensor] | None = None
+    """If set, the forward pass uses table_transform(embedding), see `Linear.weight_transform`."""
 
     def __init__(self, config: GPTConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -86,12 +86,12 @@ class GPT(nn.Module):
         initialise_(self, torch.Generator().manual_seed(seed))
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, *, by_document: bool = False) -> Tensor:
-        """Logits of the next token at each position.
+        """Return the logits of the next token at each position.
 
         Args:
             ids: int64 [B, T], each below vocab_size.
-            cache: what came before; the T new tokens are appended to it.
-            by_document: tokens see their own document alone (BOS begins one). Without it attention sees all before it.
+            cache: keys and values of the tokens before; the T new tokens are appended to it.
+            by_document: whether tokens attend only within their own document, which BOS begins; otherwise to all before them.
         Returns:
             float32 [B, T, V], within ±logit_softcap.
         Raises:
@@ -101,23 +101,23 @@ class GPT(nn.Module):
         return softcap * torch.tanh(logits.float() / softcap)
 
     def losses(self, ids: Tensor, targets: Tensor, rows: Tensor | None = None, *, by_document: bool = False) -> Tensor:
-        """Nats of targets by the logits of `forward`, which a GPU never holds in float32.
+        """Return the loss of each target in nats, by the logits of `forward`, which a GPU never holds in float32.
 
         Args:
             ids, by_document: as in `forward`.
             targets: int64 [N], each below vocab_size.
-            rows: the predictions, of B * T in row-major order, that they are targets of, int64 [N]; all of them if None.
+            rows: the predictions that the targets belong to, as indices into B * T in row-major order, int64 [N]; None for all.
         Returns:
             float32 [N].
         Raises:
-            ShapeError: ids is not a filled matrix, or targets are not as many as rows.
+            ShapeError: ids is not a filled matrix, or there are not as many targets as rows.
         """
         x_ND = self._stream(ids, None, by_document).flatten(0, 1)
         x_ND = x_ND if rows is None else x_ND[rows]
         return softcap_cross_entropy(self._logits(x_ND), targets, self.config.logit_softcap)
 
     def _stream(self, ids: Tensor, cache: KVCache | None, by_document: bool) -> Tensor:
-        """What the head reads: [B, T, D]."""
+        """Return the normalized residual stream that the head reads, [B, T, D]."""
         _check_ids(ids, cache)
         past = 0 if cache is None else cache.position
         rope = rope_table(past, ids.shape[1], self.config, ids.device)
@@ -139,7 +139,7 @@ class GPT(nn.Module):
         count = ids.shape[1]
         if cache is not None:
             ids = cache.with_previous(ids)
-        x: Tensor = self.tok_emb(ids) if self.table_seen_as is None else F.embedding(ids, self._table())
+        x: Tensor = self.tok_emb(ids) if self.table_transform is None else F.embedding(ids, self._table())
         is_first = without_previous(ids, self.config.bos_id)
         if self.bigram is not None:
             x = x + self.bigram(ids, is_first)
@@ -149,7 +149,7 @@ class GPT(nn.Module):
 
     def _table(self) -> Tensor:
         table: Tensor = self.tok_emb.weight
-        return table if self.table_seen_as is None else self.table_seen_as(table)
+        return table if self.table_transform is None else self.table_transform(table)
 
     def _mix_in(self, skip: Tensor, x: Tensor, at: int) -> Tensor:
         scaled = self.skip_weights[at].to(x.dtype) * skip
@@ -158,7 +158,7 @@ class GPT(nn.Module):
         return torch.lerp(scaled, x, torch.sigmoid(self.skip_gates[at]).to(x.dtype).expand_as(x))
 
     def _logits(self, x: Tensor) -> Tensor:
-        """Before the softcap, in the dtype that the product has: [..., D] -> [..., V]."""
+        """Return logits before the softcap, in the product's own dtype, [..., D] -> [..., V]."""
         if self.lm_head is not None:
             logits: Tensor = self.lm_head(x)
             return logits
@@ -167,7 +167,11 @@ class GPT(nn.Module):
         return F.linear(x, self._table().to(x.dtype))
 
     def new_cache(self, batch: int, length: int) -> KVCache:
-        """An empty cache for `batch` sequences of up to `length` tokens, on the model's device and in its dtype."""
+        """Return an empty cache for `batch` sequences of up to `length` tokens, on the model's device and in its dtype.
+
+        Raises:
+            ConfigError: batch or length is below 1.
+        """
         at_least("batch", batch, 1)
         at_least("length", length, 1)
         c, like = self.config, self.skip_weights

@@ -1,4 +1,4 @@
-"""What one GPT is made of: the challenge's baseline by default, each later technique a field that is off until it is set."""
+"""Config of a GPT: the challenge's baseline by default; each later technique is a field that is off until it is set."""
 
 import math
 from collections.abc import Mapping
@@ -9,65 +9,67 @@ from quantlab.errors import ConfigError
 from quantlab.fields import dataclass_from_dict
 
 INITS = ("uniform", "orthogonal", "spectral")
+"""Initializations of matrices, see `GPTConfig.init`."""
 SMEAR_WINDOW = 12
-"""Channels that a smear gate reads."""
+"""Number of channels that a smear gate reads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GPTConfig:
-    """Shape and constants of one `GPT`; the defaults are the challenge's baseline and never change: files rely on them."""
+    """Shape and constants of one `GPT`. The defaults are the challenge's baseline; they never change, as files rely on them."""
 
     vocab_size: int = 1024
-    """Tokens in the vocabulary, at least 2."""
+    """Number of tokens in the vocabulary, at least 2."""
     num_layers: int = 9
-    """Blocks, at least 1; the first half stores skips that the second half adds in reverse order."""
+    """Number of blocks, at least 1; the first half stores skips that the second half adds in reverse order."""
     model_dim: int = 512
     """Width of the residual stream; num_heads divides it into heads of an even width."""
     num_heads: int = 8
-    """Query heads."""
+    """Number of query heads."""
     num_kv_heads: int = 4
-    """Key and value heads; must divide num_heads."""
+    """Number of key and value heads; must divide num_heads."""
     mlp_hidden: int = 1024
     """Width inside the MLP, at least 1."""
     tie_embeddings: bool = True
-    """The token embedding is also the output matrix; otherwise there is a separate lm_head."""
+    """Whether the token embedding is also the output matrix; otherwise there is a separate lm_head."""
     logit_softcap: float = 30.0
-    """Logits are softcap · tanh(z / softcap); positive."""
+    """Logits z become softcap · tanh(z / softcap); positive."""
     rope_base: float = 10000.0
-    """Longest rotary wavelength / 2π, in tokens; above 1."""
+    """Base of the rotary embedding, its longest wavelength / 2π, in tokens; above 1."""
     qk_gain_init: float = 1.5
-    """First value of every query gain."""
+    """Initial value of every query gain."""
     tied_embed_init_std: float = 0.005
-    """Standard deviation of a tied embedding at the start (an untied one starts at 1); positive."""
+    """Initial standard deviation of a tied embedding, positive; that of an untied one is 1."""
     rope_dims: int = 0
-    """Channels of each head that turn with the position, even; the others do not. 0: all."""
+    """Number of head channels with rotary embedding, even; 0 for all."""
     mlp_slope: float = 0.0
-    """The MLP squares a leaky relu of this negative slope; 0 is the baseline's relu²."""
+    """Negative slope of the leaky ReLU that the MLP squares; 0 is the baseline's ReLU²."""
     xsa_last_n: int = 0
-    """In this many last blocks a head's output loses its component along the token's own value (XSA)."""
+    """Number of last blocks with exclusive self-attention (XSA): head outputs lose their component along the token's own
+    value."""
     ln_scale: bool = False
-    """Block i scales what it reads by 1 / sqrt(i + 1)."""
+    """Whether block i (from 0) scales its normalized inputs by 1 / sqrt(i + 1)."""
     skip_gates: bool = False
-    """Skips are mixed in by a learned sigmoid gate per channel instead of added."""
+    """Whether skips are mixed in by a learned sigmoid gate per channel instead of added."""
     parallel_last_n: int = 0
-    """In this many last blocks attention and MLP read the same stream (GPT-J's form)."""
+    """Number of last blocks in which attention and MLP read the same stream, as in GPT-J."""
     num_loops: int = 0
-    """More passes through blocks loop_start to loop_end, which are stored once."""
+    """Number of extra passes through blocks loop_start to loop_end, whose weights are stored once."""
     loop_start: int = 0
     """First block of the loop."""
     loop_end: int = 0
     """Last block of the loop."""
     smear_gate: bool = False
-    """Each embedding gets a learned share of the previous token's, except at the start of a document."""
+    """Whether a learned share of the previous token's embedding is added to each embedding, except at a document's start."""
     bigram_buckets: int = 0
-    """Rows of a table of hashed pairs (previous token, token) that is added to the embedding; 0: none."""
+    """Number of rows in a table of hashed pairs (previous token, token) that is added to the embedding; 0 for no table."""
     bigram_dim: int = 128
     """Width of that table."""
     bos_id: int = 1
-    """Starts a document: what is before it is not its previous token."""
+    """Token that begins a document; it has no previous token."""
     init: str = "uniform"
-    """First values of matrices: uniform (torch's own), orthogonal (rows or columns orthonormal), or spectral (orthogonal, with
-    the largest singular value sqrt(outputs / inputs)). Output projections start at 0."""
+    """Initialization of matrices: uniform (torch's default), orthogonal (rows or columns orthonormal), or spectral (orthogonal,
+    with the largest singular value sqrt(outputs / inputs)). Output projections start at 0."""
 
     def __post_init__(self) -> None:
         at_least("vocab_size", self.vocab_size, 2)
@@ -113,29 +115,29 @@ class GPTConfig:
         return self.model_dim // self.num_heads
 
     def order(self, *, looping: bool = True) -> list[int]:
-        """The blocks in the order in which they run; the first half of them (rounded down) stores skips."""
+        """Return the blocks in the order in which they run; the first half of these passes (rounded down) stores skips."""
         blocks = list(range(self.num_layers))
         loop = blocks[self.loop_start : self.loop_end + 1] * (self.num_loops if looping else 0)
         return blocks[: self.loop_end + 1] + loop + blocks[self.loop_end + 1 :]
 
     @property
     def num_skips(self) -> int:
-        """Passes whose output is added again later, all loops running."""
+        """Number of passes whose output is added again later, with all loops running."""
         return len(self.order()) // 2
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values: the baseline's fields, and of the later ones those that are not off."""
+        """Return JSON values: all fields of the baseline, and those later fields that are not off."""
         defaults = {f.name: f.default for f in fields(self)}
         return {n: v for n, v in asdict(self).items() if n in BASELINE or v != defaults[n]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "GPTConfig":
-        """Inverse of `to_dict`; ConfigError for an unknown key or a value of another type."""
+        """Return the config that `to_dict` wrote. ConfigError for an unknown key or a value of another type."""
         return dataclass_from_dict(cls, data)
 
 
 BASELINE = tuple(f.name for f in fields(GPTConfig))[:11]
-"""Fields that the challenge's baseline has."""
+"""Names of the fields that the challenge's baseline has."""
 
 
 def at_least(name: str, value: int, low: int) -> None:

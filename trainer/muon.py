@@ -1,7 +1,9 @@
-"""Muon, for the blocks' matrices: momentum made nearly orthogonal (kellerjordan.github.io/posts/muon).
+"""The optimizer Muon, for the matrices in blocks: momentum that is made nearly orthogonal (kellerjordan.github.io/posts/muon).
 
-Over several processes each owns a share of the matrices of a shape: it gets their summed gradients, keeps their momentum, and
-sends its directions to the others. While one shape travels, another is computed.
+Each of several processes owns a share of the matrices of a shape: it receives their summed gradients, has their momentum, and
+sends its updates to the others. Communication of one shape overlaps with computation of another.
+
+Letters: O rows, I columns.
 """
 
 from collections import defaultdict
@@ -15,26 +17,26 @@ from torch.optim import Optimizer
 
 from quantlab.trainer.world import Finish, World
 
-# Quintic a·x + b·x³ + c·x⁵ with the steepest start that still keeps large singular values near 1.
+# The quintic a·x + b·x³ + c·x⁵ has the steepest slope at 0 that still keeps large singular values near 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 _TINY = 1e-7
 
 
 def orthogonalize(g: Tensor, *, steps: int = 5) -> Tensor:
-    """Replace each matrix's singular values by values near 1, by Newton-Schulz iteration.
+    """Return the matrices with their singular values replaced by values near 1, by Newton-Schulz iteration.
 
-    Five steps take a singular value above 0.002 of the Frobenius norm to 0.68 to 1.21, and leave smaller ones below.
+    Five steps bring every singular value above 0.002 of the Frobenius norm to between 0.68 and 1.21; smaller ones stay below.
 
     Args:
         g: floating [..., O, I]; the leading axes are independent matrices.
-        steps: iterations, each three matrix products.
+        steps: number of iterations, each three matrix products.
     Returns:
-        Same shape; bfloat16 on CUDA, float32 elsewhere (a CPU without bfloat16 units is 20 times slower with it).
+        The same shape; bfloat16 on CUDA, float32 elsewhere (bfloat16 is 20 times slower on a CPU without units for it).
     """
     x = g.to(torch.bfloat16 if g.is_cuda else torch.float32)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + _TINY)
     is_tall = x.shape[-2] > x.shape[-1]
-    if is_tall:  # the products below cost rows²
+    if is_tall:  # the cost of the products below grows with rows²
         x = x.mT
     for _ in range(steps):
         gram = x @ x.mT
@@ -44,19 +46,19 @@ def orthogonalize(g: Tensor, *, steps: int = 5) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """Matrices of one shape whose gradients are on their way."""
+class PendingUpdate:
+    """Matrices of one shape whose gradients are being summed over processes."""
 
     group: dict[str, Any]
     params: list[Tensor]
     gradients: Finish
-    """Gives the sums over processes, [this process' share, O, I]; zeros behind the last matrix."""
+    """Waits for the sums and returns this process' share, [share, O, I], with zeros after the last matrix."""
 
 
 class Muon(Optimizer):
     """Nesterov momentum, orthogonalized and scaled by sqrt(max(1, rows / columns)), with decoupled weight decay.
 
-    Matrices of one shape go through Newton-Schulz together, which is 1 to 3 times faster than one by one on two cores.
+    Matrices of one shape are orthogonalized together, which is 1 to 3 times faster than one by one on two cores.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Muon(Optimizer):
         normalize_rows: bool = False,
         world: World | None = None,
     ) -> None:
-        """`normalize_rows`: each row of a direction is brought to length 1 before it is orthogonalized (MuonEq-R)."""
+        """Optimize `params`; `normalize_rows` normalizes the rows of each update before it is orthogonalized (MuonEq-R)."""
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -84,7 +86,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every matrix that has a gradient; with several processes the gradients are summed over them first."""
+        """Update every matrix that has a gradient, after summing the gradients over all processes."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -93,21 +95,21 @@ class Muon(Optimizer):
         return loss
 
     @torch.no_grad()
-    def begin(self) -> list[Job]:
-        """Send the gradients off; `finish` updates the matrices."""
-        jobs = [(group, params) for group in self.param_groups for params in _by_shape(group["params"])]
-        self._shared = [params for _, params in jobs]
-        return [Job(group, params, self.world.sum_slices(self._gradients(params))) for group, params in jobs]
+    def begin(self) -> list[PendingUpdate]:
+        """Begin to sum the gradients over all processes; `finish` updates the matrices."""
+        shapes = [(group, params) for group in self.param_groups for params in _by_shape(group["params"])]
+        self._shared = [params for _, params in shapes]
+        return [PendingUpdate(group, params, self.world.sum_slices(self._gradients(params))) for group, params in shapes]
 
     @torch.no_grad()
-    def finish(self, jobs: list[Job], scale: float | Tensor = 1.0) -> None:
-        """Update the matrices by their gradients, each taken `scale` times."""
-        directions = [self._directions(job, scale) for job in jobs]
-        for job, finish in zip(jobs, directions, strict=True):
-            _apply_(job.group, job.params, finish())
+    def finish(self, pending: list[PendingUpdate], scale: float | Tensor = 1.0) -> None:
+        """Update the matrices by their gradients, multiplied by `scale`."""
+        directions = [self._directions(update, scale) for update in pending]
+        for update, finish in zip(pending, directions, strict=True):
+            _apply_(update.group, update.params, finish())
 
     def gather_state(self) -> None:
-        """Bring every matrix' momentum to every process, before a checkpoint; without it each has that of its own."""
+        """Copy every matrix' momentum to every process, for a checkpoint; otherwise each has only that of its own matrices."""
         for params in self._shared if self.world.size > 1 else []:
             own = [self.state[p]["momentum_buffer"] for p in self._mine(params)]
             own += [torch.zeros_like(params[0])] * (self._share(params) - len(own))
@@ -115,7 +117,7 @@ class Muon(Optimizer):
                 self.state[p]["momentum_buffer"] = buffer.clone()
 
     def _share(self, params: list[Tensor]) -> int:
-        """Matrices of one shape that a process owns, the last ones perhaps fewer."""
+        """Return how many matrices of one shape a process owns; the last processes may own fewer."""
         return -(-len(params) // self.world.size)
 
     def _mine(self, params: list[Tensor]) -> list[Tensor]:
@@ -123,19 +125,19 @@ class Muon(Optimizer):
         return params[self.world.rank * share : (self.world.rank + 1) * share]
 
     def _gradients(self, params: list[Tensor]) -> Tensor:
-        """[processes * share, O, I], zeros behind the last."""
+        """Return this process' gradients, [processes * share, O, I], with zeros after the last matrix."""
         zero = torch.zeros_like(params[0])
         missing = self._share(params) * self.world.size - len(params)
         return torch.stack([p.grad for p in params if p.grad is not None] + [zero] * missing)
 
-    def _directions(self, job: Job, scale: float | Tensor) -> Finish:
-        """Of this process' matrices, on the way to all."""
-        u = summed = job.gradients() * scale
-        if mine := self._mine(job.params):
-            u = torch.stack([self._nesterov(p, g, job.group["momentum"]) for p, g in zip(mine, summed, strict=False)])
-        if job.group["normalize_rows"]:
+    def _directions(self, update: PendingUpdate, scale: float | Tensor) -> Finish:
+        """Compute the updates of this process' matrices and begin to send them to all processes."""
+        u = summed = update.gradients() * scale
+        if mine := self._mine(update.params):
+            u = torch.stack([self._nesterov(p, g, update.group["momentum"]) for p, g in zip(mine, summed, strict=False)])
+        if update.group["normalize_rows"]:
             u = u / u.norm(dim=-1, keepdim=True).clamp_min(_TINY)
-        u = orthogonalize(u, steps=job.group["newton_schulz_steps"])
+        u = orthogonalize(u, steps=update.group["newton_schulz_steps"])
         if len(u) < len(summed):
             u = torch.cat((u, u.new_zeros(len(summed) - len(u), *u.shape[1:])))
         return self.world.join_slices(u)
@@ -150,7 +152,7 @@ class Muon(Optimizer):
 
 
 def _by_shape(params: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Matrices with a gradient, those of one shape together, the most weights first."""
+    """Return the matrices with a gradient, grouped by shape; the group with the most weights comes first."""
     found: dict[torch.Size, list[Tensor]] = defaultdict(list)
     for p in params:
         if p.grad is not None:

@@ -1,4 +1,4 @@
-"""Which optimizer updates what, and one step of all of them over all processes."""
+"""The optimizers of a GPT: assign each parameter to one, and do one step of all of them over all processes."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,13 +8,16 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from quantlab.trainer.model import GPT
-from quantlab.trainer.muon import Job, Muon
+from quantlab.trainer.muon import Muon, PendingUpdate
 from quantlab.trainer.train_config import TrainConfig
 from quantlab.trainer.world import World
 
 
 class Optimizers:
-    """Muon for matrices, AdamW for tables (embedding, bigrams), head and all small ones; groups carry their "base_lr"."""
+    """Muon for matrices; AdamW for tables (embedding, bigrams), the head and all small parameters.
+
+    Each parameter group stores its learning rate before scheduling as "base_lr".
+    """
 
     def __init__(self, model: GPT, config: TrainConfig, world: World) -> None:
         self.world, self.clip = world, config.grad_clip
@@ -39,18 +42,18 @@ class Optimizers:
 
     @property
     def all(self) -> tuple[Optimizer, Optimizer]:
-        """Both, for a checkpoint."""
+        """Both optimizers, for a checkpoint."""
         return self.muon, self.adam
 
     def step(self, lr_multiplier: float, momentum: float) -> None:
-        """Update all parameters by the sum over processes of their gradients, and drop these."""
+        """Update all parameters by their gradients, summed over all processes, and clear the gradients."""
         for group in self._groups():
             group["lr"] = group["base_lr"] * lr_multiplier
         for group in self.muon.param_groups:
             group["momentum"] = momentum
-        jobs, small = self.muon.begin(), self._sum_small()
-        scale = self._clip_scale(jobs, small()) if self.clip else 1.0
-        self.muon.finish(jobs, scale)
+        pending, small = self.muon.begin(), self._sum_small()
+        scale = self._clip_scale(pending, small()) if self.clip else 1.0
+        self.muon.finish(pending, scale)
         self._spread(small(), scale)
         self.adam.step()
         for optimizer in self.all:
@@ -63,7 +66,7 @@ class Optimizers:
         return [p for group in self.adam.param_groups for p in group["params"] if p.grad is not None]
 
     def _sum_small(self) -> Callable[[], Tensor]:
-        """All of AdamW's gradients as one vector, on its way."""
+        """Begin to sum all of AdamW's gradients, as one vector, over all processes."""
         return self.world.sum_(torch.cat([p.grad.flatten() for p in self._small() if p.grad is not None]))
 
     def _spread(self, summed: Tensor, scale: float | Tensor) -> None:
@@ -72,15 +75,15 @@ class Optimizers:
             p.grad = (summed[at : at + p.numel()] * scale).view_as(p)
             at += p.numel()
 
-    def _clip_scale(self, jobs: list[Job], small: Tensor) -> Tensor:
-        """What brings the length of the whole gradient down to the limit; 1 if it is below."""
-        mine = torch.stack([job.gradients().square().sum() for job in jobs]).sum()
+    def _clip_scale(self, pending: list[PendingUpdate], small: Tensor) -> Tensor:
+        """Return the factor that reduces the global gradient norm to the maximum; 1 if the norm is below it."""
+        mine = torch.stack([update.gradients().square().sum() for update in pending]).sum()
         total = self.world.sum_(mine)() + small.square().sum()
         return (self.clip / (total.sqrt() + 1e-6)).clamp_max(1.0)
 
 
 def _split(model: GPT) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """Tables, matrices, head and controls; parameters without elements are in none."""
+    """Return tables, matrices, head and controls; parameters without elements are in none of them."""
     tables: list[Tensor] = [model.tok_emb.weight] + ([model.bigram.embed.weight] if model.bigram is not None else [])
     head: list[Tensor] = [] if model.lm_head is None else [model.lm_head.weight]
     taken = {id(p) for p in (*tables, *head)}

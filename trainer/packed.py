@@ -1,4 +1,4 @@
-"""A GPT whose matrices stay packed in memory: kernels dequantize them where they are used.
+"""Modules whose matrix stays packed in memory; kernels dequantize it where it is used.
 
 Letters: O rows (outputs), I columns (inputs).
 """
@@ -17,7 +17,7 @@ from quantlab.kernels.unpack import unpack
 
 
 class PackedWeight(nn.Module):
-    """Holds a packed matrix in buffers, so that it moves with the model."""
+    """A packed matrix in buffers, so that it moves with the model to another device."""
 
     def __init__(self, packed: Packed) -> None:
         super().__init__()
@@ -31,37 +31,39 @@ class PackedWeight(nn.Module):
 
     @property
     def packed(self) -> Packed:
-        """The matrix, where the module is."""
+        """The matrix, on the module's device."""
         values: dict[str, Any] = self._constants | dict(self.named_buffers(recurse=False))
         return Packed(**values)
 
     def product(self, x: Tensor) -> Tensor:
-        """x Wᵀ: [..., I] -> [..., O], under autocast in its dtype."""
+        """Return x Wᵀ, [..., I] -> [..., O], under autocast in autocast's dtype."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return dequant_matmul(x, self.packed)
 
 
 class PackedLinear(PackedWeight):
-    """y = x Wᵀ from the packed matrix."""
+    """Linear map y = x Wᵀ with a packed matrix."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., I] -> [..., O]."""
+        """Map [..., I] to [..., O]."""
         return self.product(x)
 
 
 class PackedEmbedding(PackedWeight):
-    """Rows of the packed matrix, as float32."""
+    """Embedding whose table is a packed matrix."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        """int64 [...] -> [..., I]."""
+        """Return the rows of ids, int64 [...], as float32 [..., I]."""
         rows = unpack(self.packed, rows=ids.flatten())
         return rows.view(*ids.shape, -1)
 
 
 def pack_modules_(model: nn.Module, matrices: Mapping[str, Packed]) -> None:
-    """Put packed modules in the place of `model`'s linear maps and tables; the names are those of its weights.
+    """Replace linear maps and tables of `model` by packed modules.
 
+    Args:
+        matrices: packed matrices by the name of the weight that each replaces.
     Raises:
         ShapeError: a matrix has another shape than its weight.
     """
@@ -78,5 +80,5 @@ def pack_modules_(model: nn.Module, matrices: Mapping[str, Packed]) -> None:
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers in memory."""
+    """Return the bytes of all parameters and buffers in memory."""
     return sum(t.nbytes for t in (*model.parameters(), *model.buffers()))

@@ -1,6 +1,4 @@
-"""What changes from step to step: the learning rate multiplier and Muon's momentum. Pure functions of step and time.
-
-Averages of the weights over a run: what is saved is often better than the last step."""
+"""Schedules of the learning rate and of Muon's momentum, as pure functions of step and time, and averages of the weights."""
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +6,17 @@ from torch import Tensor, nn
 from quantlab.trainer.train_config import TrainConfig
 
 
-def run_fraction(config: TrainConfig, step: int, elapsed_seconds: float) -> float:
-    """How far the run is, 0 to 1: by steps or by the wall clock, whichever is further."""
+def training_fraction(config: TrainConfig, step: int, elapsed_seconds: float) -> float:
+    """Return the fraction of the training that is done, 0 to 1, by steps or by training time, whichever is further."""
     by_time = elapsed_seconds / config.max_seconds if config.max_seconds else 0.0
     return min(max(step / config.steps, by_time), 1.0)
 
 
 def lr_multiplier(config: TrainConfig, step: int, elapsed_seconds: float) -> float:
-    """Factor on every learning rate at `step` (from 0), after `elapsed_seconds` of training.
+    """Return the factor on every learning rate at `step` (from 0), after `elapsed_seconds` of training.
 
-    Linear from 1 / warmup_steps to 1, then 1, then linear towards 0 over the last `warmdown_frac` of the run or the last
-    `warmdown_steps`, but not below `min_lr`.
+    It rises linearly from 1 / warmup_steps to 1, stays there, and falls linearly towards 0 over the last `warmdown_frac` of the
+    training or over the last `warmdown_steps`, but not below `min_lr`.
     """
     up = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
     return min(1.0, up, max(_down(config, step, elapsed_seconds), config.min_lr))
@@ -26,7 +24,7 @@ def lr_multiplier(config: TrainConfig, step: int, elapsed_seconds: float) -> flo
 
 def _down(config: TrainConfig, step: int, elapsed_seconds: float) -> float:
     if not config.warmdown_steps:
-        left = 1.0 - run_fraction(config, step, elapsed_seconds)
+        left = 1.0 - training_fraction(config, step, elapsed_seconds)
         return left / config.warmdown_frac if config.warmdown_frac else 1.0
     if not config.max_seconds:
         return (config.steps - step) / config.warmdown_steps
@@ -35,7 +33,7 @@ def _down(config: TrainConfig, step: int, elapsed_seconds: float) -> float:
 
 
 def muon_momentum(config: TrainConfig, step: int) -> float:
-    """Muon's momentum at `step` (from 0): linear from `muon_momentum_start` to `muon_momentum`, then constant."""
+    """Return Muon's momentum at `step` (from 0): linear from `muon_momentum_start` to `muon_momentum`, then constant."""
     if step >= config.muon_momentum_warmup_steps:
         return config.muon_momentum
     fraction = step / config.muon_momentum_warmup_steps
@@ -43,7 +41,10 @@ def muon_momentum(config: TrainConfig, step: int) -> float:
 
 
 class Average:
-    """An exponential moving average (ema), or the plain mean of all weights after a share of the run (swa), float32."""
+    """Average of the weights in float32: exponential moving (ema), or the plain mean over the end of the training (swa).
+
+    An average is often better than the weights of the last step.
+    """
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.config, self.count = config, 0
@@ -51,7 +52,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module, fraction: float) -> None:
-        """After a step; `fraction` of the run is done."""
+        """Include the weights after a step; `fraction` is the fraction of the training that is done."""
         if self.config.average == "none" or (self.config.average == "swa" and fraction < self.config.swa_from):
             return
         self.count += 1
@@ -61,18 +62,18 @@ class Average:
 
     @torch.no_grad()
     def load_into(self, model: nn.Module) -> None:
-        """Give the model the average; without one (none, or swa that has not begun) it keeps its weights."""
+        """Copy the average into the model; without one (none, or swa that has not begun) the model's weights stay."""
         if self.count:
             for name, parameter in model.named_parameters():
                 parameter.copy_(self.weights[name])
 
     def state(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
+        """Return the average as tensors by name, for a checkpoint."""
         weights = {f"average.{name}": weight for name, weight in self.weights.items()}
         return weights | {"average_count": torch.tensor(self.count)} if weights else {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Inverse of `state`."""
+        """Restore the average from the tensors that `state` returned."""
         self.count = int(state.get("average_count", 0))
         for name, weight in self.weights.items():
             weight.copy_(state[f"average.{name}"])

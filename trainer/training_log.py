@@ -1,4 +1,4 @@
-"""What a training run says: lines in the challenge's dialect, which its scripts grep, and the same as JSON lines."""
+"""The log of a training: lines in the challenge's format, which its scripts search, and the same facts as JSON lines."""
 
 import importlib.util
 import json
@@ -12,12 +12,13 @@ from quantlab.files import write_whole
 LOG_NAME = "train.log"
 METRICS_NAME = "metrics.jsonl"
 BOARD_NAME = "tensorboard"
+"""Name of the folder with TensorBoard's files."""
 
 
-class RunLog:
-    """Files in one folder; a resumed run goes on in them. In a process that is not the main one nothing is written.
+class TrainingLog:
+    """Files in one folder, which a resumed training continues; only the main process writes.
 
-    The log keeps every line. Metrics of steps that a resumed run does again are replaced.
+    The log keeps every line. Metrics of steps that a resumed training repeats are replaced.
     """
 
     def __init__(self, folder: Path, *, is_main: bool = True, resume: bool = False, tensorboard: bool = False) -> None:
@@ -38,23 +39,23 @@ class RunLog:
             self.board = SummaryWriter(str(folder / BOARD_NAME))  # type: ignore[no-untyped-call]
 
     def line(self, text: str) -> None:
-        """Append to the log."""
+        """Append a line to the log."""
         if self.is_main:
             with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
     def train(self, *, step: int, steps: int, loss: float, seconds: float, tokens_per_second: float, lr: float) -> None:
-        """One training record."""
+        """Record a training step."""
         self.line(f"step:{step}/{steps} train_loss:{loss:.4f} {_times(step, seconds)}")
         self._metrics("train", step, loss=loss, seconds=seconds, tokens_per_second=tokens_per_second, lr_multiplier=lr)
 
     def validation(self, *, step: int, steps: int, loss: float, bpb: float, seconds: float) -> None:
-        """One validation."""
+        """Record a validation."""
         self.line(f"step:{step}/{steps} val_loss:{loss:.4f} val_bpb:{bpb:.4f} {_times(step, seconds)}")
         self._metrics("validation", step, loss=loss, bpb=bpb, seconds=seconds)
 
     def end(self, *, step: int, steps: int, seconds: float, memory: tuple[int, int] | None, timeline: dict[str, Any]) -> None:
-        """Why the run ended, the GPU's peak memory in bytes (allocated, reserved), and what the time was spent on."""
+        """Record the end of training: its reason, the GPU's peak memory in bytes (allocated, reserved), and the timeline."""
         if step < steps:
             self.line(f"stopping_early: wallclock_cap train_time:{1000 * seconds:.0f}ms step:{step}/{steps}")
         if memory is not None:
@@ -79,7 +80,7 @@ class RunLog:
 
 
 def last_validation(folder: Path) -> dict[str, float]:
-    """val_loss and val_bpb of the last validation that the folder's metrics tell of; empty where there was none."""
+    """Return val_loss and val_bpb of the last validation in the folder's metrics; an empty dict if there was none."""
     path = folder / METRICS_NAME
     records = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
     found = [record for record in records if record["kind"] == "validation"]
@@ -87,7 +88,7 @@ def last_validation(folder: Path) -> dict[str, float]:
 
 
 def _drop_metrics_from(step: int, kind: str, path: Path) -> None:
-    """Take off what a resumed run, whose first record this is, does again, and what a kill left of a last line."""
+    """Remove the records that a resumed training, whose first record this is, repeats, and a last line that a kill cut off."""
     if not path.exists():
         return
     lines = [line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]

@@ -1,6 +1,4 @@
-"""Where a run's seconds went: inside the clock that the challenge limits, and outside it.
-
-The loop of one training run: steps, the clock, checkpoints, and everything that moves."""
+"""The training loop: optimizer steps, the clock, checkpoints, and all state that changes from step to step."""
 
 import json
 import time
@@ -19,30 +17,58 @@ from quantlab.tensor_file import write_safetensors
 from quantlab.trainer.loader import Loader, TokenSource, fingerprint
 from quantlab.trainer.model import GPT
 from quantlab.trainer.optimizers import Optimizers
-from quantlab.trainer.qat import Steps, grid_from_tensors, grid_tensors, measure_grid, quantize_, stop_quantizing
-from quantlab.trainer.schedule import Average, lr_multiplier, muon_momentum, run_fraction
+from quantlab.trainer.qat import MeasureGrid, Steps, grid_from_tensors, grid_tensors, quantize_, stop_quantizing
+from quantlab.trainer.schedule import Average, lr_multiplier, muon_momentum, training_fraction
 from quantlab.trainer.train_config import TrainConfig
 from quantlab.trainer.training_state import TrainState, load_checkpoint_, save_checkpoint
 from quantlab.trainer.world import World
 
+CHECKPOINT_NAME = "training.safetensors"
+MODEL_NAME = "model.safetensors"
+COMPILE_STEPS = 20
+"""Steps that compile each graph of the model before the clock starts; their effect is undone."""
+QUANT_TOKENS = 32768
+"""Tokens of a batch on which the grid of quantization-aware training is measured."""
+
+Validate = Callable[[GPT, int, float], None]
+"""Called with the model, the number of steps done and the training time in seconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepRecord:
+    """The state of training after one step."""
+
+    step: int
+    """Number of optimizer steps done."""
+    steps: int
+    """Largest number of steps."""
+    loss: float
+    """Mean loss of this step's batch before its update, nats per token."""
+    lr_multiplier: float
+    """Factor on the learning rates in this step."""
+    elapsed_seconds: float
+    """Training time so far in seconds, over all resumes."""
+    tokens_per_second: float
+    """Tokens trained on by training time, since this process started or resumed."""
+
 
 @dataclass(slots=True)
 class Timeline:
-    """Seconds by what they were spent on."""
+    """Seconds by activity: inside the clock that the challenge limits, and outside it."""
 
     inside: dict[str, float] = field(default_factory=dict)
-    """Within the training time."""
+    """Seconds that are training time."""
     beside: dict[str, float] = field(default_factory=dict)
-    """Not counted: compiling, validation, checkpoints, loading."""
+    """Seconds that are not: compiling, validation, checkpoints."""
 
     def add(self, what: str, seconds: float, *, inside: bool) -> None:
-        """Count seconds under a name."""
-        kept = self.inside if inside else self.beside
-        kept[what] = kept.get(what, 0.0) + seconds
+        """Add seconds to an activity."""
+        part = self.inside if inside else self.beside
+        part[what] = part.get(what, 0.0) + seconds
 
     @contextmanager
     def outside(self, what: str) -> Iterator[None]:
-        """Count the block, which is not training time."""
+        """Add the seconds of the block, which are not training time, to an activity."""
         started = time.monotonic()
         try:
             yield
@@ -50,7 +76,7 @@ class Timeline:
             self.add(what, time.monotonic() - started, inside=False)
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        """For JSON, to the millisecond."""
+        """Return the seconds as JSON values, to the millisecond."""
         return {"inside": _rounded(self.inside), "outside": _rounded(self.beside)}
 
 
@@ -58,44 +84,19 @@ def _rounded(seconds: dict[str, float]) -> dict[str, float]:
     return {what: round(value, 3) for what, value in seconds.items()}
 
 
-CHECKPOINT_NAME = "training.safetensors"
-MODEL_NAME = "model.safetensors"
-COMPILE_STEPS = 20
-"""Steps before the clock starts, whose effect is undone; for each graph of the model."""
-QUANT_TOKENS = 32768
-"""Of a batch, to measure the packer's grid on."""
-
-Validate = Callable[[GPT, int, float], None]
-"""Called with the model, the step and the seconds trained."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepRecord:
-    """One line of progress."""
-
-    step: int
-    """Optimizer steps done."""
-    steps: int
-    """Steps at most."""
-    loss: float
-    """Mean loss of this step's batch before its update, nats per token."""
-    lr_multiplier: float
-    """Factor on the learning rates in this step."""
-    elapsed_seconds: float
-    """Training time so far, over all resumes."""
-    tokens_per_second: float
-    """Tokens trained on / training time, since this process started or resumed."""
-
-
 class TrainingLoop:
-    """The moving parts of one call of `train`."""
+    """The state of one call of `train`, and the steps that change it."""
 
-    def __init__(self, config: TrainConfig, tokens: TokenSource, out: Path, world: World) -> None:
-        self.config, self.out, self.world = config, out, world
+    def __init__(
+        self, config: TrainConfig, tokens: TokenSource, out: Path, world: World, measure_grid: MeasureGrid | None = None
+    ) -> None:
+        """Make the model, optimizers and loader; see `train` for the arguments and errors."""
+        _check_grid(config, measure_grid)
+        self.config, self.out, self.world, self.measure_grid = config, out, world, measure_grid
         self.rows = micro_batch_rows(config, world)
         self.checkpoint_path, self.fingerprint = out / CHECKPOINT_NAME, fingerprint(tokens)
         self.model = GPT(config.model, seed=config.seed).to(world.device).train()
-        world.copy_from_main([p.detach() for p in self.model.parameters()])  # draws may differ between machines
+        world.copy_from_main([p.detach() for p in self.model.parameters()])  # random numbers may differ between machines
         self.optimizers = Optimizers(self.model, config, world)
         self.average = Average(self.model, config)
         self.loader = Loader(
@@ -113,20 +114,22 @@ class TrainingLoop:
         self._saved_at = self._last_seconds = 0.0
         self.losses: list[float] = []
         self.grid: dict[str, Steps] = {}
-        """Of the late quantization once it has begun."""
+        """Grid of quantization-aware training once that has begun."""
         self.timeline = Timeline()
         self._unread: tuple[int, Callable[[], Tensor]] | None = None
 
     @property
     def is_cuda(self) -> bool:
+        """Whether this process trains on a GPU."""
         return self.world.device.type == "cuda"
 
     @property
     def is_compiled(self) -> bool:
+        """Whether the forward pass is compiled."""
         return self.is_cuda and self.config.compile
 
     def warm_up_(self) -> None:
-        """Compile, by steps that leave no trace."""
+        """Compile by running steps on the first batch, and undo their effect."""
         if not self.is_compiled:
             return
         with self.timeline.outside("compile"):
@@ -142,28 +145,32 @@ class TrainingLoop:
             torch.cuda.synchronize()
 
     def resume_(self) -> None:
-        """Go on from the checkpoint if the main process has one.
+        """Continue from the checkpoint if the main process has one.
 
         Raises:
-            ConfigError: another process does not find it, or finds another.
+            ConfigError: another process finds no checkpoint or a different one.
+            TrainingError: the checkpoint is damaged or of another training.
         """
         (is_there,) = self.world.of_main([self.checkpoint_path.exists()])
         if not is_there:
             return
         if not self.checkpoint_path.exists():
             raise ConfigError(
-                f"process {self.world.rank} has no {self.checkpoint_path}: the folder must be shared by all machines"
+                f"process {self.world.rank} has no checkpoint {self.checkpoint_path}: the folder must be shared by all machines"
             )
         state, extra = load_checkpoint_(self.checkpoint_path, self.model, self.optimizers.all, self._state())
         self.step, self.elapsed_seconds = state.step, state.elapsed_seconds
         if self.world.of_main([self.step]) != [self.step]:
-            raise ConfigError(f"process {self.world.rank} has another {self.checkpoint_path}: the folder must be shared")
+            raise ConfigError(
+                f"process {self.world.rank} has another checkpoint {self.checkpoint_path}: the folder must be shared by all "
+                "machines"
+            )
         self.average.load_state(extra)
         self.grid = grid_from_tensors(extra, self.world.device)
         quantize_(self.model, self.grid)
 
     def save_model(self) -> Path:
-        """The average if there is one, with all loops."""
+        """Write the model and return its path: the average of weights if there is one, unrounded, with all loops."""
         self.average.load_into(self.model)
         stop_quantizing(self.model)
         self.model.looping = True
@@ -173,12 +180,8 @@ class TrainingLoop:
         self.world.wait()
         return path
 
-    def steps(
-        self,
-        progress: Callable[[StepRecord], None] | None,
-        validate: Validate | None,
-    ) -> None:
-        """Run the steps that are left; ends with a checkpoint."""
+    def train_(self, progress: Callable[[StepRecord], None] | None, validate: Validate | None) -> None:
+        """Do the steps that are left, and end with a checkpoint."""
         self._saved_at, first_step, first_seconds = self.elapsed_seconds, self.step, self.elapsed_seconds
         while not self._is_done():
             multiplier = self._one_step()
@@ -197,7 +200,7 @@ class TrainingLoop:
         self._read_loss()
 
     def _is_validation_due(self) -> bool:
-        """At the end the saved model is validated anyway: before only where it will be another."""
+        """Return whether to validate after this step; after the last only if the saved model, validated later, is another."""
         is_due = self.config.val_every > 0 and self.step % self.config.val_every == 0
         return is_due and (not self._is_done() or self.config.average != "none")
 
@@ -212,9 +215,9 @@ class TrainingLoop:
         )
 
     def _one_step(self) -> float:
-        """Returns the factor on the learning rates."""
+        """Do one step and return its factor on the learning rates."""
         started = time.perf_counter()
-        fraction = run_fraction(self.config, self.step, self.elapsed_seconds)
+        fraction = training_fraction(self.config, self.step, self.elapsed_seconds)
         self.model.looping = self._is_looping(fraction)
         if self.config.quant_from <= fraction and self.config.quant_from < 1.0 and not self.grid:
             self._quantize_()
@@ -224,8 +227,8 @@ class TrainingLoop:
         self._unread = (self.step, loss)
         self.optimizers.step(multiplier, muon_momentum(self.config, self.step))
         self.step += 1
-        self.average.update(self.model, run_fraction(self.config, self.step, self.elapsed_seconds))
-        if self._is_pause_near():  # what the device still does is training time, not that of what comes next
+        self.average.update(self.model, training_fraction(self.config, self.step, self.elapsed_seconds))
+        if self._is_pause_near():  # the device's unfinished work is training time and must not count as what comes next
             self._read_loss()
             if self.is_cuda:
                 torch.cuda.synchronize()
@@ -238,7 +241,7 @@ class TrainingLoop:
         return bool(self.config.model.num_loops) and fraction >= self.config.loop_from
 
     def _is_pause_near(self) -> bool:
-        """Whether the clock stops after this step, as far as can be told before its time is known."""
+        """Return whether the clock stops after this step, as far as can be told before the step's own time is known."""
         config, expected = self.config, self.elapsed_seconds + self._last_seconds
         every = [n for n in (config.log_every, config.val_every) if n]
         is_late = config.max_seconds > 0 and expected >= config.max_seconds
@@ -246,12 +249,13 @@ class TrainingLoop:
         return self.step >= config.steps or is_late or is_saved or any(self.step % n == 0 for n in every)
 
     def _quantize_(self) -> None:
+        assert self.measure_grid is not None  # checked on creation
         ids_NT = self.loader.sample(self.step, max(1, QUANT_TOKENS // self.config.seq_len))
-        self.grid = measure_grid(self.model, ids_NT, self.config.quant_bits)
+        self.grid = self.measure_grid(self.model, ids_NT, self.config.quant_bits)
         quantize_(self.model, self.grid)
 
     def _backward(self, step: int) -> Callable[[], Tensor]:
-        """Add up this process' gradients of the mean loss over the whole batch; gives that loss in nats per token."""
+        """Add this process' gradients of the batch's mean loss; return a function that waits for that loss, nats per token."""
         x, y = self.loader.batch(step)
         share = len(x) * self.world.size
         total = torch.zeros((), device=self.world.device)
@@ -270,15 +274,15 @@ class TrainingLoop:
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def _read_loss(self) -> None:
-        """Of the last step that was sent off: read one step later, so that a GPU never waits for it."""
+        """Read the loss of the last step; it is read one step late, so that a GPU never waits for Python."""
         if self._unread is None:
             return
         step, total = self._unread
         self._unread = None
         loss = float(total())
         if not np.isfinite(loss):
-            kept = f"; the checkpoint {self.checkpoint_path} is kept" if self.checkpoint_path.exists() else ""
-            raise TrainingError(f"the loss is {loss} at step {step}{kept}", hint="lower the learning rates")
+            last = f"; the checkpoint {self.checkpoint_path} is kept" if self.checkpoint_path.exists() else ""
+            raise TrainingError(f"the loss is {loss} at step {step}{last}", hint="lower the learning rates")
         self.losses.append(loss)
 
     def _save_checkpoint(self) -> None:
@@ -304,20 +308,29 @@ class TrainingLoop:
 
 
 def micro_batch_rows(config: TrainConfig, world: World) -> int:
-    """Sequences in one forward pass of a process.
+    """Return the number of sequences in one forward pass of a process.
 
     Raises:
-        ConfigError: the batch is not a whole number of equal shares, or a share not one of micro batches.
+        ConfigError: the processes cannot share the batch equally, or a share is not a whole number of micro batches.
     """
     sequences, micro = config.batch_tokens // config.seq_len, config.micro_batch_tokens // config.seq_len
     if sequences % world.size:
         raise ConfigError(
-            f"{world.size} processes cannot share a batch of {sequences} sequences: it must be a multiple of them"
+            f"{world.size} processes cannot share a batch of {sequences} sequences equally",
+            hint=f"make batch_tokens a multiple of {world.size} * seq_len = {world.size * config.seq_len}",
         )
     share = sequences // world.size
     if share > micro and share % micro:
         raise ConfigError(
-            f"a process' {share * config.seq_len} tokens of a batch must be a multiple of micro_batch_tokens = "
+            f"each process' {share * config.seq_len} tokens of a batch must be a multiple of micro_batch_tokens = "
             f"{config.micro_batch_tokens}"
         )
     return min(share, micro)
+
+
+def _check_grid(config: TrainConfig, measure_grid: MeasureGrid | None) -> None:
+    if config.quant_from < 1.0 and measure_grid is None:
+        raise ConfigError(
+            f"quant_from is {config.quant_from:g}, so a grid is needed, but measure_grid is None",
+            hint="pass measure_grid=quantlab.methods.trellis.training_grid.measure_grid, or set quant_from = 1",
+        )

@@ -1,4 +1,4 @@
-"""Training checkpoints: one safetensors file of weights and optimizer state; no pickle, never half written.
+"""Training checkpoints: one safetensors file of weights and optimizer state, without pickle, whole or not at all.
 
 Tensors are named `model.<parameter>`, `optimizer.<parameter>.<state>` and `extra.<name>`; the header's metadata holds
 `TrainState` as JSON under "quantlab_train".
@@ -22,14 +22,14 @@ _KEY = "quantlab_train"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainState:
-    """What a run needs beside tensors to go on."""
+    """The state beside tensors from which a training continues."""
 
     step: int
-    """Optimizer steps done."""
+    """Number of optimizer steps done."""
     elapsed_seconds: float
-    """Training time spent, over all resumes."""
+    """Training time in seconds, over all resumes."""
     config: dict[str, Any]
-    """`TrainConfig.to_dict()`, which holds the seed."""
+    """The training's `TrainConfig.to_dict()`, which includes the seed."""
     tokens: str
     """Fingerprint of the training tokens."""
 
@@ -37,7 +37,7 @@ class TrainState:
 def save_checkpoint(
     path: Path, model: nn.Module, optimizers: Sequence[Optimizer], state: TrainState, extra: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Replace `path` by the current weights, optimizer state and what else the run needs.
+    """Replace the file at `path` by the current weights, the optimizer state and `extra` tensors.
 
     Raises:
         TrainingError: a weight is not finite; the file at `path` stays as it was.
@@ -53,24 +53,25 @@ def save_checkpoint(
 def load_checkpoint_(
     path: Path, model: nn.Module, optimizers: Sequence[Optimizer], expected: TrainState
 ) -> tuple[TrainState, dict[str, Tensor]]:
-    """Fill model and optimizers from `path` and return where that run was and its extra tensors; `expected` says which run
-    this has to be.
+    """Fill model and optimizers from `path`, and return the state of that training and its extra tensors.
 
+    Args:
+        expected: has the config and the tokens that the checkpoint must have been trained with.
     Raises:
-        TrainingError: the file is damaged, or is of a run with other tokens or another
-            config (the first differing key is named).
+        TrainingError: the file is damaged, or belongs to a training with other tokens or another config (the first key that
+            differs is named).
     """
     try:
         with safe_open(path, framework="pt") as file:
             state = _parse_state(path, file.metadata() or {})
-            _check_same_run(path, state, expected)
+            _check_same_training(path, state, expected)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise TrainingError(f"training checkpoint {path} is damaged: {error}") from error
     try:
         model.load_state_dict(_under(tensors, "model."))
     except RuntimeError as error:
-        raise TrainingError(f"training checkpoint {path} does not fit its own config") from error
+        raise TrainingError(f"training checkpoint {path} is damaged: its tensors do not fit its own config") from error
     _fill_optimizers_(model, optimizers, _under(tensors, "optimizer."))
     return state, _under(tensors, "extra.")
 
@@ -82,7 +83,7 @@ def _check_finite(tensors: Mapping[str, Tensor], step: int) -> None:
 
 
 def _optimizer_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[tuple[str, str], Tensor]:
-    """Optimizer state by (parameter name, state name); every parameter belongs to one optimizer."""
+    """Return the optimizer state by (parameter name, state name); every parameter belongs to one optimizer."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {(names[p], key): t for opt in optimizers for p, state in opt.state.items() for key, t in state.items()}
 
@@ -107,7 +108,7 @@ def _parse_state(path: Path, metadata: Mapping[str, str]) -> TrainState:
         raise TrainingError(f"{path} is not a training checkpoint of this version") from error
 
 
-def _check_same_run(path: Path, found: TrainState, expected: TrainState) -> None:
+def _check_same_training(path: Path, found: TrainState, expected: TrainState) -> None:
     old, new = _flat(found.config), _flat(expected.config)
     for key in [*new, *old]:
         if old.get(key) != new.get(key):
@@ -116,7 +117,10 @@ def _check_same_run(path: Path, found: TrainState, expected: TrainState) -> None
                 hint="give the same config, or start anew without resume",
             )
     if found.tokens != expected.tokens:
-        raise TrainingError(f"cannot resume {path}: it was trained on other tokens ({found.tokens}, now {expected.tokens})")
+        raise TrainingError(
+            f"cannot resume {path}: it was trained on other tokens ({found.tokens}, now {expected.tokens})",
+            hint="give the same tokens, or start anew without resume",
+        )
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The processes of one training run: alone, or started by torchrun on one or several machines."""
+"""The processes that train together: a single one, or those that torchrun started on one or several machines."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,21 +13,21 @@ from quantlab.errors import ConfigError
 
 CPU = torch.device("cpu")
 TIMEOUT = timedelta(minutes=10)
-"""A rank that waits longer for another gives up."""
+"""Time after which a process stops waiting for another one."""
 
 Finish = Callable[[], Tensor]
-"""Waits for a collective and gives its result."""
+"""Waits for a collective operation and returns its result."""
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among all of them. Tensors go over NCCL between GPUs and over gloo between CPUs."""
+    """This process among all of them. Tensors are sent over NCCL between GPUs and over gloo between CPUs."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
     control: dist.ProcessGroup | None = None
-    """Of gloo, for numbers that decide what all do next."""
+    """Group of gloo for numbers that decide what all processes do next."""
 
     @property
     def is_main(self) -> bool:
@@ -35,14 +35,14 @@ class World:
         return self.rank == 0
 
     def sum_(self, tensor: Tensor) -> Finish:
-        """Begin to replace `tensor` by its sum over all processes."""
+        """Begin to replace `tensor` by its sum over all processes; return a function that waits for the sum."""
         if self.size == 1:
             return lambda: tensor
         work = dist.all_reduce(tensor, async_op=True)
         return _after(work, tensor)
 
     def sum_slices(self, stack: Tensor) -> Finish:
-        """Begin to sum `stack` [size * n, ...] over all processes; the result is this one's n slices."""
+        """Begin to sum `stack` [size * n, ...] over all processes; the result is this process' n slices."""
         if self.size == 1:
             return lambda: stack
         mine = slice(self.rank * len(stack) // self.size, (self.rank + 1) * len(stack) // self.size)
@@ -52,14 +52,14 @@ class World:
         return _after(dist.reduce_scatter_tensor(part, stack, async_op=True), part)
 
     def join_slices(self, part: Tensor) -> Finish:
-        """Begin to collect the equal parts [n, ...] of all processes; the result is [size * n, ...] in order of ranks."""
+        """Begin to gather the equal parts [n, ...] of all processes; the result is [size * n, ...] in order of rank."""
         if self.size == 1:
             return lambda: part
         whole = part.new_empty(self.size * len(part), *part.shape[1:])
         return _after(dist.all_gather_into_tensor(whole, part.contiguous(), async_op=True), whole)
 
     def copy_from_main(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite tensors of one dtype by those of rank 0."""
+        """Overwrite tensors, all of one dtype, by those of rank 0."""
         if self.size == 1:
             return
         flat = torch.cat([t.flatten() for t in tensors])
@@ -70,7 +70,7 @@ class World:
             at += tensor.numel()
 
     def of_main(self, values: Sequence[float]) -> list[float]:
-        """The numbers that rank 0 gave: all processes go on with the same."""
+        """Return the numbers of rank 0, so that all processes continue with the same ones."""
         if self.size == 1:
             return [float(v) for v in values]
         tensor = torch.tensor(values, dtype=torch.float64)
@@ -78,20 +78,23 @@ class World:
         return [float(v) for v in tensor]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this method."""
         if self.size > 1:
             dist.barrier(group=self.control)
 
 
 def open_world() -> World:
-    """The world that torchrun's environment describes, or a process of its own on a GPU if there is one.
+    """Return the processes that torchrun's environment describes, or a single process, on a GPU if there is one.
 
     Raises:
-        ConfigError: RANK and WORLD_SIZE do not fit, or there are fewer GPUs than local ranks.
+        ConfigError: RANK and WORLD_SIZE contradict each other, or there are fewer GPUs than local ranks.
     """
     local = _number("LOCAL_RANK", 0)
     if torch.cuda.is_available() and local >= torch.cuda.device_count():
-        raise ConfigError(f"LOCAL_RANK is {local}, this machine has {torch.cuda.device_count()} GPUs")
+        raise ConfigError(
+            f"LOCAL_RANK is {local}, but this machine has {torch.cuda.device_count()} GPUs",
+            hint="start at most one process for each GPU",
+        )
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -114,7 +117,7 @@ def _number(name: str, default: int) -> int:
 
 
 def close_world(world: World) -> None:
-    """Leave the other processes."""
+    """End the communication with the other processes."""
     if world.size > 1:
         dist.destroy_process_group()
 

@@ -1,10 +1,11 @@
-// A reader of .qlab files for browsers and Node, after docs/format.md: every weight bit for bit what quantlab gets.
+// A reader of .qlab files for browsers and Node, written from docs/format.md: every weight has the bits that quantlab gives it.
 //
 //     import { load } from "./qlab.mjs";
 //     const { manifest, tensors } = await load(new Uint8Array(await (await fetch("model.qlab")).arrayBuffer()));
 //     tensors["tok_emb.weight"];                // { shape: [V, C], data: Float32Array }
 //
-// It knows the kinds trellis_grid and raw. It checks magic, version and digest, not each rule of the format: read files of your own.
+// It knows the kinds trellis_grid and raw. It checks magic, version and digest, not each rule of the format: use it for files that
+// you trust.
 
 const START = [0x89, 0x51, 0x4c, 0x41, 0x42, 0x0d, 0x0a, 0x1a, 1, 0, 6, 0]; // magic, version 1, 6 sections
 const PARITY_CHECKS = { 4: [0o5, 0o2], 8: [0o13, 0o4], 16: [0o23, 0o4], 32: [0o45, 0o10] };
@@ -57,7 +58,7 @@ async function unpack(codec, stored, size) {
   throw new Error(`codec ${codec} is not for this reader`);
 }
 
-// Tensors that are kept: byte planes, then the dtype.
+// Unquantized tensors: byte planes, then the dtype.
 
 function readRaw(planes, count, dtype) {
   const kinds = {
@@ -82,12 +83,12 @@ function brainHalves(values) {
   return new Float32Array(Uint32Array.from(values, (bits) => bits << 16).buffer);
 }
 
-// Weights: classes, symbols, codes along the trellis, steps.
+// Weights: scale classes, symbols, codes along the trellis, steps.
 
-function* readWeights(manifest, [, shapes, , shares, tables, stream]) {
+function* readWeights(manifest, [, units, , shares, tables, stream]) {
   const entries = manifest.tensors.filter((entry) => entry.kind !== "raw");
   if (!entries.length) return;
-  const [a, b] = sides(entries, shapes);
+  const [a, b] = sides(entries, units);
   const [r, s] = sides(entries, shares);
   const total = entries.reduce((sum, { shape }) => sum + product(shape), 0);
   const [classes, tableOf] = [new Uint8Array(total), new Uint16Array(total)];

@@ -20,7 +20,7 @@ HEADER = struct.Struct("<8sHHIIQ")  # magic, version, sections, manifest stored 
 SECTION = struct.Struct("<BIII")  # codec, stored bytes, raw bytes, crc32 of the stored bytes
 DIGEST_BYTES = 16  # first half of SHA-256
 MANIFEST_MAX_BYTES = 1 << 24
-MANIFEST_EXPANSION = 256  # the manifest unpacks to at most this many times its stored bytes ...
+MANIFEST_EXPANSION = 256  # the manifest may unpack to at most this many times its stored bytes ...
 MANIFEST_FLOOR = 1 << 16  # ... plus this many
 EXPANSION = 64  # sections may decode to at most this many times the file ...
 EXPANSION_FLOOR = 1 << 24  # ... plus this many bytes
@@ -35,12 +35,17 @@ class Section:
     stored: bytes
 
     def decode(self) -> bytes:
-        """The stream's bytes. FormatError if the stream is damaged or of another length."""
+        """Return the bytes of the stream. FormatError if it is damaged or of another length."""
         return decode(self.codec, self.stored, self.raw_bytes)
 
 
 def write_container(manifest: dict[str, Any], sections: list[Section]) -> bytes:
-    """The whole file: the same manifest and sections always give the same bytes."""
+    """Return the whole file: the same manifest and sections always give the same bytes.
+
+    Raises:
+        FormatError: the manifest is too large.
+        ExpansionError: the sections decode to more bytes than a file of this size may hold.
+    """
     text = json.dumps(manifest, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True).encode()
     packed = CODECS[DEFLATE].encode(text)
     table = b"".join(SECTION.pack(s.codec, len(s.stored), s.raw_bytes, zlib.crc32(s.stored)) for s in sections)
@@ -53,16 +58,16 @@ def write_container(manifest: dict[str, Any], sections: list[Section]) -> bytes:
 
 
 def read_container(data: bytes) -> tuple[dict[str, Any], list[Section]]:
-    """Manifest and sections of a whole file in memory, every length and checksum checked; no section is decoded yet.
+    """Return manifest and sections of a whole file in memory. All lengths and checksums are checked, no section is decoded.
 
     Raises:
-        FormatError: not a .qlab file, another version, truncated, trailing bytes, a bad checksum, or sizes that the file
-            does not justify.
+        FormatError: it is not a .qlab file, of another version, truncated, or altered, or it has trailing bytes, or sizes that
+            its length does not justify.
     """
     sections_count, packed_bytes, text_bytes = _read_header(data)
     table_end = HEADER.size + sections_count * SECTION.size
     if table_end > len(data):
-        raise FormatError(f"a table of {sections_count} sections does not fit a file of {len(data)} bytes")
+        raise FormatError(f"the header names {sections_count} sections, their table does not fit a file of {len(data)} bytes")
     rows = list(SECTION.iter_unpack(data[HEADER.size : table_end]))
     stored_total, raw_total = sum(row[1] for row in rows), sum(row[2] for row in rows)
     expected = table_end + packed_bytes + stored_total + DIGEST_BYTES
@@ -76,7 +81,7 @@ def read_container(data: bytes) -> tuple[dict[str, Any], list[Section]]:
     for index, (codec, stored_bytes, raw_bytes, crc) in enumerate(rows):
         stored = data[at : at + stored_bytes]
         if zlib.crc32(stored) != crc:
-            raise FormatError(f"section {index}: checksum does not match")
+            raise FormatError(f"section {index}: its checksum does not match: the file was altered or damaged")
         sections.append(Section(codec, raw_bytes, stored))
         at += stored_bytes
     return manifest, sections
@@ -89,7 +94,7 @@ def _read_header(data: bytes) -> tuple[int, int, int]:
     if magic != MAGIC:
         raise FormatError(f"not a .qlab file: it starts with {magic!r}, not {MAGIC!r}")
     if version != VERSION:
-        raise FormatError(f"artifact version {version} is unknown, this quantlab reads version {VERSION}")
+        raise FormatError(f"artifact version {version} is unknown, this version of quantlab reads version {VERSION}")
     if file_bytes != len(data):
         raise FormatError(f"header says {file_bytes} bytes, the file has {len(data)}")
     _check_manifest_size(packed_bytes, text_bytes)
@@ -103,18 +108,22 @@ def _read_manifest(packed: bytes, text_bytes: int) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"manifest is not JSON: {error}") from error
     if not isinstance(manifest, dict):
-        raise FormatError(f"manifest is a JSON {type(manifest).__name__}, an object is needed")
+        raise FormatError(f"manifest must be a JSON object, got {type(manifest).__name__}")
     return manifest
 
 
 def _check_manifest_size(packed_bytes: int, text_bytes: int) -> None:
     allowed = min(MANIFEST_MAX_BYTES, MANIFEST_FLOOR + MANIFEST_EXPANSION * packed_bytes)
     if text_bytes > allowed:
-        raise FormatError(f"manifest of {text_bytes} bytes from {packed_bytes} stored ones, at most {allowed} are allowed")
+        raise FormatError(f"manifest has {text_bytes} bytes in {packed_bytes} stored ones, at most {allowed} are allowed")
 
 
 def check_expansion(raw_total: int, file_bytes: int) -> None:
-    """Raise ExpansionError where sections decode to more bytes, or a stream to more codes, than such a file justifies."""
+    """Raise ExpansionError where sections decode to more bytes, or a stream to more codes, than a file of this size may hold.
+
+    Args:
+        raw_total: decoded bytes, or codes.
+    """
     allowed = EXPANSION_FLOOR + EXPANSION * file_bytes
     if raw_total > allowed:
         least = -(-(raw_total - EXPANSION_FLOOR) // EXPANSION)

@@ -1,7 +1,9 @@
-"""From the bytes of a .qlab file to numpy arrays. Needs numpy and the byte codecs, no torch.
+"""The decoder: from the bytes of a .qlab file to numpy arrays. It needs numpy and the byte codecs, no torch.
 
 Codes are integers; a weight is code · scale, one IEEE float32 multiplication of two exact float32 numbers, so every
 machine gets the same bits.
+
+O: rows, I: columns.
 """
 
 import hashlib
@@ -15,23 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.artifact.container import Section, check_expansion, read_container
-from quantlab.artifact.manifest import CodedTensor, GridTensor, Manifest, RawTensor, TrellisTensor, code_limit
+from quantlab.artifact.manifest import CodedTensor, GridTensor, Manifest, RawTensor, TrellisTensor
 from quantlab.artifact.shaped_grid import context_of, weights_of
 from quantlab.coding import rans
 from quantlab.coding.codecs import bytes_to_codes, from_byte_planes
 from quantlab.coding.contexts import TensorContext
 from quantlab.coding.tables import sets_from_bytes
 from quantlab.errors import FormatError
+from quantlab.format_rules import code_limit
 
 Array = NDArray[Any]
 
-SCALES, SHAPES, RAW, CLASSES, TABLES, STREAM = range(6)  # codes of the k-th row grid lie in section 6 + k
+ROW_SCALES, GRID_SCALES, RAW, CLASSES, TABLES, STREAM = range(6)  # codes of the k-th row grid lie in section 6 + k
 CODES = 6
 MAX_TABLE_BYTES = 1 << 20
 
 
 def read_artifact(path: Path) -> tuple[Manifest, list[Section]]:
-    """Manifest and undecoded sections of the file at `path`. FormatError names the file."""
+    """Return the manifest and the undecoded sections of the file at `path`. FormatError names the file."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -43,7 +46,11 @@ def read_artifact(path: Path) -> tuple[Manifest, list[Section]]:
 
 
 def parse_artifact(data: bytes) -> tuple[Manifest, list[Section]]:
-    """Manifest and undecoded sections of a whole file in memory; section lengths agree with the tensors."""
+    """Return the manifest and the undecoded sections of a whole file in memory.
+
+    Raises:
+        FormatError: read_container refuses the file, or the lengths of its sections do not agree with the tensors.
+    """
     raw_manifest, sections = read_container(data)
     manifest = Manifest.from_dict(raw_manifest)
     expected = section_lengths(manifest, sections)
@@ -56,7 +63,7 @@ def parse_artifact(data: bytes) -> tuple[Manifest, list[Section]]:
 
 
 def section_lengths(manifest: Manifest, sections: list[Section]) -> list[int]:
-    """Decoded bytes of each section that the manifest's tensors call for; tables and stream have a length of their own."""
+    """Return the decoded bytes that the tensors need of each section; tables and stream have a length of their own."""
     grids = [t for t in manifest.tensors if isinstance(t, GridTensor)]
     trellises = [t for t in manifest.tensors if isinstance(t, TrellisTensor)]
     side_bytes = sum(t.shape[0] + t.shape[1] for t in trellises)
@@ -68,12 +75,12 @@ def section_lengths(manifest: Manifest, sections: list[Section]) -> list[int]:
 
 
 def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Array]:
-    """All tensors in the manifest's order: float tensors as float32 (float64 kept), others in their own dtype.
+    """Return all tensors in the manifest's order: floats of 16 and 32 bits as float32, others in their own dtype.
 
     Raises:
         FormatError: damaged streams, codes beyond their width, or scales that are negative or not finite.
     """
-    arrays = decode_kept(manifest, sections)
+    arrays = decode_passthrough(manifest, sections)
     for grid, codes_OI, step_O in decode_row_grids(manifest, sections):
         with np.errstate(over="ignore", invalid="ignore"):
             arrays[grid.name] = _checked(grid, codes_OI.astype(np.float32) * step_O[:, None])
@@ -85,32 +92,32 @@ def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Ar
 def decode_trellis(
     manifest: Manifest, sections: list[Section], decode: Callable[..., list[Any]] = rans.decode
 ) -> Iterator[tuple[TrellisTensor, Any, TensorContext, Array, Array]]:
-    """For each trellis tensor: entry, codes int16 [O, I], context, and shapes a int8 [O] and b int8 [I].
+    """Yield for each trellis tensor its entry, codes int16 [O, I], context, and row and column units int8 [O] and [I].
 
     Args:
-        decode: rans.decode, or a twin of it: codes are what it returns.
+        decode: rans.decode, or another implementation of it, whose type the codes then have.
     Raises:
         FormatError: damaged sections, or codes beyond their width.
     """
     tensors = [t for t in manifest.tensors if isinstance(t, TrellisTensor)]
     if not tensors:
         return
-    sides = [_sides(tensors, sections[number].decode()) for number in (SHAPES, CLASSES)]
-    contexts = [context_of(t, *shape, *cls) for t, shape, cls in zip(tensors, *sides, strict=True)]
+    sides = [_sides(tensors, sections[number].decode()) for number in (GRID_SCALES, CLASSES)]
+    contexts = [context_of(t, *units, *shares) for t, units, shares in zip(tensors, *sides, strict=True)]
     sets = sets_from_bytes(sections[TABLES].decode())
     codes = decode(sections[STREAM].decode(), contexts, sets, manifest.lanes)
     for tensor, codes_OI in zip(tensors, codes, strict=True):
         _check_width(tensor, codes_OI)
-    yield from ((t, q, context, *shape) for t, q, context, shape in zip(tensors, codes, contexts, sides[0], strict=True))
+    yield from ((t, q, context, *units) for t, q, context, units in zip(tensors, codes, contexts, sides[0], strict=True))
 
 
 def decode_row_grids(manifest: Manifest, sections: list[Section]) -> Iterator[tuple[GridTensor, NDArray[np.int8], Array]]:
-    """For each tensor on a row grid: entry, codes int8 [O, I], and steps float32 [O].
+    """Yield for each tensor on a row grid its entry, codes int8 [O, I], and steps float32 [O].
 
     Raises:
         FormatError: codes beyond their width, or scales that are negative or not finite.
     """
-    scales: Array = from_byte_planes(sections[SCALES].decode(), np.dtype(np.float16))
+    scales: Array = from_byte_planes(sections[ROW_SCALES].decode(), np.dtype(np.float16))
     if not np.isfinite(scales).all() or (scales < 0).any():
         raise FormatError("a row scale is negative or not finite")
     grids = [t for t in manifest.tensors if isinstance(t, GridTensor)]
@@ -118,11 +125,13 @@ def decode_row_grids(manifest: Manifest, sections: list[Section]) -> Iterator[tu
         mine, scales = np.split(scales, [tensor.shape[0]])
         with np.errstate(over="ignore"):
             steps_O = np.ldexp(mine.astype(np.float32), np.int32(tensor.exponent))
-        yield tensor, decode_codes(tensor, section), steps_O
+        codes_OI = bytes_to_codes(section.decode(), *tensor.shape)
+        _check_width(tensor, codes_OI)
+        yield tensor, codes_OI, steps_O
 
 
-def decode_kept(manifest: Manifest, sections: list[Section]) -> dict[str, Array]:
-    """The raw tensors by name, float16 and bfloat16 as float32."""
+def decode_passthrough(manifest: Manifest, sections: list[Section]) -> dict[str, Array]:
+    """Return the unquantized tensors by name, float16 and bfloat16 as float32."""
     raw, arrays = sections[RAW].decode(), {}
     for tensor in manifest.tensors:
         if isinstance(tensor, RawTensor):
@@ -132,18 +141,10 @@ def decode_kept(manifest: Manifest, sections: list[Section]) -> dict[str, Array]
 
 
 def _sides(tensors: list[TrellisTensor], raw: bytes) -> list[tuple[Array, Array]]:
-    """One int8 [O] and one int8 [I] for each tensor: first all rows, then all columns."""
+    """Return one int8 [O] and one int8 [I] for each tensor; the section has all rows first, then all columns."""
     lengths = [t.shape[0] for t in tensors] + [t.shape[1] for t in tensors]
     parts = np.split(np.frombuffer(raw, np.int8), np.cumsum(lengths)[:-1])
     return list(zip(parts[: len(tensors)], parts[len(tensors) :], strict=True))
-
-
-def decode_codes(tensor: GridTensor, section: Section) -> NDArray[np.int8]:
-    """Codes int8 [rows, columns] of one tensor on a row grid. FormatError if one lies beyond the tensor's width."""
-    rows, columns = tensor.shape
-    q_OI = bytes_to_codes(section.decode(), rows, columns)
-    _check_width(tensor, q_OI)
-    return q_OI
 
 
 def _check_width(tensor: CodedTensor, q_OI: Array) -> None:
@@ -154,7 +155,7 @@ def _check_width(tensor: CodedTensor, q_OI: Array) -> None:
 
 def _checked(tensor: CodedTensor, weights: Array) -> Array:
     if not np.isfinite(weights).all():
-        raise FormatError(f"tensor {tensor.name!r}: a weight is beyond float32")
+        raise FormatError(f"tensor {tensor.name!r}: a weight is beyond the range of float32")
     return weights
 
 
@@ -171,12 +172,12 @@ def _from_raw(tensor: RawTensor, raw: bytes) -> Array:
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes of one element of a RAW_DTYPES name."""
+    """Return the bytes of one element, by a name of RAW_DTYPES."""
     return {"bfloat16": 2, "bool": 1}.get(dtype) or np.dtype(dtype).itemsize
 
 
 def digest(arrays: dict[str, Array]) -> str:
-    """SHA-256 over names, dtypes, shapes and bits of all tensors in order of name: equal digests mean equal tensors."""
+    """Return the SHA-256 of names, dtypes, shapes and bits of all tensors in order of name, as hex digits."""
     state = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])

@@ -1,7 +1,7 @@
 """The decoder as counted code: standalone.py with short names and no spare characters, compressed inside one `exec`.
 
-So the challenge's records wrap their own code: minified, LZMA or deflate, base85. The minifier is for the plain style of
-standalone.py and refuses what it does not handle.
+Records of the challenge wrap their own code in the same way: minified, LZMA or deflate, base85. The minifier is made for the
+plain style of standalone.py and refuses what it does not handle.
 """
 
 import ast
@@ -16,11 +16,11 @@ import zlib
 from importlib import resources
 
 PUBLIC = "load"
-"""The name that the emitted file gives."""
+"""Name of the function that the emitted file defines."""
 
 
 def emit_decoder() -> bytes:
-    """A Python file in ASCII whose import gives `load` of standalone.py; the same bytes every time on one version of Python."""
+    """Return a Python file in ASCII that defines `load` of standalone.py; one version of Python always gives the same bytes."""
     module = resources.files("quantlab.artifact") / "standalone.py"
     source = minify(module.read_text("utf-8")).encode()
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "pb": 0}]
@@ -38,12 +38,13 @@ def _wrapped(module: str, packed: bytes, options: str) -> bytes:
 
 
 def minify(source: str) -> str:
-    """The same program without docstrings, comments, annotations and what only those use; the names that it binds are short.
+    """Return the same program, short: without docstrings, comments, annotations and what only those use; with short names.
 
-    PUBLIC, its arguments, attributes and keywords of calls stay.
+    PUBLIC, its arguments, attributes and keywords of calls keep their names.
 
     Raises:
-        ValueError: the source has something that this does not handle: a class, an f-string, a keyword for its own function.
+        ValueError: the source has something that this does not handle: a class, an f-string, a keyword for its own function,
+            and so on; the line is named.
     """
     tree = _Stripped().visit(ast.parse(source))
     _drop_unused_(tree)
@@ -55,7 +56,7 @@ def minify(source: str) -> str:
 
 
 class _Stripped(ast.NodeTransformer):
-    """Takes off docstrings and annotations."""
+    """Remove docstrings and annotations."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         return None if isinstance(node.value, ast.Constant) else node
@@ -73,39 +74,39 @@ class _Stripped(ast.NodeTransformer):
 
 
 def _drop_unused_(tree: ast.Module) -> None:
-    """Take off the module's imports, constants and functions that nothing names, until all that are left are named."""
+    """Remove the imports, constants and functions of the module that nothing names, until all that are left are named."""
     used = {PUBLIC} | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    kept = [statement for statement in tree.body if used.intersection(_bound_by(statement))]
-    if len(kept) < len(tree.body):
-        tree.body = kept
+    needed = [statement for statement in tree.body if used.intersection(_bound_by(statement))]
+    if len(needed) < len(tree.body):
+        tree.body = needed
         _drop_unused_(tree)
 
 
 def _bound_by(statement: ast.stmt) -> list[str]:
-    """What a statement of the module binds there."""
+    """Return the names that a statement of the module binds there."""
     match statement:
         case ast.Import(names) | ast.ImportFrom(names=names):
             return [alias.asname or alias.name for alias in names]
         case ast.FunctionDef(name) | ast.Assign([ast.Name(name)]):
             return [name]
-    raise ValueError(f"line {statement.lineno}: {type(statement).__name__} of the module is not handled")
+    raise ValueError(f"line {statement.lineno}: {type(statement).__name__} outside functions is not handled by the minifier")
 
 
 def _rename_(tree: ast.Module) -> None:
-    """Give names of the module, and in each function its own, new ones that the source has nowhere.
+    """Give the names of the module, and those of each function, new ones that do not occur in the source.
 
-    PUBLIC, its arguments, and modules imported under their own name keep theirs.
+    PUBLIC, its arguments, and modules imported under their own name keep their names.
     """
     _refuse_unhandled(tree)
     functions = {statement.name: statement for statement in tree.body if isinstance(statement, ast.FunctionDef)}
-    kept = {PUBLIC, *(argument.arg for argument in functions[PUBLIC].args.args)}
-    taken = kept | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    unchanged = {PUBLIC, *(argument.arg for argument in functions[PUBLIC].args.args)}
+    taken = unchanged | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     outer = [name for statement in tree.body if not _is_plain_import(statement) for name in _bound_by(statement)]
-    new = _short_names(outer, kept, taken)
+    new = _short_names(outer, unchanged, taken)
     for statement in tree.body:
         is_function = isinstance(statement, ast.FunctionDef)
         inner = [name for node in ast.walk(statement) for name in _bound_in(node)] if is_function else []
-        _replace_(statement, new | _short_names(inner, kept, taken | set(new.values())))
+        _replace_(statement, new | _short_names(inner, unchanged, taken | set(new.values())))
 
 
 def _refuse_unhandled(tree: ast.Module) -> None:
@@ -113,9 +114,9 @@ def _refuse_unhandled(tree: ast.Module) -> None:
     unhandled = (ast.ClassDef, ast.AsyncFunctionDef, ast.Lambda, ast.Global, ast.Match, ast.Try, ast.JoinedStr)
     for node in ast.walk(tree):
         if isinstance(node, unhandled) or (isinstance(node, ast.FunctionDef) and node not in tree.body):
-            raise ValueError(f"line {node.lineno}: {type(node).__name__} is not handled here")
+            raise ValueError(f"line {node.lineno}: {type(node).__name__} is not handled by the minifier")
         if isinstance(node, ast.Call) and node.keywords and isinstance(node.func, ast.Name) and node.func.id in functions:
-            raise ValueError(f"line {node.lineno}: a keyword for {node.func.id} would keep its old name")
+            raise ValueError(f"line {node.lineno}: pass arguments of {node.func.id} by position, the minifier renames them")
 
 
 def _is_plain_import(statement: ast.stmt) -> bool:
@@ -123,19 +124,19 @@ def _is_plain_import(statement: ast.stmt) -> bool:
 
 
 def _bound_in(node: ast.AST) -> list[str]:
-    """What a node binds in the function around it."""
+    """Return the names that a node binds in the function around it."""
     match node:
         case ast.Name(name, ast.Store()) | ast.arg(name):
             return [name]
     return []
 
 
-def _short_names(names: list[str], kept: set[str], taken: set[str]) -> dict[str, str]:
-    """A new name for each, in the order in which they come."""
+def _short_names(names: list[str], unchanged: set[str], taken: set[str]) -> dict[str, str]:
+    """Return a new name for each, in the order in which they come."""
     letters = string.ascii_letters
     short = (*letters, *map("".join, itertools.product(letters, letters)))
     free = [name for name in short if name not in taken and not keyword.iskeyword(name)]
-    return dict(zip([name for name in dict.fromkeys(names) if name not in kept], free, strict=False))
+    return dict(zip([name for name in dict.fromkeys(names) if name not in unchanged], free, strict=False))
 
 
 def _replace_(tree: ast.AST, new: dict[str, str]) -> None:
@@ -152,7 +153,7 @@ def _replace_(tree: ast.AST, new: dict[str, str]) -> None:
 
 
 def _squeezed(source: str) -> str:
-    """The same tokens, a space only between two words, one space for a level of indentation."""
+    """Return the same tokens with a space only between two words, and one space for a level of indentation."""
     parts, depth = [""], 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in (tokenize.INDENT, tokenize.DEDENT):

@@ -1,95 +1,107 @@
-"""What an artifact says about itself, as plain JSON types.
+"""Where the bytes of a .qlab file are, by part and by tensor. The writer returns it; a reader computes it from the sections."""
 
-How often each code occurs in an artifact."""
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from quantlab.artifact.container import DIGEST_BYTES, HEADER, SECTION, VERSION, Section
-from quantlab.artifact.decode import (
-    CLASSES,
-    CODES,
-    RAW,
-    SCALES,
-    SHAPES,
-    STREAM,
-    TABLES,
-    decode_row_grids,
-    decode_trellis,
-    read_artifact,
-)
-from quantlab.artifact.manifest import GridTensor, Manifest, TrellisTensor
+from quantlab.artifact.container import DIGEST_BYTES, HEADER, SECTION, Section
+from quantlab.artifact.decode import CLASSES, CODES, GRID_SCALES, RAW, ROW_SCALES, STREAM, TABLES
+from quantlab.artifact.manifest import GridTensor, Manifest, RawTensor, TrellisTensor
 from quantlab.coding.codecs import CODECS
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """Manifest, tensors with their codec and coded bytes, and where the file's bytes lie. FormatError if damaged."""
-    manifest, sections = read_artifact(path)
-    size = path.stat().st_size
-    return {
-        "artifact": str(path),
-        "version": VERSION,
-        "artifact_bytes": size,
-        "size_breakdown": size_breakdown(size, sections),
-        "producer": manifest.producer,
-        "model": manifest.model,
-        "tokenizer": manifest.tokenizer,
-        "origin": manifest.origin,
-        "tensors": _tensors(manifest, sections),
-    }
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorBytes:
+    """What one quantized matrix takes."""
+
+    name: str
+    shape: tuple[int, int]
+    width_bits: int
+    """Width of the codes' container; the coder decides the bytes on disk."""
+    codec: str
+    code_bytes: int | None
+    """Coded stream; None where a reader cannot tell: trellis-coded tensors share one stream, whose writer knows."""
+    side_bytes: int
+    """Scales before their codec, and the tensor's line in the section table if it has one."""
+
+    @property
+    def bytes(self) -> int | None:
+        """Coded stream and side information."""
+        return None if self.code_bytes is None else self.code_bytes + self.side_bytes
+
+    @property
+    def bpw(self) -> float | None:
+        """8 · bytes / weights."""
+        weights = math.prod(self.shape)
+        return None if self.bytes is None or not weights else 8 * self.bytes / weights
 
 
-def size_breakdown(file_bytes: int, sections: Sequence[Section]) -> dict[str, int]:
-    """Where the bytes of a file lie; the values add up to its length."""
-    stored = [len(s.stored) for s in sections]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """The parts of one file."""
+
+    file_bytes: int
+    size_breakdown: dict[str, int]
+    """codes, scales, entropy_model (its side information), passthrough, manifest, framing; they add up to file_bytes."""
+    tensors: tuple[TensorBytes, ...]
+    """Quantized matrices in the file's order."""
+    passthrough: tuple[RawTensor, ...]
+    """Tensors that are stored unquantized."""
+
+
+def layout_of(
+    manifest: Manifest, sections: Sequence[Section], file_bytes: int, code_bytes: Mapping[str, int] | None = None
+) -> Layout:
+    """Return the layout of a file of `file_bytes` bytes; `code_bytes` says what the codes of each trellis tensor take."""
+    return Layout(
+        file_bytes=file_bytes,
+        size_breakdown=_breakdown(sections, file_bytes),
+        tensors=_tensors(manifest, sections, code_bytes or {}),
+        passthrough=tuple(tensor for tensor in manifest.tensors if isinstance(tensor, RawTensor)),
+    )
+
+
+def _breakdown(sections: Sequence[Section], file_bytes: int) -> dict[str, int]:
+    stored = [len(section.stored) for section in sections]
     framing = HEADER.size + SECTION.size * len(sections) + DIGEST_BYTES
     return {
         "codes": stored[STREAM] + sum(stored[CODES:]),
-        "scales": stored[SCALES] + stored[SHAPES],
-        "context": stored[CLASSES] + stored[TABLES],
-        "kept": stored[RAW],
+        "scales": stored[ROW_SCALES] + stored[GRID_SCALES],
+        "entropy_model": stored[CLASSES] + stored[TABLES],
+        "passthrough": stored[RAW],
         "manifest": file_bytes - framing - sum(stored),
         "framing": framing,
     }
 
 
-def _tensors(manifest: Manifest, sections: Sequence[Section]) -> list[dict[str, Any]]:
-    coded = iter(sections[CODES:])
-    rows: list[dict[str, Any]] = []
-    for tensor in manifest.tensors:
-        row: dict[str, Any] = {"name": tensor.name, "shape": list(tensor.shape), "kind": tensor.kind}
-        if isinstance(tensor, GridTensor):
-            section = next(coded)
-            row |= {"stored": f"{tensor.bits} bit, {CODECS[section.codec].name}", "bytes": len(section.stored)}
-        elif isinstance(tensor, TrellisTensor):
-            row |= {"stored": f"{tensor.bits} bit, {tensor.states} states, rANS"}
-        else:
-            row |= {"stored": tensor.dtype}
-        rows.append(row)
-    return rows
+def _tensors(manifest: Manifest, sections: Sequence[Section], code_bytes: Mapping[str, int]) -> tuple[TensorBytes, ...]:
+    own_sections = iter(sections[CODES:])
+    return tuple(
+        _on_row_grid(tensor, next(own_sections)) if isinstance(tensor, GridTensor) else _on_trellis(tensor, code_bytes)
+        for tensor in manifest.tensors
+        if not isinstance(tensor, RawTensor)
+    )
 
 
-CODE_LIMIT = 64
-"""Codes beyond it are counted together with it."""
+def _on_row_grid(tensor: GridTensor, section: Section) -> TensorBytes:
+    rows, columns = tensor.shape
+    return TensorBytes(
+        name=tensor.name,
+        shape=(rows, columns),
+        width_bits=tensor.bits,
+        codec=CODECS[section.codec].name,
+        code_bytes=len(section.stored),
+        side_bytes=SECTION.size + 2 * rows,
+    )
 
 
-def code_counts(manifest: Manifest, sections: list[Section]) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Name of each quantized tensor, and how many of its codes are -CODE_LIMIT to CODE_LIMIT, int64 [2 · CODE_LIMIT + 1].
-
-    Raises:
-        FormatError: damaged streams, or codes beyond their width.
-    """
-    for grid, codes_OI, _ in decode_row_grids(manifest, sections):
-        yield grid.name, _tally(codes_OI)
-    for trellis, codes_OI, *_ in decode_trellis(manifest, sections):
-        yield trellis.name, _tally(codes_OI)
-
-
-def _tally(codes_OI: NDArray[Any]) -> NDArray[np.int64]:
-    clipped = codes_OI.clip(-CODE_LIMIT, CODE_LIMIT).astype(np.int64)
-    tally: NDArray[np.int64] = np.bincount((clipped + CODE_LIMIT).ravel(), minlength=2 * CODE_LIMIT + 1)
-    return tally
+def _on_trellis(tensor: TrellisTensor, code_bytes: Mapping[str, int]) -> TensorBytes:
+    rows, columns = tensor.shape
+    return TensorBytes(
+        name=tensor.name,
+        shape=(rows, columns),
+        width_bits=tensor.bits,
+        codec="rans",
+        code_bytes=code_bytes.get(tensor.name),
+        side_bytes=2 * (rows + columns),
+    )

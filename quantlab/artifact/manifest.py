@@ -1,4 +1,4 @@
-"""What a .qlab file says about itself, as checked dataclasses; stored as JSON with sorted keys."""
+"""The manifest, in which a .qlab file describes itself: checked dataclasses, stored as JSON with sorted keys."""
 
 import math
 from collections import Counter
@@ -8,18 +8,10 @@ from typing import Any, Literal
 from quantlab.coding.rans import MAX_LANES, MIN_LANES
 from quantlab.coding.tables import MAX_SETS
 from quantlab.errors import FormatError
-from quantlab.format_rules import STATES
+from quantlab.format_rules import STATES, WIDE, WIDTHS
 
 MAX_ELEMENTS = 1 << 32  # of one tensor
 RAW_DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
-WIDTHS = range(2, 9)
-WIDE = 16
-"""Width of codes that do not fit 8 bits: a trellis grid's rows that matter most have many steps."""
-
-
-def code_limit(bits: int) -> int:
-    """Largest code of a symmetric grid of `bits` bits: 2**(bits-1) - 1."""
-    return int(2 ** (bits - 1) - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,16 +29,17 @@ class GridTensor:
     kind: Literal["row_grid"] = "row_grid"
 
     def __post_init__(self) -> None:
-        _check_coded(self.name, self.shape, self.bits, (*WIDTHS,))
+        _check_coded(self.name, self.shape, self.bits, WIDTHS)
         if type(self.exponent) is not int or not -126 <= self.exponent <= 127:
-            raise FormatError(f"tensor {self.name!r}: exponent must be -126 to 127, got {self.exponent!r}")
+            raise FormatError(f"tensor {self.name!r}: exponent must lie in -126 to 127, got {self.exponent!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrellisTensor:
-    """A matrix as integer codes on a shaped grid: w[i, j] = (code[i, j] - half[i, j]) · 2**(level/64 + (a[i] + b[j])/4).
+    """A matrix as integer codes on a grid with row and column scales.
 
-    half is ½ for weights on the trellis's path and 0 for the others (coding.trellis).
+    w[i, j] = (code[i, j] - half[i, j]) · 2**(level/64 + (a[i] + b[j])/4), where half is ½ for weights on a path of the trellis
+    and 0 for those that bypass it (format_rules).
     """
 
     name: str
@@ -56,11 +49,11 @@ class TrellisTensor:
     bits: int
     """Codes lie within ±(2**(bits-1) - 1)."""
     level: int
-    """Size of all steps, in 64ths of an octave."""
+    """Log-step index: the size of all steps, in 64ths of a power of two."""
     states: int
-    """Of the trellis; 1 for plain integers."""
+    """Number of states of the trellis; 1 for plain integers."""
     classes: int
-    """Added to the classes of all weights, in quarter octaves: log2 of how large they are in steps."""
+    """Offset of the scale classes of all weights: log2 of how large weights are in steps, in quarters."""
     tables: int
     """Number of its table set."""
     kind: Literal["trellis_grid"] = "trellis_grid"
@@ -70,14 +63,14 @@ class TrellisTensor:
         for key, low, high in (("level", -7680, 7680), ("classes", -500, 500), ("tables", 0, MAX_SETS - 1)):
             value = getattr(self, key)
             if type(value) is not int or not low <= value <= high:
-                raise FormatError(f"tensor {self.name!r}: {key} must be {low} to {high}, got {value!r}")
+                raise FormatError(f"tensor {self.name!r}: {key} must lie in {low} to {high}, got {value!r}")
         if type(self.states) is not int or self.states not in STATES:
             raise FormatError(f"tensor {self.name!r}: states must be one of {', '.join(map(str, STATES))}, got {self.states!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawTensor:
-    """A tensor kept as it is in `dtype`."""
+    """A tensor stored unquantized, in `dtype`."""
 
     name: str
     """Key in the state dict."""
@@ -95,10 +88,10 @@ class RawTensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """Everything but the tensors' bytes."""
+    """Everything in a file but the bytes of its tensors."""
 
     tensors: "tuple[Tensor, ...]"
-    """In the order in which their bytes lie in the sections."""
+    """All tensors, in the order in which their bytes lie in the sections."""
     model: dict[str, Any] = field(default_factory=dict)
     """Model config of the built-in architecture; empty for a model of the user's own."""
     tokenizer: dict[str, Any] = field(default_factory=dict)
@@ -106,24 +99,28 @@ class Manifest:
     origin: dict[str, Any] = field(default_factory=dict)
     """Fingerprints and options that made the file."""
     producer: str = ""
-    """Program and version."""
+    """Program that wrote the file, and its version."""
     lanes: int = 0
-    """Interleaved lanes of the code stream; 0 where no tensor is in it."""
+    """Number of interleaved lanes of the code stream; 0 where no tensor is in it."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; fields that hold their default are left out of the file."""
+        """Return plain JSON types; fields that hold their default are left out of the file."""
         whole = asdict(self)
         return {key: value for key, value in whole.items() if value or key == "tensors"}
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Manifest":
-        """Inverse of `to_dict`. FormatError on a missing or unknown key, a wrong type, or a name used twice."""
+        """Return the manifest that `to_dict` turned into `raw`.
+
+        Raises:
+            FormatError: a missing or unknown key, a wrong type, a value out of range, or a name used twice.
+        """
         _check_keys("manifest", raw, {f.name for f in fields(cls)}, {"tensors"})
         for key in ("model", "tokenizer", "origin"):
             if not isinstance(raw.get(key, {}), dict):
-                raise FormatError(f"manifest {key} must be an object")
+                raise FormatError(f"manifest {key} must be an object, got {type(raw[key]).__name__}")
         if not isinstance(raw["tensors"], list) or not isinstance(raw.get("producer", ""), str):
-            raise FormatError("manifest tensors must be a list, producer a string")
+            raise FormatError("manifest tensors must be a list, and producer must be a string")
         lanes = raw.get("lanes", 0)
         if type(lanes) is not int or not (lanes == 0 or MIN_LANES <= lanes <= MAX_LANES):
             raise FormatError(f"manifest lanes must be 0, or {MIN_LANES} to {MAX_LANES}, got {lanes!r}")
@@ -152,7 +149,7 @@ def _read_tensor(index: int, entry: Any) -> Tensor:
     names = {f.name for f in fields(cls)}
     _check_keys(f"tensor {index}", entry, names, names)
     if not isinstance(entry["name"], str) or not isinstance(entry["shape"], list):
-        raise FormatError(f"tensor {index}: name must be a string and shape a list")
+        raise FormatError(f"tensor {index}: name must be a string, and shape must be a list")
     _check_name(entry["name"])
     return cls(**{**entry, "shape": tuple(entry["shape"])})
 

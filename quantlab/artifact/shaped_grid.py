@@ -1,10 +1,11 @@
-"""Grid steps from small integers, the same bits on every machine.
+"""Weights of a trellis tensor from what its file stores: the steps of its grid, the coder's context, and the weights.
 
-A shaped grid's step is 2**(level/64 + (a[i] + b[j])/4). Powers of two are exact; the 64 fractions between them stand here as
-float32 significands, rounded once and for all, so no machine computes them again.
+The step of weight (i, j) is 2**(level/64 + (a[i] + b[j])/4): `level` is the log-step index of the tensor, a and b are the units
+of its row and column scales. Powers of two are exact; the 64 fractions between them stand here as float32 significands, rounded
+once and for all, so every machine has the same bits.
 
-
-How the coder's context and the weights of a trellis tensor follow from what its file stores."""
+O: rows, I: columns.
+"""
 
 from typing import Any
 
@@ -12,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.artifact.manifest import TrellisTensor
-from quantlab.coding.contexts import SCALAR_CLASSES, TensorContext, classes_of
+from quantlab.coding.contexts import TensorContext, classes_of
+from quantlab.format_rules import LOG_STEPS, SCALAR_CLASSES, SCALE_UNITS
 
-LEVELS = 64
-"""Levels in an octave: a level is a step 1.1 % larger than the one before."""
-SHAPES = 4
-"""Shape units in an octave: 1.5 dB each."""
+Array = NDArray[Any]
 
-# round(2**(m/64) · 2**23) for m = 0 … 63
+# round(2**(m/LOG_STEPS) · 2**23) for m = 0 … 63: no machine computes these powers
 _SIGNIFICANDS = np.array(
     [
         8388608, 8479954, 8572295, 8665641, 8760003, 8855394, 8951823, 9049301,
@@ -35,28 +34,26 @@ _SIGNIFICANDS = np.array(
 )  # fmt: skip
 
 
-def shaped_steps(level: int, a_O: NDArray[np.int8], b_I: NDArray[np.int8]) -> NDArray[np.float32]:
-    """Step of every weight, float32 [O, I]: 2**(level/64 + (a[i] + b[j])/4).
+def grid_steps(level: int, a_O: NDArray[np.int8], b_I: NDArray[np.int8]) -> NDArray[np.float32]:
+    """Return the step of every weight, float32 [O, I]: 2**(level/64 + (a[i] + b[j])/4).
 
     Args:
-        level: of the whole tensor.
-        a_O, b_I: shapes of rows and columns, in quarters of an octave.
+        level: log-step index of the whole tensor.
+        a_O, b_I: units of row and column scales, quarters of a power of two.
     """
-    shape_sums = np.arange(-256, 256)
-    exponents, fractions = np.divmod(level + LEVELS // SHAPES * shape_sums, LEVELS)
+    unit_sums = np.arange(-256, 256)
+    exponents, fractions = np.divmod(level + LOG_STEPS // SCALE_UNITS * unit_sums, LOG_STEPS)
     with np.errstate(over="ignore", under="ignore"):
         table: NDArray[np.float32] = np.ldexp(_SIGNIFICANDS[fractions].astype(np.float32), (exponents - 23).astype(np.int32))
     steps: NDArray[np.float32] = table[a_O.astype(np.int16)[:, None] + b_I.astype(np.int16)[None] + 256]
     return steps
 
 
-Array = NDArray[Any]
-
-
 def context_of(tensor: TrellisTensor, a_O: Array, b_I: Array, rows_O: Array, columns_I: Array) -> TensorContext:
-    """What the coder must know of one tensor. All arrays are int8.
+    """Return what the coder must know of one tensor. All arrays are int8.
 
-    A class says how large weights are in steps, and most of that is the step itself: stored is only what it does not tell.
+    A scale class says how large weights are in steps, and most of that follows from the step itself: the file stores only the
+    rest, rows_O and columns_I.
     """
     rows = tensor.classes + rows_O.astype(np.int16) - a_O
     columns = columns_I.astype(np.int16) - b_I
@@ -65,7 +62,7 @@ def context_of(tensor: TrellisTensor, a_O: Array, b_I: Array, rows_O: Array, col
 
 
 def values_of(codes_OI: Array, context: TensorContext) -> NDArray[np.float32]:
-    """Weights in steps, float32 [O, I]: codes, less ½ where they are on a trellis's path."""
+    """Return weights in steps, float32 [O, I]: codes, less ½ where they are on a path of the trellis."""
     values = codes_OI.astype(np.float32)
     if context.states > 1:
         values -= np.float32(0.5) * (classes_of(context) >= SCALAR_CLASSES)
@@ -73,7 +70,7 @@ def values_of(codes_OI: Array, context: TensorContext) -> NDArray[np.float32]:
 
 
 def weights_of(tensor: TrellisTensor, codes_OI: Array, context: TensorContext, a_O: Array, b_I: Array) -> NDArray[np.float32]:
-    """Weights, float32 [O, I]: one IEEE multiplication of two exact float32 numbers each."""
+    """Return weights, float32 [O, I], each by one IEEE multiplication of two exact float32 numbers."""
     with np.errstate(over="ignore", invalid="ignore"):
-        weights: NDArray[np.float32] = values_of(codes_OI, context) * shaped_steps(tensor.level, a_O, b_I)
+        weights: NDArray[np.float32] = values_of(codes_OI, context) * grid_steps(tensor.level, a_O, b_I)
     return weights

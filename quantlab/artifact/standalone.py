@@ -1,9 +1,10 @@
-"""A whole reader of trellis artifacts in one file: a .qlab file to a state dict, with numpy and torch alone.
+"""A whole reader of trellis artifacts in one file: from a .qlab file to a state dict, with numpy and torch alone.
 
-`emit.py` makes a short file of this module that is counted as code. So it imports nothing of quantlab, and checks only what
-tells a whole file from any other: magic, version, number of sections, digest. decode.py and the modules it imports check
-everything else and say why each step is as it is; both readers give the same tensors bit for bit. This one knows the kinds
-trellis_grid and raw, and the codecs stored, deflate, lzma and rans-0. It needs a little-endian machine.
+`emit.py` makes a short file of this module that is counted as code. So it imports nothing of quantlab (the constants of
+format_rules.py are repeated as numbers), and checks only what tells a whole file from any other: magic, version, number of
+sections, digest. decode.py and its modules check everything else and say why each step is as it is; both readers give
+the same tensors bit for bit. This one knows the kinds trellis_grid and raw, and the codecs stored, deflate, lzma and rans-0. It
+needs a little-endian machine.
 
 O: rows, I: columns.
 """
@@ -33,10 +34,10 @@ _CHUNK = 1 << 16  # symbols whose low bits are read at a time: bounds the memory
 
 
 def load(path: "str | PathLike[str]") -> dict[str, torch.Tensor]:
-    """The tensors of the artifact at `path`: those that `quantlab unpack` gives, in the file's order.
+    """Return the tensors of the artifact at `path`: those that `quantlab unpack` gives, in the file's order.
 
     Raises:
-        ValueError: another kind of file, another version, row grids, or a file that was altered.
+        ValueError: the file is of another kind or version, has row grids, or was altered.
     """
     with open(path, "rb") as file:
         data = file.read()
@@ -53,14 +54,14 @@ def load(path: "str | PathLike[str]") -> dict[str, torch.Tensor]:
     tensors = {}
     for entry in manifest["tensors"]:
         if entry["kind"] == "raw":
-            tensors[entry["name"]], raw = _kept(entry, raw)
+            tensors[entry["name"]], raw = _passthrough(entry, raw)
         else:
             tensors[entry["name"]] = torch.from_numpy(next(weights))
     return tensors
 
 
 def _unpacked(codec: int, stored: bytes, raw_bytes: int) -> bytes:
-    """What a section holds (coding/codecs.py)."""
+    """Return the bytes that a section holds (coding/codecs.py)."""
     if codec == 1:
         return zlib.decompress(stored, -15)
     if codec == 4:
@@ -71,7 +72,7 @@ def _unpacked(codec: int, stored: bytes, raw_bytes: int) -> bytes:
 
 
 def _rans_bytes(stored: bytes, raw_bytes: int) -> bytes:
-    """Coded side information (coding/byte_coder.py)."""
+    """Decode side information (coding/byte_coder.py)."""
     first, n, packing = stored[:3]
     exponent, width = divmod(packing, 16)
     at = 3 + ((n + 1) * width + 7) // 8
@@ -85,21 +86,21 @@ def _rans_bytes(stored: bytes, raw_bytes: int) -> bytes:
     return bytes(values)
 
 
-def _kept(entry: Entry, raw: bytes) -> tuple[torch.Tensor, bytes]:
-    """A raw tensor from its byte planes, and the bytes after it."""
+def _passthrough(entry: Entry, raw: bytes) -> tuple[torch.Tensor, bytes]:
+    """Return an unquantized tensor from its byte planes, and the bytes after it."""
     dtype = {name: getattr(torch, name) for name in _DTYPES.split()}[entry["dtype"]]
     tensor = torch.empty(math.prod(entry["shape"]), dtype=dtype)
-    contexts = np.frombuffer(raw[: tensor.nbytes], np.uint8).reshape(dtype.itemsize, -1)
-    tensor.view(torch.uint8).numpy()[:] = contexts.T.reshape(-1)
+    planes = np.frombuffer(raw[: tensor.nbytes], np.uint8).reshape(dtype.itemsize, -1)
+    tensor.view(torch.uint8).numpy()[:] = planes.T.reshape(-1)
     value = tensor.float() if dtype in (torch.float16, torch.bfloat16) else tensor
     return value.reshape(entry["shape"]), raw[tensor.nbytes :]
 
 
 def _weights(manifest: Entry, sections: list[bytes]) -> Iterator[Array]:
-    """Weights float32 [O, I] of one trellis tensor after the other (artifact/contexts.py, coding/rans.py)."""
-    _, shapes, _, shares, tables, stream = sections
+    """Yield the weights float32 [O, I] of one trellis tensor after the other (artifact/shaped_grid.py)."""
+    _, units, _, shares, tables, stream = sections
     entries = [entry for entry in manifest["tensors"] if entry["kind"] != "raw"]
-    sides = list(zip(entries, *_sides(entries, shapes), *_sides(entries, shares), strict=True))
+    sides = list(zip(entries, *_sides(entries, units), *_sides(entries, shares), strict=True))
     classes = [
         np.add.outer(rows_O - a_O + entry["classes"], columns_I - b_I).clip(0, 83).astype(np.uint8)
         for entry, a_O, b_I, rows_O, columns_I in sides
@@ -114,7 +115,7 @@ def _weights(manifest: Entry, sections: list[bytes]) -> Iterator[Array]:
 
 
 def _all_symbols(entries: list[Entry], classes: list[Array], slots: Array, lanes: int, stream: bytes) -> Array:
-    """Symbols int16 of all tensors, one after the other (coding/rans.py)."""
+    """Return the symbols int16 of all tensors, one after the other (coding/rans.py)."""
     class_N = np.concatenate([class_OI.reshape(-1) for class_OI in classes])
     shift_N = (class_N.clip(24) - 24) // 4
     first_tables = [np.uint16(28 * entry["tables"]) for entry in entries]
@@ -123,22 +124,22 @@ def _all_symbols(entries: list[Entry], classes: list[Array], slots: Array, lanes
     escapes_at = 8 + 4 * len(counts)
     raw_at = escapes_at + 2 * escape_count
     states, words = _lanes(stream, raw_at + raw_bytes, lanes)
-    narrow_N = _symbols(table_N, slots, states, words, np.cumsum([0, *counts]))
-    symbols = narrow_N.astype(np.int16)
-    symbols[narrow_N == -128] = np.frombuffer(stream, "<i2", escape_count, escapes_at)
+    shifted_N = _symbols(table_N, slots, states, words, np.cumsum([0, *counts]))
+    symbols = shifted_N.astype(np.int16)
+    symbols[shifted_N == -128] = np.frombuffer(stream, "<i2", escape_count, escapes_at)
     _join_low_bits_(symbols, shift_N, np.frombuffer(stream, np.uint8, offset=raw_at))
     return symbols
 
 
 def _sides(entries: list[Entry], section: bytes) -> list[list[Array]]:
-    """One int16 array a tensor for the rows, and one for the columns: the section has first all rows, then all columns."""
+    """Return one int16 array a tensor for the rows, and one for the columns; the section has all rows first."""
     ends = np.cumsum([entry["shape"][side] for side in (0, 1) for entry in entries])
     parts = np.split(np.frombuffer(section, np.int8).astype(np.int16), ends[:-1])
     return [parts[: len(entries)], parts[len(entries) :]]
 
 
 def _slots_of_sets(raw: bytes) -> Array:
-    """Slots of all tables of all stored sets (coding/tables.py)."""
+    """Return the slots of all tables of all stored sets (coding/tables.py)."""
     at = 1 + 3 * 28 * raw[0]
     heads = np.cumsum(np.frombuffer(raw[1:at], np.uint8).reshape(3, -1), 1, np.uint8)
     latest, slots = [96] * 256, []
@@ -152,7 +153,7 @@ def _slots_of_sets(raw: bytes) -> Array:
 
 
 def _slots(low: int, logs: list[int]) -> list[int]:
-    """The 4096 slots of one table: frequency, symbol byte, place within the symbol's slots.
+    """Return the 4096 slots of one table: frequency, symbol byte, place within the symbol's slots.
 
     Powers that are rounded to whole numbers here are never near a half: every machine rounds them alike.
     """
@@ -167,14 +168,14 @@ def _slots(low: int, logs: list[int]) -> list[int]:
 
 
 def _lanes(stored: bytes, at: int, lanes: int) -> tuple[Array, Array]:
-    """States of the lanes, and the words after them."""
+    """Return the states of the lanes, and the words after them."""
     words_at = at + 4 * lanes
     states = np.frombuffer(stored, "<u4", lanes, at).astype(np.int64)
     return states, np.frombuffer(stored, "<u2", (len(stored) - words_at) // 2, words_at).astype(np.int64)
 
 
 def _symbols(table_N: Array, slots: Array, states: Array, words: Array, used: Array) -> Array:
-    """Symbols int8, -128 for escapes; `used` is where the words of each 32 lanes begin; changes it (coding/lanes.py)."""
+    """Return symbols int8, -128 for escapes; `used`, where the words of each lane group begin, changes (coding/lanes.py)."""
     symbols = np.empty(len(table_N), np.int8)
     for start in range(0, len(table_N), len(states)):
         first = table_N[start : start + len(states)].astype(np.int64) << 12
@@ -184,33 +185,33 @@ def _symbols(table_N: Array, slots: Array, states: Array, words: Array, used: Ar
         state >>= 12
         state *= slot >> 24
         state += slot & 65535
-        hungry = (state < 65536).nonzero()[0]
-        counts = np.bincount(hungry // 32, minlength=len(used))
-        at = np.arange(len(hungry)) + (used - counts.cumsum() + counts)[hungry // 32]
-        state[hungry] = state[hungry] << 16 | words[at]
+        renormalizing = (state < 65536).nonzero()[0]
+        counts = np.bincount(renormalizing // 32, minlength=len(used))
+        at = np.arange(len(renormalizing)) + (used - counts.cumsum() + counts)[renormalizing // 32]
+        state[renormalizing] = state[renormalizing] << 16 | words[at]
         used += counts
     return symbols
 
 
 def _join_low_bits_(symbols: Array, shifts: Array, raw: Array) -> None:
-    """Put raw low bits back under the symbols of wide classes (coding/symbols.py)."""
+    """Put raw low bits back under the symbols of high scale classes (coding/symbols.py)."""
     bit = 0
     for start in range(0, len(symbols), _CHUNK):
-        wide = start + shifts[start : start + _CHUNK].nonzero()[0]
-        shift = shifts[wide].astype(np.int64)
+        has_raw = start + shifts[start : start + _CHUNK].nonzero()[0]
+        shift = shifts[has_raw].astype(np.int64)
         end = bit + np.cumsum(shift)
         at = end - shift >> 3
         window = raw[at].astype(np.int64) << 16 | raw[at + 1].astype(np.int64) << 8 | raw[at + 2]
-        symbols[wide] = symbols[wide] << shift | window >> 24 + 8 * at - end & (1 << shift) - 1
+        symbols[has_raw] = symbols[has_raw] << shift | window >> 24 + 8 * at - end & (1 << shift) - 1
         bit += shift.sum()
 
 
 def _values(symbol_OI: Array, is_scalar_OI: Array, states: int) -> Array:
-    """Weights in steps, float32 [O, I] (coding/symbols.py, coding/trellis.py)."""
+    """Return weights in steps, float32 [O, I] (coding/symbols.py, format_rules.py)."""
     if states == 1:
         return symbol_OI.astype(np.float32)
     h0, h1 = _PARITY_CHECKS[states]
-    # by doubled state + parity; from 64 on for weights off the path, which keep the state
+    # by doubled state + parity; from 64 on for weights that bypass the trellis, which pass the state on
     move = [(i >> 1 ^ (i >> 1 & 1) * h0 ^ (i & 1) * h1) & 62 if i < 64 else i & 62 for i in range(128)]
     moves = np.array(move, np.uint8)
     index_OI = symbol_OI.astype(np.uint8) & 1 | is_scalar_OI * np.uint8(64)

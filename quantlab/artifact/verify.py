@@ -1,16 +1,22 @@
 """Proof that a file decodes to what was measured: it is read again by a process that knows nothing but its path."""
 
-import sys
 from pathlib import Path
+from typing import Any
 
-from quantlab.artifact.decode import decode_artifact, digest, read_artifact
-from quantlab.child_process import run_module
+from quantlab.artifact.decode import digest
+from quantlab.artifact.reader import open_artifact
+from quantlab.child_process import run_child, serve
+from quantlab.progress import Progress
 
 
 def digest_in_fresh_process(path: Path) -> str:
-    """Digest of the tensors that a new Python process decodes from the file at `path`."""
-    return run_module("quantlab.artifact.verify", str(path))
+    """Return the digest of the tensors that a new Python process decodes from the file at `path`."""
+    return str(run_child("quantlab.artifact.verify", {"path": str(path)}))
+
+
+def _digest(request: dict[str, Any], progress: Progress) -> str:
+    return digest(open_artifact(request["path"]).arrays())
 
 
 if __name__ == "__main__":
-    print(digest(decode_artifact(*read_artifact(Path(sys.argv[1])))))
+    serve(_digest)

@@ -1,4 +1,4 @@
-"""From codes, scales and kept tensors to the bytes of a .qlab file."""
+"""From codes, scales and unquantized tensors to the bytes of a .qlab file."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantlab.artifact.container import Section, check_expansion, write_container
+from quantlab.artifact.layout import Layout, layout_of
 from quantlab.artifact.manifest import GridTensor, Manifest, RawTensor, TrellisTensor
 from quantlab.artifact.shaped_grid import context_of
 from quantlab.coding.codecs import SELF_CONTAINED, STORED, encode_smallest, to_byte_planes
+from quantlab.coding.contexts import TensorContext
 from quantlab.coding.rans import lanes_for
-from quantlab.coding.tables import TABLE_CLASSES, TableSet, fit_tables, sets_to_bytes
+from quantlab.coding.tables import TableSet, fit_tables, sets_to_bytes
+from quantlab.format_rules import TABLE_CLASSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,34 +32,48 @@ class GridPayload:
 
 @dataclass(frozen=True, slots=True)
 class TrellisPayload:
-    """One matrix on a shaped grid, ready to be written."""
+    """One matrix on a grid with row and column scales, ready to be written."""
 
     entry: TrellisTensor
     a_O: NDArray[np.int8]
     b_I: NDArray[np.int8]
     rows_O: NDArray[np.int8]
-    """Share of each row in the class beyond what its step says (artifact.contexts)."""
+    """Share of each row in the scale class beyond what its step says (artifact.shaped_grid)."""
     columns_I: NDArray[np.int8]
     codes_OI: NDArray[np.int16]
 
 
 @dataclass(frozen=True, slots=True)
 class RawPayload:
-    """One kept tensor, ready to be written."""
+    """One unquantized tensor, ready to be written."""
 
     entry: RawTensor
     raw: bytes
     value: Tensor
-    """What every reader of the file must get: 16-bit floats as float32."""
+    """Value that every reader of the file must get: 16-bit floats as float32."""
 
 
 Payload = GridPayload | TrellisPayload | RawPayload
 
 
-def encode_artifact(payloads: Sequence[Payload], **about: Any) -> bytes:
-    """The bytes of the file; `about` are the other fields of Manifest (model, tokenizer, origin, producer).
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedArtifact:
+    """A whole file in memory, and where its bytes are; its length is that of the file."""
+
+    data: bytes
+    layout: Layout
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+def encode_artifact(payloads: Sequence[Payload], **about: Any) -> EncodedArtifact:
+    """Return the file of all payloads; `about` are the other fields of Manifest (model, tokenizer, origin, producer).
 
     The stream of trellis codes takes tables fitted to them, one set for each number of table set in the entries.
+
+    Raises:
+        ExpansionError: the file would be so short that readers refuse it.
     """
     grids = [p for p in payloads if isinstance(p, GridPayload)]
     trellises = [p for p in payloads if isinstance(p, TrellisPayload)]
@@ -65,60 +82,77 @@ def encode_artifact(payloads: Sequence[Payload], **about: Any) -> bytes:
     shapes = _joined([*(p.a_O for p in trellises), *(p.b_I for p in trellises)])
     classes = _joined([*(p.rows_O for p in trellises), *(p.columns_I for p in trellises)])
     raw = b"".join(p.raw for p in payloads if isinstance(p, RawPayload))
-    lanes, tables, stream = _coded(trellises)
-    small = [smallest_section(part, codecs) for part in (to_byte_planes(scales), shapes, raw, classes, tables)]
-    manifest = Manifest(tensors=tuple(p.entry for p in payloads), lanes=lanes, **about)
-    data = write_container(manifest.to_dict(), [*small, Section(STORED, len(stream), stream), *(p.codes for p in grids)])
+    coded = _coded(trellises)
+    small = [smallest_section(part, codecs) for part in (to_byte_planes(scales), shapes, raw, classes, coded.tables)]
+    sections = [*small, Section(STORED, len(coded.stream), coded.stream), *(p.codes for p in grids)]
+    manifest = Manifest(tensors=tuple(p.entry for p in payloads), lanes=coded.lanes, **about)
+    data = write_container(manifest.to_dict(), sections)
     check_expansion(sum(p.codes_OI.size for p in trellises), len(data))
-    return data
+    code_bytes = {p.entry.name: round(bits / 8) for p, bits in zip(trellises, coded.bits, strict=True)}
+    return EncodedArtifact(data, layout_of(manifest, sections, len(data), code_bytes))
 
 
 def _joined(parts: list[NDArray[np.int8]]) -> bytes:
     return np.concatenate([np.empty(0, np.int8), *parts]).tobytes()
 
 
-def _coded(payloads: list[TrellisPayload]) -> tuple[int, bytes, bytes]:
-    """Lanes, stored tables and stream of all trellis codes."""
-    if not payloads:
-        return 0, b"", b""
-    from quantlab.coding.rans_numba import code_bits, encode  # numba takes a second to load: only where something is coded
+@dataclass(frozen=True, slots=True)
+class _Coded:
+    """All trellis codes: the number of lanes, stored tables, stream, and the length of each payload's codes in bits."""
 
-    contexts = [context_of(p.entry, p.a_O, p.b_I, p.rows_O, p.columns_I) for p in payloads]
-    sets = fit_sets(payloads)
-    bits = sum(code_bits(p.codes_OI, context, sets[context.tables]) for p, context in zip(payloads, contexts, strict=True))
-    lanes = lanes_for(bits / 8)
-    return lanes, sets_to_bytes(sets), encode([p.codes_OI for p in payloads], contexts, sets, lanes)
+    lanes: int = 0
+    tables: bytes = b""
+    stream: bytes = b""
+    bits: tuple[float, ...] = ()
+
+
+def _coded(payloads: list[TrellisPayload]) -> _Coded:
+    if not payloads:
+        return _Coded()
+    from quantlab.coding.rans_numba import encode  # numba takes a second to load: only where something is coded
+
+    contexts, sets = [payload_context(p) for p in payloads], fit_sets(payloads)
+    bits = _code_bits(payloads, contexts, sets)
+    lanes = lanes_for(sum(bits) / 8)
+    stream = encode([p.codes_OI for p in payloads], contexts, sets, lanes)
+    return _Coded(lanes, sets_to_bytes(sets), stream, tuple(bits))
+
+
+def _code_bits(payloads: Sequence[TrellisPayload], contexts: Sequence[TensorContext], sets: list[TableSet]) -> list[float]:
+    from quantlab.coding.rans_numba import code_bits
+
+    return [code_bits(p.codes_OI, context, sets[context.tables]) for p, context in zip(payloads, contexts, strict=True)]
 
 
 def coded_bytes(payloads: Sequence[TrellisPayload]) -> list[int]:
-    """What each payload's codes take in the stream, to the nearest byte; lanes and tables are shared by all."""
-    from quantlab.coding.rans_numba import code_bits
-
-    sets = fit_sets(payloads)
-    contexts = [context_of(p.entry, p.a_O, p.b_I, p.rows_O, p.columns_I) for p in payloads]
-    return [
-        round(code_bits(p.codes_OI, context, sets[context.tables]) / 8) for p, context in zip(payloads, contexts, strict=True)
-    ]
+    """Return what each payload's codes take in the stream, to the nearest byte; lanes and tables are shared by all."""
+    bits = _code_bits(payloads, [payload_context(p) for p in payloads], fit_sets(payloads))
+    return [round(one / 8) for one in bits]
 
 
 def fit_sets(payloads: Sequence[TrellisPayload]) -> list[TableSet]:
-    """Frequency tables fitted to the codes of all payloads, by number of table set."""
+    """Return frequency tables fitted to the codes of all payloads, by number of table set."""
     from quantlab.coding.rans_numba import histogram
 
     counts = np.zeros((1 + max(p.entry.tables for p in payloads), TABLE_CLASSES, 256), np.int64)
     for p in payloads:
-        counts[p.entry.tables] += histogram(p.codes_OI, context_of(p.entry, p.a_O, p.b_I, p.rows_O, p.columns_I))
+        counts[p.entry.tables] += histogram(p.codes_OI, payload_context(p))
     return [fit_tables(one) for one in counts]
 
 
+def payload_context(payload: TrellisPayload) -> TensorContext:
+    """Return what the coder must know of a payload."""
+    return context_of(payload.entry, payload.a_O, payload.b_I, payload.rows_O, payload.columns_I)
+
+
 def smallest_section(raw: bytes, codecs: Sequence[int] | None = None) -> Section:
-    """`raw` under the codec, of those allowed, that makes it smallest."""
+    """Return `raw` under the codec, of those allowed, that makes it smallest."""
     codec, stored = encode_smallest(raw, codecs)
     return Section(codec, len(raw), stored)
 
 
-def keep(name: str, tensor: Tensor, *, exact: bool = False) -> RawPayload:
-    """A tensor stored as it is, floats in 16 bits where that loses less than half a float16 unit of the largest value.
+def passthrough_payload(name: str, tensor: Tensor, *, exact: bool = False) -> RawPayload:
+    """Return a tensor as the file stores it unquantized: floats in 16 bits where that loses less than half a float16 unit.
 
     float16 and bfloat16 stay as they are; float32 and float64 become float16 if every value survives to
     2**-11 of the tensor's largest, else float32. Integers and bools stay. With `exact` floats keep their own dtype.

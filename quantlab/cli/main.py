@@ -8,19 +8,7 @@ from types import FrameType
 import typer
 
 from quantlab import __version__
-from quantlab.cli import packing as calibrate
-from quantlab.cli import packing as inspect
-from quantlab.cli import packing as pack
-from quantlab.cli import packing as unpack
-from quantlab.cli import pipelines as run_pipeline
-from quantlab.cli import runs
-from quantlab.cli import scoring as compare
-from quantlab.cli import scoring as evaluate
-from quantlab.cli import scoring as probe
-from quantlab.cli import start as demo
-from quantlab.cli import start as doctor
-from quantlab.cli import training as data
-from quantlab.cli import training as train
+from quantlab.cli import pack_commands, run_command, runs_commands, score_commands, start_commands, train_commands
 from quantlab.cli.options import COMMAND
 from quantlab.errors import QuantlabError
 
@@ -33,19 +21,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("demo")(demo.demo)
-app.command("pack")(pack.pack)
-app.command("unpack")(unpack.unpack)
-app.command("inspect")(inspect.inspect)
-app.command("eval")(evaluate.evaluate)
-app.command("compare")(compare.compare)
-app.command("probe")(probe.probe)
-app.command("calibrate")(calibrate.calibrate)
-app.command("train")(train.train)
-app.command("run")(run_pipeline.run)
-app.command("doctor")(doctor.doctor)
-app.add_typer(data.app, name="data")
-app.add_typer(runs.app, name="runs")
+app.command("demo")(start_commands.demo)
+app.command("pack")(pack_commands.pack)
+app.command("unpack")(pack_commands.unpack)
+app.command("inspect")(pack_commands.inspect)
+app.command("eval")(score_commands.evaluate)
+app.command("compare")(score_commands.compare)
+app.command("probe")(score_commands.probe)
+app.command("calibrate")(pack_commands.calibrate)
+app.command("train")(train_commands.train)
+app.command("run")(run_command.run)
+app.command("doctor")(start_commands.doctor)
+app.add_typer(train_commands.app, name="data")
+app.add_typer(runs_commands.app, name="runs")
 
 # typer's usage errors: the base class is found through one that typer exports, because some versions bring their own click
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]

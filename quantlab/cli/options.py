@@ -1,6 +1,7 @@
-"""Options that several commands share.
+"""Options that several commands share, and where the commands record their runs.
 
-Where the commands record their runs: options, then environment variables, then the folder runs."""
+Runs are recorded where an option says, else where an environment variable says, else in the folder runs.
+"""
 
 import os
 import sys
@@ -13,6 +14,10 @@ import typer
 from quantlab.errors import ConfigError
 from quantlab.runs.recording import Recorder, open_mirror
 
+# what goes in
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help=".pt, .pth, .safetensors, or a folder of shards.")]
+Artifact = Annotated[Path, typer.Argument(metavar="M.qlab", help="A packed model.")]
+Target = Annotated[Path, typer.Argument(metavar="TARGET", help="A checkpoint or a packed model.")]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -24,21 +29,107 @@ Model = Annotated[
     ),
 ]
 TokenizerFile = Annotated[Path | None, typer.Option("--tokenizer", metavar="FILE", help="SentencePiece .model file.")]
+Text = Annotated[
+    Path | None, typer.Option("--text", metavar="F", help="Plain text, or .jsonl with a text field; also .zst of either.")
+]
+Tokens = Annotated[str | None, typer.Option("--tokens", metavar="GLOB", help="Token shards, quoted.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of everything that is drawn.")]
+Calib = Annotated[
+    str, typer.Option("--calib", metavar="SOURCE", help="self (the model's own text), random, text:FILE or tokens:GLOB.")
+]
+CalibTokens = Annotated[int, typer.Option("--calib-tokens", metavar="N", help="Number of calibration tokens.")]
+CalibSeqLen = Annotated[int, typer.Option("--calib-seq-len", metavar="T", help="Tokens in one calibration sequence.")]
+Budget = Annotated[str, typer.Option("--budget", metavar="BYTES", help="16000000, 16MB (10^6) or 16MiB (2^20).")]
+Stats = Annotated[
+    Path | None, typer.Option("--stats", metavar="S", help="Statistics from quantlab calibrate, instead of --calib.")
+]
+
+# methods
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help="trellis (row and column scales, two-sided feedback, entropy-coded trellis), gptq (the GPTQ baseline), rtn (round "
+        "to nearest), or another folder of quantlab/methods.",
+    ),
+]
+States = Annotated[
+    int | None,
+    typer.Option("--states", help="States of the trellis: 1 (none), 4, 8, 16 or 32; more are slower.  [default: 8]"),
+]
+Tune = Annotated[
+    bool | None,
+    typer.Option(
+        "--tune/--no-tune",
+        help="After rounding with the trellis, tune norms, gains and scales by KL to the float model.  [default: tune]",
+    ),
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option("--time-limit", metavar="SECONDS", help="For rounding and tuning with the trellis: take what fits."),
+]
+Widths = Annotated[
+    str | None,
+    typer.Option("--widths", help="Code widths in bits that a tensor may take. Default: 5,6,8, trellis also 16."),
+]
+MethodOption = Annotated[
+    list[str], typer.Option("--option", metavar="KEY=VALUE", help="Set any option of the method; repeatable.")
+]
+
+# what comes out
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
-Calib = Annotated[
-    str,
-    typer.Option("--calib", metavar="SOURCE", help="self (the model's own text), random, text:FILE or tokens:GLOB."),
+ArtifactOut = Annotated[Path, typer.Option("-o", "--output", metavar="M.qlab", help="The file to write.")]
+Code = Annotated[list[Path] | None, typer.Option("--code", metavar="FILE", help="A code file that counts towards the budget.")]
+EmitDecoder = Annotated[
+    Path | None,
+    typer.Option(
+        "--emit-decoder",
+        metavar="D.py",
+        help="Also write a self-contained decoder of trellis artifacts, under 4,000 bytes; --code D.py counts it.",
+    ),
 ]
-CalibTokens = Annotated[int, typer.Option("--calib-tokens", metavar="N", help="Calibration tokens.")]
-CalibSeqLen = Annotated[int, typer.Option("--calib-seq-len", metavar="T", help="Tokens in one calibration sequence.")]
+ReportOut = Annotated[Path | None, typer.Option("--report", metavar="R.json", help="Default: M.report.json beside M.qlab.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a killed packing with the same options stopped.")]
 
+# scoring
+Against = Annotated[
+    Path | None,
+    typer.Option("--against", metavar="CKPT", help="Also compare with this model: KL, flips, paired loss difference."),
+]
+Mode = Annotated[
+    str,
+    typer.Option(
+        "--mode",
+        help="chunked: sequences that do not overlap, as the challenge's baseline. sliding: windows a stride apart, every "
+        "token but the first. document: sliding within each document alone, every token but BOS.",
+    ),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option("--stride", metavar="N", help="Stride of sliding and document, 1 to seq-len.  [default: 64]"),
+]
+Packed = Annotated[
+    bool | None,
+    typer.Option(
+        "--packed/--decoded",
+        help="Whether the weights of a packed model stay packed in memory.  [default: packed on a GPU, decoded on a CPU]",
+    ),
+]
+Save = Annotated[
+    bool, typer.Option("--save", help="Also write the result to TARGET's stem.eval.json beside it, for quantlab compare.")
+]
+
+# training and pipelines
+Changes = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one key; repeatable.")]
+
+# recorded runs
 Runs = Annotated[
     str | None,
-    typer.Option("--runs", metavar="DIR", help="Folder of runs. Default: the variable QUANTLAB_RUNS, or else runs."),
+    typer.Option("--runs", metavar="DIR", help="Folder of recorded runs. Default: the variable QUANTLAB_RUNS, or else runs."),
 ]
-NoRun = Annotated[bool, typer.Option("--no-run", help="Write no run folder; so does an empty QUANTLAB_RUNS.")]
+NoRun = Annotated[bool, typer.Option("--no-run", help="Do not record this run; an empty QUANTLAB_RUNS does the same.")]
 Mirror = Annotated[
     str | None,
     typer.Option(
@@ -47,15 +138,6 @@ Mirror = Annotated[
         help="Also send config and results to trackio or wandb at the end, as NAME or NAME:PROJECT. Default: QUANTLAB_MIRROR.",
     ),
 ]
-
-
-def parse_widths(text: str) -> tuple[int, ...]:
-    """Widths of `5,6,8`. ConfigError unless every part is a whole number; PackConfig checks the range."""
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError as error:
-        raise ConfigError(f"widths must be whole numbers like 5,6,8, got {text!r}") from error
-
 
 RUNS_VARIABLE = "QUANTLAB_RUNS"
 MIRROR_VARIABLE = "QUANTLAB_MIRROR"
@@ -66,16 +148,18 @@ COMMAND: ContextVar[tuple[str, ...]] = ContextVar("command", default=())
 
 
 def recorder_of(runs: str | None, no_run: bool, mirror: str | None) -> Recorder:
-    """What --runs, --no-run and --mirror ask for, or the environment where they are not given. Off but in the main process.
+    """Return the recorder that --runs, --no-run and --mirror ask for, or the environment where they are not given.
+
+    Only the main process of several records.
 
     Raises:
         ConfigError: the options contradict each other, or the mirror is unknown or not installed.
     """
     if no_run and runs:
-        raise ConfigError(f"--no-run turns run folders off, --runs {runs} asks for them")
+        raise ConfigError(f"--no-run turns recording off, --runs {runs} asks for it")
     wanted = "" if no_run else _wanted(runs)
     if mirror and not wanted:
-        raise ConfigError(f"--mirror {mirror} sends what the run folder says, and run folders are off")
+        raise ConfigError(f"--mirror {mirror} sends what a recorded run says, and recording is off")
     if not wanted or os.environ.get("RANK", "0") != "0":
         return Recorder()
     tracker = mirror or os.environ.get(MIRROR_VARIABLE)
@@ -89,10 +173,10 @@ def recorder_of(runs: str | None, no_run: bool, mirror: str | None) -> Recorder:
 
 
 def folder_of_runs(runs: str | None) -> Path:
-    """The folder that quantlab runs reads. ConfigError if the environment turned run folders off and no option names one."""
+    """Return the folder that `quantlab runs` reads. ConfigError if the environment turned recording off and none is named."""
     wanted = _wanted(runs)
     if not wanted:
-        raise ConfigError(f"{RUNS_VARIABLE} is empty: run folders are off", hint="name a folder with --runs")
+        raise ConfigError(f"{RUNS_VARIABLE} is empty: recording is off", hint="name a folder with --runs")
     return Path(wanted)
 
 

@@ -1,1 +1,1 @@
-"""Integers to bytes and back: the codecs and the byte order that suits them."""
+"""The entropy coder: integer codes to bytes and back, and byte codecs for everything else."""

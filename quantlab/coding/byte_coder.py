@@ -1,9 +1,9 @@
 """Order-0 codec for side information: short arrays of bytes of small entropy, range coded with one frequency table.
 
-Bytes: first value of the support, its size n, how the logarithms are packed (16·exponent + width), the logarithms of the escape
-and of the support in units of 2**exponent eighths of an octave, `width` bits each, most significant first, padded with zeros to
-a byte; then one u32 state a lane, u16 words, and the escaped values to the end, a byte each. The support wraps around: its
-values are modulo 256. Numbers are little endian; see lanes.py for states and words.
+Bytes: first value of the support, its size n, how the logarithms are packed (16·exponent + width), the base-2 logarithms of the
+escape and of the support in units of 2**exponent eighths, `width` bits each, most significant first, padded with zeros to a
+byte; then one u32 state a lane, u16 words, and the escaped values to the end, a byte each. The support wraps around: its values
+are modulo 256. Numbers are little endian; see lanes.py for states and words.
 
 n: values of the support.
 """
@@ -11,25 +11,26 @@ n: values of the support.
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.coding.lanes import LOWEST, read_symbols, write_symbols
-from quantlab.coding.tables import ESCAPE, OFFSET, ClassTable, TableSet, fit_tables
+from quantlab.coding.lanes import read_symbols, write_symbols
+from quantlab.coding.tables import ClassTable, TableSet, fit_tables
 from quantlab.errors import FormatError
+from quantlab.format_rules import ESCAPE, LOWEST, OFFSET
 
 MAX_LANES = 16
 _LANE_SYMBOLS = 2048  # a lane costs 3 bytes and saves the time of as many pieces
 _LOW = 1 - OFFSET  # symbol of the first value of the support
 _HEAD_BYTES = 3
-_EXPONENTS = 4  # that packed logarithms may have
+_EXPONENTS = 4  # packed logarithms have an exponent below this
 _CHUNK = 1 << 16  # values decoded at a time, a multiple of all numbers of lanes: a hostile length stops with the words
 
 
 def lanes_of(raw_bytes: int) -> int:
-    """Lanes of an array: a power of two, 1 below 4 KiB to 16 from 32 KiB on."""
+    """Return the number of lanes of an array: a power of two, 1 below 4 KiB to 16 from 32 KiB on."""
     return min(1 << max((raw_bytes // _LANE_SYMBOLS).bit_length() - 1, 0), MAX_LANES)
 
 
 def encode_bytes(raw: bytes) -> bytes:
-    """The stream of a byte array, about its order-0 entropy and a table; nothing for nothing."""
+    """Return the stream of a byte array, about its order-0 entropy and a table; an empty array has an empty stream."""
     if not raw:
         return b""
     values = np.frombuffer(raw, np.uint8)
@@ -44,10 +45,12 @@ def encode_bytes(raw: bytes) -> bytes:
 
 
 def _cheapest_head(first: int, logs: NDArray[np.uint8], counts: NDArray[np.int64]) -> tuple[bytes, TableSet]:
-    """Bytes before the states, and the table, with logarithms rounded such that both and the symbols take the fewest bits.
+    """Return the bytes before the states, and the table.
+
+    The logarithms are rounded such that head and symbols together take the fewest bits.
 
     Args:
-        counts: how often each symbol occurs, by symbol + 128.
+        counts: how often each symbol occurs, by column (tables.columns_of).
     """
     heads = []
     for exponent in range(_EXPONENTS):
@@ -61,7 +64,10 @@ def _cheapest_head(first: int, logs: NDArray[np.uint8], counts: NDArray[np.int64
 
 
 def _fit(counts: NDArray[np.int64]) -> tuple[int, NDArray[np.uint8]]:
-    """First value of the support; logarithms of the escape and of the support. The rarest value, far from all, is outside."""
+    """Return the first value of the support, and the logarithms of the escape and of the support.
+
+    One value is always outside the support and escapes: the rarest, of equals the one farthest from all others.
+    """
     distance = np.abs(np.subtract.outer(np.arange(256), np.arange(256)))
     distances = np.minimum(distance, 256 - distance) @ counts
     outside = int(np.lexsort((-distances, counts))[0])
@@ -75,14 +81,14 @@ def _tables(logs: NDArray[np.uint8]) -> TableSet:
 
 
 def decode_bytes(stored: bytes, raw_bytes: int) -> bytes:
-    """The `raw_bytes` bytes that `encode_bytes` turned into `stored`.
+    """Return the `raw_bytes` bytes that `encode_bytes` turned into `stored`.
 
     Raises:
         FormatError: truncated, altered or trailing data.
     """
     if not raw_bytes:
         if stored:
-            raise FormatError(f"{len(stored)} bytes hold an empty array")
+            raise FormatError(f"coded bytes of an empty array must be empty, got {len(stored)} bytes")
         return b""
     first, tables, at = _read_head(stored)
     states, rest = _read_states(stored[at:], lanes_of(raw_bytes))
@@ -99,37 +105,38 @@ def decode_bytes(stored: bytes, raw_bytes: int) -> bytes:
 def _read_symbols(
     count: int, tables: TableSet, words: NDArray[np.uint16], states: NDArray[np.int64]
 ) -> tuple[NDArray[np.int8], int]:
-    """The symbols, and how many words they took; changes the states."""
+    """Return the symbols and the number of words that they took; change the states."""
     padded, used = np.append(words, np.uint16(0)), np.zeros(1, np.int64)
     chunks = []
     for start in range(0, count, _CHUNK):
         table = np.zeros(min(_CHUNK, count - start), np.uint16)
         chunks.append(read_symbols(table, tables.entries, padded, used, states))
         if used[0] > len(words):
-            raise FormatError(f"coded bytes end after {len(words)} words, more are needed")
+            raise FormatError(f"coded bytes end after {len(words)} words, {used[0]} or more are needed")
     return np.concatenate(chunks), int(used[0])
 
 
 def _read_head(stored: bytes) -> tuple[int, TableSet, int]:
-    """First value of the support, its table, and where the states begin."""
+    """Return the first value of the support, its table, and where the states begin."""
     if len(stored) < _HEAD_BYTES:
-        raise FormatError(f"coded bytes end after {len(stored)}, within their head")
+        raise FormatError(f"coded bytes end after {len(stored)} bytes, within their head of {_HEAD_BYTES}")
     first, n, (exponent, width) = stored[0], stored[1], divmod(stored[2], 16)
     if exponent >= _EXPONENTS or width > 8 or (n == 0 and first != 0):
-        raise FormatError(f"coded bytes with {n} values from {first}, logarithms of {width} bits in units of 2**{exponent}")
+        got = f"{n} values from {first}, logarithms of {width} bits in units of 2**{exponent}"
+        raise FormatError(f"coded bytes have an impossible head: {got}")
     used = (n + 1) * width
     at = _HEAD_BYTES + (used + 7) // 8
     bits = np.unpackbits(np.frombuffer(stored[_HEAD_BYTES:at], np.uint8))
     if len(stored) < at or bits[used:].any():
-        raise FormatError(f"coded bytes of {len(stored)} bytes: their table of {used} bits is cut or does not end in zeros")
+        raise FormatError(f"coded bytes have {len(stored)} bytes: their table of {used} bits is cut or does not end in zeros")
     logs = (bits[:used].reshape(n + 1, width) @ (1 << np.arange(width)[::-1])) << exponent
     if logs.max() > 255:
-        raise FormatError(f"logarithm {logs.max()} in the table of coded bytes, at most 255 is allowed")
+        raise FormatError(f"the table of coded bytes has a logarithm of {logs.max()}, at most 255 is allowed")
     return first, _tables(logs.astype(np.uint8)), at
 
 
 def _read_states(stored: bytes, lanes: int) -> tuple[NDArray[np.int64], bytes]:
-    """The states of the lanes, and what follows them."""
+    """Return the states of the lanes, and the bytes after them."""
     if len(stored) < 4 * lanes:
         raise FormatError(f"coded bytes end within the states of {lanes} lanes")
     states = np.frombuffer(stored, "<u4", lanes).astype(np.int64)

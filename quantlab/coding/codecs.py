@@ -1,10 +1,12 @@
-"""General-purpose byte codecs behind one interface: smallest wins, and decoding is bounded.
+"""Arrays as stored bytes and back: the order of an array's bytes, and the byte codecs that compress them.
 
-A codec is known by its number in the file (docs/format.md), so a number is never given a new meaning.
-Every decoder takes the exact length of its output: it stops there, so a hostile stream cannot allocate more.
+The first part lays integer codes and floats out as bytes, in the order that suits the codecs. The second has all byte codecs
+behind one interface: the smallest stream is stored, and decoding is bounded. A file names a codec by its number
+(docs/format.md), so a number is never given a new meaning. Every decoder takes the exact length of its output and stops there,
+so a hostile stream cannot allocate more.
 
-
-The order in which arrays are laid out as bytes, chosen for the codecs that follow."""
+O: rows, I: columns.
+"""
 
 import lzma
 import zlib
@@ -23,9 +25,34 @@ _CHUNK = 1 << 20  # bytes asked of a decompressor at a time
 _ZSTD_PIECE = 256  # stored bytes given to zstd at a time: each gives at most 64 blocks of 128 KiB
 
 
+def codes_to_bytes(q_OI: NDArray[np.int8]) -> bytes:
+    """Return codes [O, I] as one byte each, column after column.
+
+    The codes of one input channel share a scale that neighbours in a row do not, so the model of a codec fits them better.
+    """
+    return np.ascontiguousarray(q_OI.T).tobytes()
+
+
+def bytes_to_codes(raw: bytes, rows: int, columns: int) -> NDArray[np.int8]:
+    """Return the codes that `codes_to_bytes` turned into `raw`: int8 [rows, columns] in row-major memory."""
+    return np.ascontiguousarray(np.frombuffer(raw, np.int8).reshape(columns, rows).T)
+
+
+def to_byte_planes(values: NDArray[np.generic]) -> bytes:
+    """Return all lowest bytes, then all next ones, and so on (little-endian): exponents lie together, and mantissas."""
+    flat = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"), copy=False).reshape(-1)
+    return np.ascontiguousarray(flat.view(np.uint8).reshape(-1, values.dtype.itemsize).T).tobytes()
+
+
+def from_byte_planes(raw: bytes, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+    """Return the values that `to_byte_planes` turned into `raw`: a flat array of `dtype`, whose size divides len(raw)."""
+    planes = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1)
+    return np.ascontiguousarray(planes.T).reshape(-1).view(dtype.newbyteorder("<")).astype(dtype, copy=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One byte codec: `encode(raw)`, and `decode(stored, raw_bytes)`, which returns at most raw_bytes + one chunk."""
+    """One byte codec: `encode(raw)`, and `decode(stored, raw_bytes)`, which returns at most raw_bytes and one chunk."""
 
     name: str
     encode: Callable[[bytes], bytes]
@@ -58,7 +85,7 @@ def _zstd_decode(stored: bytes, raw_bytes: int) -> bytes:
     parts, size = [], 0
     for at in range(0, len(stored), _ZSTD_PIECE):
         if decoder.eof:
-            raise FormatError("zstd stream ends before its section")
+            raise FormatError(f"zstd stream ends before its {len(stored)} stored bytes do")
         parts.append(decoder.decompress(stored[at : at + _ZSTD_PIECE]))
         size += len(parts[-1])
         if size > raw_bytes:
@@ -69,7 +96,7 @@ def _zstd_decode(stored: bytes, raw_bytes: int) -> bytes:
 
 
 def _power_of_two(count: int) -> int:
-    """The smallest power of two that is at least `count`, and at least 2."""
+    """Return the smallest power of two that is at least `count`, and at least 2."""
     return 1 << max(count - 1, 1).bit_length()
 
 
@@ -114,23 +141,26 @@ CODECS: dict[int, Codec] = {
 }
 STORED, DEFLATE, BROTLI = 0, 1, 2
 SELF_CONTAINED = (0, 1, 4, 5)
-"""Codecs that Python's standard library and numpy can read."""
+"""Numbers of the codecs that Python's standard library and numpy can read."""
 
 
 def encode_smallest(raw: bytes, allowed: Sequence[int] | None = None) -> tuple[int, bytes]:
-    """The codec number, of those `allowed`, and stream that hold `raw` in the fewest bytes; ties go to the lower number."""
+    """Return the number of the codec, of those `allowed`, whose stream of `raw` is smallest, and that stream.
+
+    Of equal streams the lower number wins. None allows all codecs.
+    """
     streams = ((number, CODECS[number].encode(raw)) for number in allowed or CODECS)
     return min(streams, key=lambda item: (len(item[1]), item[0]))
 
 
 def decode(number: int, stored: bytes, raw_bytes: int) -> bytes:
-    """The `raw_bytes` bytes that `encode` of codec `number` turned into `stored`.
+    """Return the `raw_bytes` bytes that `encode` of codec `number` turned into `stored`.
 
     Raises:
         FormatError: unknown codec, damaged stream, or a stream that holds another number of bytes.
     """
     if number not in CODECS:
-        raise FormatError(f"codec number {number} is unknown, this version reads 0 to {max(CODECS)}")
+        raise FormatError(f"codec {number} is unknown, this version of quantlab reads 0 to {max(CODECS)}")
     codec = CODECS[number]
     try:
         raw = codec.decode(stored, raw_bytes)
@@ -140,28 +170,3 @@ def decode(number: int, stored: bytes, raw_bytes: int) -> bytes:
         have = "more" if len(raw) > raw_bytes else str(len(raw))
         raise FormatError(f"{codec.name} stream holds {have} bytes, {raw_bytes} expected")
     return raw
-
-
-def codes_to_bytes(q_OI: NDArray[np.int8]) -> bytes:
-    """Codes [O, I] as one byte each, column after column.
-
-    Codes of one input channel share a scale of variation that neighbours in a row do not, so a codec's model fits better.
-    """
-    return np.ascontiguousarray(q_OI.T).tobytes()
-
-
-def bytes_to_codes(raw: bytes, rows: int, columns: int) -> NDArray[np.int8]:
-    """Inverse of `codes_to_bytes`: int8 [rows, columns] in row-major memory."""
-    return np.ascontiguousarray(np.frombuffer(raw, np.int8).reshape(columns, rows).T)
-
-
-def to_byte_planes(values: NDArray[np.generic]) -> bytes:
-    """All lowest bytes, then all next ones, and so on (little-endian): exponents lie together, mantissas too."""
-    flat = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"), copy=False).reshape(-1)
-    return np.ascontiguousarray(flat.view(np.uint8).reshape(-1, values.dtype.itemsize).T).tobytes()
-
-
-def from_byte_planes(raw: bytes, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
-    """Inverse of `to_byte_planes`: a flat array of `dtype`; len(raw) must be a multiple of its size."""
-    contexts = np.frombuffer(raw, np.uint8).reshape(dtype.itemsize, -1)
-    return np.ascontiguousarray(contexts.T).reshape(-1).view(dtype.newbyteorder("<")).astype(dtype, copy=False)

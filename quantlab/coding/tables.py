@@ -1,8 +1,10 @@
 """Static frequency tables of the entropy coder: counts -> stored bytes -> integer frequencies.
 
-A table set holds one table a context class. A table names a contiguous support of symbols; any other symbol is sent as the
-escape and two bytes. Stored are the logarithms of the probabilities in steps of an eighth of an octave; integers alone turn
-them into frequencies, so every machine decodes alike. C: classes, n: symbols of a support.
+A set of tables has one for each of the lowest TABLE_CLASSES scale classes. A table names a contiguous support of symbols; any
+other symbol is sent as the escape and two bytes. The file stores the base-2 logarithms of the probabilities in eighths; integer
+arithmetic alone turns them into frequencies, so every machine decodes alike.
+
+C: tables, n: symbols of a support.
 """
 
 import itertools
@@ -14,24 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.errors import FormatError
+from quantlab.format_rules import ESCAPE, OFFSET, PROBABILITY_BITS, TABLE_CLASSES, TOTAL
 
-PROBABILITY_BITS = 12
-TOTAL = 1 << PROBABILITY_BITS
-"""What the frequencies of a class sum to."""
-OFFSET = 128
-"""Symbol 0 lies in this column of counts, frequencies and lengths."""
-ESCAPE = -OFFSET
-"""The symbol that stands for the escape: no support holds it."""
-ESCAPE_BYTES = 2  # that follow an escape
-TABLE_CLASSES = 28
-"""Tables of every stored set."""
 MAX_SETS = 128
-"""Stored sets of a file: bounds the decoder's memory to 112 MiB."""
+"""Largest number of sets in a file: bounds the decoder's memory to 112 MiB."""
 
-FREQUENCY_SHIFT, SYMBOL_SHIFT, PLACE_MASK = 24, 16, 0xFFFF  # fields of a slot's entry
+FREQUENCY_SHIFT, SYMBOL_SHIFT, PLACE_MASK = 24, 16, 0xFFFF  # fields of a slot's entry, in memory only
+_ESCAPE_BYTES = 2  # that follow an escape
 _RAREST = 8 * PROBABILITY_BITS  # logarithm of the probability of one slot
-_ENTRY_BITS = 4.0  # what one stored logarithm costs after the byte codec, about
-# 2**(40 - x/8): the largest shift, by 31, leaves 8 bits
+_ENTRY_BITS = 4.0  # approximate cost of one stored logarithm after the byte codec
+# round(2**(40 - x/8)) for x = 0 … 7: the largest shift, by 31, leaves 8 bits
 _SIGNIFICANDS = (
     1099511627776, 1008256608221, 924575386327, 847839367509, 777472127994, 712945084849, 653773525390, 599512966123,
 )  # fmt: skip
@@ -39,26 +33,28 @@ _SIGNIFICANDS = (
 
 @dataclass(frozen=True)
 class ClassTable:
-    """One class: symbols low to low + n - 1, and -8·log2 of the probability of the escape and then of each of them."""
+    """The table of one scale class."""
 
     low: int
+    """First symbol of the support."""
     logs: bytes
+    """-8·log2 of the probability of the escape, then of the symbols low to low + n - 1."""
 
     @property
     def n(self) -> int:
-        """Symbols in the support."""
+        """Number of symbols in the support."""
         return len(self.logs) - 1
 
 
 @dataclass(frozen=True)
 class TableSet:
-    """Tables of one or more classes, in the order of the class numbers."""
+    """The tables of one or more scale classes, in the order of the class numbers."""
 
     classes: tuple[ClassTable, ...]
 
     @cached_property
     def frequencies(self) -> NDArray[np.int64]:
-        """int64 [C, 256] by symbol + 128, each row sums to TOTAL; column 0 is the escape's, 0 means outside the support."""
+        """Frequencies int64 [C, 256] by column (see columns_of); each row sums to TOTAL, 0 means outside the support."""
         table = np.zeros((len(self.classes), 256), np.int64)
         for row, entry in zip(table, self.classes, strict=True):
             values = _frequencies(entry.logs)
@@ -68,20 +64,20 @@ class TableSet:
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """First slot of each symbol, int64 [C, 256]."""
+        """First slot of each symbol, int64 [C, 256] by column."""
         return np.cumsum(self.frequencies, axis=1) - self.frequencies
 
     @cached_property
     def lengths(self) -> NDArray[np.float64]:
-        """Bits of each symbol by symbol + 128, float64 [C, 256]; outside the support, and in column 0, those of an escape."""
+        """Bits of each symbol, float64 [C, 256] by column; outside the support, and in column 0, those of an escape."""
         bits = PROBABILITY_BITS - np.log2(np.maximum(self.frequencies, 1))
         is_escaped = self.frequencies == 0
         is_escaped[:, 0] = True
-        return np.where(is_escaped, bits[:, :1] + 8 * ESCAPE_BYTES, bits)
+        return np.where(is_escaped, bits[:, :1] + 8 * _ESCAPE_BYTES, bits)
 
     @cached_property
     def entries(self) -> NDArray[np.int64]:
-        """What the decoder needs of each slot: frequency, symbol byte, slot - start; int64 [C·TOTAL]."""
+        """Frequency, symbol byte and place (slot - start) of each slot, packed for the decoder; int64 [C·TOTAL]."""
         counts = self.frequencies.reshape(-1)
         slot = np.arange(len(self.classes) * TOTAL) % TOTAL
         symbol_byte = np.tile((np.arange(256) - OFFSET) & 255, len(self.classes))
@@ -89,11 +85,16 @@ class TableSet:
         return np.repeat(packed, counts) | (slot - np.repeat(self.starts.reshape(-1), counts))
 
 
+def columns_of(symbols: NDArray[np.int16]) -> NDArray[np.uint8]:
+    """Return the column of each symbol in counts, frequencies and lengths; beyond ±127 that is 0, the escape's."""
+    return ((symbols + OFFSET) * ((symbols > ESCAPE) & (symbols < OFFSET))).astype(np.uint8)
+
+
 def fit_tables(counts: NDArray[np.int64]) -> TableSet:
-    """The tables that store `counts` in about the fewest bits, themselves included.
+    """Return the tables that store `counts` in about the fewest bits, their own included.
 
     Args:
-        counts: how often each class met each symbol, int64 [C, 256] by symbol + 128; column 0: symbols that always escape.
+        counts: how often each table met each symbol, int64 [C, 256] by column; column 0 counts symbols that always escape.
     """
     return TableSet(tuple(_fit_class(row) for row in counts))
 
@@ -108,9 +109,9 @@ def _fit_class(counts: NDArray[np.int64]) -> ClassTable:
 
 
 def _best_support(counts: NDArray[np.int64]) -> tuple[int, int]:
-    """First and last + 1 column of the cheapest support; both are those of symbol 0 where it is empty.
+    """Return the first column of the cheapest support and the one after its last; both are that of symbol 0 if it is empty.
 
-    Probabilities below one slot are raised to one, and all are divided by what they then sum to.
+    Probabilities below one slot are raised to one, and all are divided by their new sum.
     """
     total = int(counts.sum())
     if not total:
@@ -119,7 +120,7 @@ def _best_support(counts: NDArray[np.int64]) -> tuple[int, int]:
     bits, mass, seen = (np.concatenate([[0], np.cumsum(v)])[1:] for v in (-counts * np.log2(floored), floored, counts))
     escaped = total - (seen[None, :] - seen[:, None])  # [first, last]
     floored_escape = np.maximum(escaped / total, 1 / TOTAL)
-    cost = bits[None, :] - bits[:, None] + escaped * (8 * ESCAPE_BYTES - np.log2(floored_escape))
+    cost = bits[None, :] - bits[:, None] + escaped * (8 * _ESCAPE_BYTES - np.log2(floored_escape))
     cost += total * np.log2(mass[None, :] - mass[:, None] + floored_escape)
     cost += _ENTRY_BITS * np.arange(256) - _ENTRY_BITS * np.arange(256)[:, None]
     cost[np.tril_indices(256, -1)] = np.inf
@@ -128,10 +129,10 @@ def _best_support(counts: NDArray[np.int64]) -> tuple[int, int]:
 
 
 def _frequencies(logs: bytes) -> list[int]:
-    """Integers of at least 1 that sum to TOTAL, in proportion to 2**(-log / 8).
+    """Return integers of at least 1 that sum to TOTAL, in proportion to 2**(-log / 8).
 
-    Each is rounded to the nearest; then the largest, the first of equals, moves by one until the sum fits. At most 256
-    entries share 4096, so the largest stays above 1.
+    Each is rounded to the nearest. Then the largest, the first of equals, changes: by -1, again and again, while the sum is too
+    large, or by all that is missing. At most 256 entries share 4096 slots, so the largest stays above 1.
     """
     weights = [_SIGNIFICANDS[log & 7] >> (log >> 3) for log in logs]
     total = sum(weights)
@@ -142,10 +143,10 @@ def _frequencies(logs: bytes) -> list[int]:
 
 
 def sets_to_bytes(sets: Sequence[TableSet]) -> bytes:
-    """At most MAX_SETS sets of TABLE_CLASSES tables, laid out for a byte codec.
+    """Return at most MAX_SETS sets of TABLE_CLASSES tables as bytes, laid out for a byte codec.
 
-    Bytes: number of sets; then of all classes lows, sizes, escapes, supports, each as the difference to the class before,
-    modulo 256. A symbol that no class before had counts as rare there.
+    Bytes: the number of sets; then, for all tables in order, all lows, all sizes, all escapes and all supports, each as the
+    difference to the table before, modulo 256. A symbol that no table before had in its support counts as the rarest there.
     """
     assert len(sets) <= MAX_SETS and all(len(one.classes) == TABLE_CLASSES for one in sets), "too many sets, or of odd sizes"
     tables = [table for one in sets for table in one.classes]
@@ -161,7 +162,7 @@ def sets_to_bytes(sets: Sequence[TableSet]) -> bytes:
 
 
 def sets_from_bytes(raw: bytes) -> list[TableSet]:
-    """Inverse of `sets_to_bytes`.
+    """Return the sets that `sets_to_bytes` turned into `raw`.
 
     Raises:
         FormatError: truncated or trailing bytes, too many sets, a support beyond -127 to 127.

@@ -1,1 +1,1 @@
-"""Scores of a model on a text: windows, ledger, probes, and the divergence of two models."""
+"""Evaluation: score a model on a text, probe how it predicts, and measure how far two models diverge."""

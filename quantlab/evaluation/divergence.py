@@ -1,6 +1,9 @@
-"""How far one model's predictions are from another's on the same tokens.
+"""Measure how far one model's predictions are from another's on the same tokens.
 
-Far less noisy than a difference of two losses: every token is its own pair, and the divergence does not depend on the label.
+The result is far less noisy than a difference of two losses: both models predict every token, and the divergence does not
+depend on the label.
+
+Letters: N sequences, B sequences in a batch, T tokens, V vocabulary.
 """
 
 import math
@@ -16,12 +19,12 @@ from quantlab.errors import DataError, QuantlabError, ShapeError
 from quantlab.evaluation.scoring import device_of
 
 Z95 = 1.959964
-"""Half-width of a 95 % normal interval in standard errors."""
+"""Half-width of a 95 % normal interval, in standard errors."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Divergence:
-    """A model against a reference, over the same tokens."""
+    """A model compared with a reference over the same tokens."""
 
     tokens: int
     """Positions compared."""
@@ -32,16 +35,16 @@ class Divergence:
     top1_flips: float
     """Share of positions whose most likely token differs."""
     reference_loss: float
-    """The reference alone: mean nats per token on the true next tokens."""
+    """Mean loss of the reference on the true next tokens, nats per token."""
     loss_difference: float
-    """Model minus reference, mean nats per token on the true next tokens."""
+    """Mean loss of the model minus that of the reference on the true next tokens, nats per token."""
     loss_difference_low: float
-    """Lower end of its 95 % interval: paired by token, standard error over whole sequences."""
+    """Lower end of the difference's 95 % interval: paired by token, standard error over whole sequences."""
     loss_difference_high: float
-    """Upper end."""
+    """Upper end of that interval."""
 
     def to_dict(self) -> dict[str, float | int]:
-        """The fields by name, for JSON."""
+        """Return the fields by name, for JSON."""
         return asdict(self)
 
 
@@ -54,18 +57,20 @@ def measure_divergence(
     batch_tokens: int = 2048,
     progress: Callable[[int, int], None] | None = None,
 ) -> Divergence:
-    """Run both models over `tokens` in sequences that do not overlap, as `evaluate` does.
+    """Run both models over `tokens` in sequences that do not overlap, and compare their predictions.
 
     Args:
         reference, model: map ids int64 [B, T] to logits [B, T, V] of the same vocabulary; both in eval mode, on one device.
-        tokens: ids, [N]; (N-1) // seq_len sequences are compared, at least two.
-        batch_tokens: most tokens in one call of the models, one sequence at least. Few: allocators hand float64 logits of more
-            back to the system after every batch, and the pages cost as much time as the models.
+        tokens: token ids, a vector of M; (M - 1) // seq_len sequences are compared, at least two.
+        seq_len: T.
+        batch_tokens: largest number of tokens in one call of the models, but at least one sequence. It is small because memory
+            allocators return larger float64 logits to the system after every batch, and the page faults cost as much time as
+            the models.
         progress: called with (sequences done, sequences in all).
     Raises:
-        DataError: fewer than two sequences.
-        ShapeError: the vocabularies differ.
-        QuantlabError: a prediction that is not finite.
+        DataError: there are fewer than two sequences.
+        ShapeError: the models have different vocabularies.
+        QuantlabError: a prediction is not finite.
     """
     count = (len(tokens) - 1) // seq_len
     if count < 2:
@@ -85,9 +90,10 @@ def measure_divergence(
 
 
 def _compare_batch(reference_BTV: Tensor, model_BTV: Tensor, y_BT: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """KL in nats, whether the top token flips, the reference's loss and the loss difference in nats, each float64 [B, T]."""
+    """Return KL, whether the top token flips, the reference's loss and the loss difference, each float64 [B, T], in nats."""
     if reference_BTV.shape != model_BTV.shape:
-        raise ShapeError(f"logits of the models are {list(reference_BTV.shape)} and {list(model_BTV.shape)}")
+        shapes = f"{list(model_BTV.shape)} and {list(reference_BTV.shape)}"
+        raise ShapeError(f"the model and its reference must have one vocabulary, their logits are {shapes}")
     p, q = reference_BTV.double().log_softmax(-1), model_BTV.double().log_softmax(-1)
     kl_BT = (p.exp() * (p - q)).sum(-1)
     p_BT, q_BT = (x.gather(-1, y_BT[..., None]).squeeze(-1) for x in (p, q))
@@ -96,7 +102,7 @@ def _compare_batch(reference_BTV: Tensor, model_BTV: Tensor, y_BT: Tensor) -> tu
 
 def _summary(kl_NT: Tensor, flips_NT: Tensor, loss_NT: Tensor, difference_NT: Tensor) -> Divergence:
     if not bool(torch.isfinite(kl_NT).all()):
-        raise QuantlabError(f"{int((~torch.isfinite(kl_NT)).sum())} predictions are not finite")
+        raise QuantlabError(f"{int((~torch.isfinite(kl_NT)).sum()):,} of {kl_NT.numel():,} predictions are not finite")
     by_sequence = difference_NT.mean(1)
     error = float(by_sequence.std()) / math.sqrt(len(by_sequence))
     mean = float(difference_NT.mean())

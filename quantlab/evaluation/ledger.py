@@ -1,4 +1,4 @@
-"""An account of scored tokens: each position once, from left to right, before anything may adapt to it.
+"""The ledger of an evaluation proves that every token is scored once, from left to right, before anything adapts to it.
 
 Positions count tokens of the stream from 0. Letters: N tokens in the stream, n positions of one entry.
 """
@@ -14,13 +14,14 @@ from quantlab.text.known_splits import KNOWN_SPLITS, KnownSplit
 from quantlab.text.tokenizer import TokenBytes
 
 SPLIT_TOKENS = 2048
-"""Two cuts of a split differ by less: what is left over after the last whole sequence."""
+"""Two cuts of one split differ by fewer tokens: those after the last whole sequence."""
 SPLIT_BYTES_TOLERANCE = 2e-4
-"""Of the known bytes: these have five digits, and 2,047 tokens are 8 kB of 151 MB. Spaces counted twice would be 1e-1."""
+"""Largest relative difference from the known bytes of a split. These are known to five digits, and 2,047 tokens are 8 kB of
+151 MB; spaces that are counted twice would make a difference of 1e-1."""
 
 
 def due_positions(stream: NDArray[np.integer], mode: Mode, bos_id: int) -> NDArray[np.bool_]:
-    """[N], the positions that must be scored: all but the first, and in mode document all but BOS."""
+    """Return which positions must be scored, [N]: all but the first, and in mode document all but BOS."""
     due = stream != bos_id if mode == "document" else np.ones(len(stream), dtype=np.bool_)
     due[0] = False
     return due
@@ -39,7 +40,10 @@ class Ledger:
         start: int = 0,
         stop: int | None = None,
     ) -> None:
-        """Account for the due positions in start : stop, by default all; `stream` and `due` are [N] and of all processes."""
+        """Account for the due positions from `start` to `stop`, by default all.
+
+        `stream` and `due`, both [N], are those of all processes.
+        """
         self.stream, self.due, self.token_bytes, self.bos_id = stream, due, token_bytes, bos_id
         self.next, self.stop = start, len(stream) if stop is None else stop
         self.nats, self.tokens, self.bytes, self.documents = 0.0, 0, 0, 0
@@ -49,7 +53,7 @@ class Ledger:
 
         Args:
             positions: [n], ascending.
-            nats: negative log-likelihood of each of these tokens, [n].
+            nats: negative log-likelihood of the token at each position, [n].
         Raises:
             QuantlabError: a position is scored a second time, left out, or not due; or a loss is not finite.
         """
@@ -59,33 +63,33 @@ class Ledger:
             raise QuantlabError(self._mistake(positions, expected))
         if not np.isfinite(nats).all():
             at = int(np.flatnonzero(~np.isfinite(nats))[0])
-            raise QuantlabError(f"loss is {nats[at]} at token {positions[at]:,} of the text: must be finite")
+            raise QuantlabError(f"the loss is {nats[at]} at token {positions[at]:,} of the text: it must be finite")
         self.nats += float(nats.sum(dtype=np.float64))
         self._count(positions)
         self.next = max(self.next, end)
 
     def adaptable(self, start: int, stop: int) -> NDArray[np.integer]:
-        """Tokens start : stop, for something that adapts to them. QuantlabError unless their scores are entered."""
+        """Return the tokens from `start` to `stop`, for a model that adapts to them. QuantlabError unless they are scored."""
         waiting = self.next + np.flatnonzero(self.due[self.next : stop])
         if len(waiting):
             raise QuantlabError(f"token {waiting[0]:,} is not scored yet: nothing may adapt to tokens before {stop:,}")
         return self.stream[start:stop]
 
     def close(self) -> None:
-        """QuantlabError unless every due position of the share is scored."""
+        """Raise QuantlabError unless every due position of this share is scored."""
         left = self.next + np.flatnonzero(self.due[self.next : self.stop])
         if len(left):
             raise QuantlabError(f"token {left[0]:,} is not scored, and {len(left) - 1:,} more")
 
     def _count(self, positions: NDArray[np.int64]) -> None:
-        """A document counts at its first scored token: BOS, or what follows a token that is never scored."""
+        """Add to the counts; a document counts at its first scored token: BOS, or the token after one that is never scored."""
         self.tokens += len(positions)
         before, here = self.stream[positions - 1], self.stream[positions]
         self.bytes += int(self.token_bytes.count(before, here).sum(dtype=np.int64))
         self.documents += int(((here == self.bos_id) | ~self.due[positions - 1]).sum())
 
     def _mistake(self, positions: NDArray[np.int64], expected: NDArray[np.int64]) -> str:
-        """What is wrong with the first position that is."""
+        """Return an error text for the first wrong position."""
         both = min(len(positions), len(expected))
         at = int(np.argmax(np.append(positions[:both] != expected[:both], True)))
         position = int(positions[at])
@@ -93,19 +97,19 @@ class Ledger:
             return f"token {position:,} is scored a second time"
         if position >= self.stop or not self.due[position]:
             return f"token {position:,} must not be scored here"
-        return f"token {expected[at]:,} is not scored: {position:,} comes before it"
+        return f"token {expected[at]:,} must be scored before token {position:,}"
 
 
 def implied_bytes(nats: float, bpb: float) -> float:
-    """The bytes that a score was divided by, from the score alone: also for figures out of another's log."""
+    """Return the number of bytes that a score was divided by; this also works for figures in another project's log."""
     return nats / (math.log(2) * bpb)
 
 
 def public_split(targets: int) -> KnownSplit | None:
-    """The split that a stream of so many targets, BOS among them, is; None if it is none of them."""
+    """Return the public split that has this number of targets (BOS tokens included), or None."""
     return next((split for split in KNOWN_SPLITS if abs(targets - split.scored_tokens) < SPLIT_TOKENS), None)
 
 
 def bytes_match(split: KnownSplit, byte_count: float) -> bool:
-    """Whether the text of `split` has about so many bytes. If not, the byte counts are wrong or it is other text."""
+    """Return whether the text of `split` has about this number of bytes. If not, the byte counts or the text are wrong."""
     return abs(byte_count - split.bytes) <= SPLIT_BYTES_TOLERANCE * split.bytes

@@ -1,4 +1,4 @@
-"""Does a model keep the rules of honest scoring? Each probe changes what a prediction may not depend on, and compares bits.
+"""Probe whether a model obeys the rules of valid scoring: change what a prediction must not depend on, and compare bits.
 
 Rules: github.com/openai/parameter-golf issue 1017, conditions 1 (causal) and 2 (a normalized distribution over all tokens).
 Letters: B rows, T tokens, V vocabulary.
@@ -16,36 +16,36 @@ from quantlab.errors import ConfigError, ShapeError
 from quantlab.evaluation.scoring import device_of, eval_mode, predict
 
 SUM_TOLERANCE = 1e-9
-"""Of the sum of probabilities: float64 rounds each of at most 65,536 terms by 1.1e-16 of the sum, 7e-12 in all."""
+"""Largest error of a sum of probabilities. Rounding in float64 explains 7e-12: each of at most 65,536 terms adds 1.1e-16."""
 CUTS = 16
-"""Places from which on the flip test changes a row, for each row."""
+"""Cuts of each row in the flip test: positions from which on the row's tokens are changed."""
 
 Predict = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """What one probe found."""
+    """The result of one probe."""
 
     name: str
     passed: bool | None
-    """None: for information, no rule forbids either outcome."""
+    """Whether the model obeys the rule; None for a probe that only informs, where no rule forbids either outcome."""
     detail: str
     """One line, with the numbers."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, for JSON."""
+        """Return the fields by name, for JSON."""
         return asdict(self)
 
 
 def run_probes(model: nn.Module, ids_BT: Tensor, *, bos_id: int = 1, seed: int = 0) -> list[Probe]:
-    """Every probe on the same tokens, in eval mode, on the model's device; the model is left as it was.
+    """Run every probe on the same tokens, in eval mode, on the model's device; the model is left as it was.
 
     Args:
         model: maps ids, int64 [B, T], to logits, floating [B, T, V].
-        ids_BT: int64, two rows or more of two tokens or more; text shows more than random ids do.
-        bos_id: begins each of the two documents of `packed`.
-        seed: of the tokens that are put in place of others.
+        ids_BT: token ids, int64, two rows or more of two tokens or more; real text reveals more than random ids do.
+        bos_id: token that begins each of the two documents of the probe `packed`.
+        seed: seed of the tokens that replace others.
     Raises:
         ShapeError: ids or logits have another shape.
         ConfigError: bos_id is not in the vocabulary.
@@ -72,14 +72,14 @@ def run_probes(model: nn.Module, ids_BT: Tensor, *, bos_id: int = 1, seed: int =
 
 
 def determinism(logits: Predict, ids_BT: Tensor) -> Probe:
-    """Two calls give the same bits."""
+    """Test that two calls with the same ids give the same bits."""
     differ, largest = _difference(logits(ids_BT), logits(ids_BT))
     detail = f"{_of(differ)} predictions differ between two calls, logits by {largest:.2g}"
     return Probe(name="determinism", passed=not differ.any(), detail=detail)
 
 
 def normalization(logits: Predict, ids_BT: Tensor) -> Probe:
-    """The probabilities of the whole vocabulary sum to 1, in float64; logits that are not numbers have no sum."""
+    """Test that the probabilities of the whole vocabulary sum to 1, in float64; NaN logits fail."""
     p_BTV = logits(ids_BT).double().softmax(-1)
     error_BT = (p_BTV.sum(-1) - 1.0).abs().nan_to_num(nan=math.inf)
     broken = ~(error_BT <= SUM_TOLERANCE)
@@ -88,7 +88,7 @@ def normalization(logits: Predict, ids_BT: Tensor) -> Probe:
 
 
 def flip(logits: Predict, ids_BT: Tensor, generator: torch.Generator) -> Probe:
-    """Predictions of tokens up to t keep their bits when the tokens from t on are others, for many t in every row."""
+    """Test that predictions before position t keep their bits when the tokens from t on change, for many t in every row."""
     before = logits(ids_BT)
     broken, largest, count, first = 0, 0.0, 0, ""
     for cut_B in _cuts(*ids_BT.shape):
@@ -104,7 +104,7 @@ def flip(logits: Predict, ids_BT: Tensor, generator: torch.Generator) -> Probe:
 
 
 def rows(logits: Predict, ids_BT: Tensor, generator: torch.Generator) -> Probe:
-    """A row's predictions keep their bits when all other rows are others: windows in one batch hold each other's future."""
+    """Test that a row's predictions keep their bits when all other rows change: windows in a batch hold each other's future."""
     before = logits(ids_BT)
     changed_BT = _others(ids_BT, before.shape[-1], generator)
     changed_BT[0] = ids_BT[0]
@@ -114,8 +114,8 @@ def rows(logits: Predict, ids_BT: Tensor, generator: torch.Generator) -> Probe:
 
 
 def packed(logits: Predict, ids_BT: Tensor, bos_id: int) -> Probe:
-    """How far a document's predictions are from those it gets alone when another one stands before it: allowed, and told."""
-    half = ids_BT.shape[1] // 2  # so that both fit a model whose length is limited
+    """Report how far a document's predictions change when another document stands before it, which is allowed."""
+    half = ids_BT.shape[1] // 2  # so that both documents fit a model whose length is limited
     documents = ids_BT[:2, :half].clone()
     documents[:, 0] = bos_id
     alone = logits(documents[1:])
@@ -128,20 +128,20 @@ def packed(logits: Predict, ids_BT: Tensor, bos_id: int) -> Probe:
 
 
 def _cuts(B: int, T: int) -> list[Tensor]:
-    """Cuts of each row, [B] each, all of them spread evenly from 1 to T - 1; B is 2 or more."""
+    """Return cuts, a tensor [B] with one for each row at a time, all spread evenly from 1 to T - 1; B is 2 or more."""
     total = min(CUTS, T - 1) * B
     places = 1 + torch.arange(total) * (T - 2) // (total - 1)
     return list(places.view(-1, B))
 
 
 def _others(ids_BT: Tensor, vocab_size: int, generator: torch.Generator) -> Tensor:
-    """Ids each of which is another one than in `ids_BT`, where the vocabulary has another."""
+    """Return ids that all differ from those in `ids_BT`, unless the vocabulary has only one."""
     step_BT = torch.randint(1, max(2, vocab_size), ids_BT.shape, generator=generator).to(ids_BT.device)
     return (ids_BT + step_BT) % vocab_size
 
 
 def _difference(a_BTV: Tensor, b_BTV: Tensor, where_BT: Tensor | None = None) -> tuple[Tensor, float]:
-    """Where any bit of the logits differs, bool [B, T], and by how much at most; NaN equals NaN."""
+    """Return where any bit of the logits differs, bool [B, T], and the largest difference; NaN equals NaN."""
     same = (a_BTV == b_BTV) | (a_BTV.isnan() & b_BTV.isnan())
     gap_BT = torch.where(same, 0.0, (a_BTV.double() - b_BTV.double()).abs().nan_to_num(nan=math.inf)).amax(-1)
     differ_BT = ~same.all(-1)

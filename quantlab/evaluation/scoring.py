@@ -1,6 +1,6 @@
-"""Bits per byte of a model on a token stream, the way the Parameter Golf baseline counts it.
+"""Score a model on a token stream in bits per byte, counted as the Parameter Golf baseline counts them.
 
-B: windows in a batch, T: tokens in its longest, V: vocabulary, N: tokens in the stream, n: scored tokens of a batch.
+Letters: B windows in a batch, T tokens in its longest, V vocabulary, N tokens in the stream, n scored tokens of a batch.
 """
 
 import math
@@ -25,33 +25,33 @@ from quantlab.trainer.world import World
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """What a model scored on a text, and the counts to check it by."""
+    """The score of a model on a text, and the counts to check it by."""
 
     val_bpb: float
     """Bits per byte: nats / (ln 2 · bytes)."""
     val_loss: float
     """Mean nats per token."""
     tokens: int
-    """Scored tokens; BOS among them, but in mode document."""
+    """Number of scored tokens, which include BOS except in mode document."""
     bytes: int
     """Bytes of raw text that the scored tokens stand for."""
     nats: float
     """Total negative log-likelihood, summed in float64."""
     seq_len: int
-    """Tokens of context at most; each window starts without any."""
+    """Largest number of tokens of context; each window starts without any."""
     mode: Mode
-    """Which windows, see `quantlab.evaluation.windows.Mode`."""
+    """How windows are cut, see `quantlab.evaluation.windows.Mode`."""
     stride: int
     """Tokens from one window to the next; seq_len when chunked."""
     documents: int
-    """Documents with a scored token; the stream may begin within one."""
+    """Number of documents with a scored token; the stream may begin within one."""
     split: str
-    """The challenge's public validation split with this number of tokens, or "" if there is none."""
+    """Name of the challenge's public validation split with this number of tokens, or "" if there is none."""
     bytes_match: bool | None
-    """Whether the bytes are those of that split: if not, byte counts or text are wrong. None without a split."""
+    """Whether the bytes are those of that split; if not, byte counts or text are wrong. None without a split."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, for JSON."""
+        """Return the fields by name, for JSON."""
         return asdict(self)
 
 
@@ -68,27 +68,29 @@ def score_tokens(
     world: World | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
-    """Score each token once, each from the tokens of its window alone, and account for it in a ledger.
+    """Score each token once, from the tokens of its window alone, and enter it in a ledger.
 
-    The first token is never a target. Chunked, of N tokens (N-1) // seq_len · seq_len are scored; sliding, all N-1; by document
-    all but BOS, in a document's first window with what the document has before them. BOS targets, where they are scored, cost
-    nats and count 0 bytes. On a GPU the model runs in bfloat16 autocast; losses are float32, their sum float64.
+    The first token is never a target. In mode chunked (N - 1) // seq_len · seq_len of N tokens are scored, in mode sliding all
+    N - 1, and in mode document all but BOS; the first tokens of a document have only the document's own before them as context.
+    BOS targets, where they are scored, cost nats and count 0 bytes. On a GPU the model runs in bfloat16 autocast; losses are
+    float32, their sum is float64.
 
     Args:
         model: causal; maps ids, int64 [B, T], to logits, floating [B, T, V]; runs in eval mode, its modes are restored.
-        tokens: ids, uint16 or any integer dtype, [N].
+        tokens: token ids, uint16 or any integer dtype, [N].
         token_bytes: byte counts of the V pieces of the tokenizer that made the tokens.
-        seq_len: T.
-        stride: tokens from one window to the next, 1 to seq_len, 64 if None; not for chunked, where it is seq_len.
-        bos_id: the token that begins a document; 1 in the challenge's tokenizers.
-        batch_tokens: most tokens in one call of the model, which bounds the logits; one window at least.
+        seq_len: largest window T.
+        mode: how windows are cut.
+        stride: tokens from one window to the next, 1 to seq_len, 64 if None; must be None in mode chunked, where it is seq_len.
+        bos_id: token that begins a document; 1 in the challenge's tokenizers.
+        batch_tokens: largest number of tokens in one call of the model, but at least one window; bounds the logits' memory.
         world: processes that share the windows; each calls this with the same arguments and gets the same score.
         progress: called with (windows done, windows in all) of the main process' share after each batch.
     Raises:
-        ConfigError: seq_len, stride or batch_tokens out of range.
-        DataError: too few tokens, an id that is not in the vocabulary, no bytes of text, or no BOS at the start of documents.
+        ConfigError: seq_len, stride or batch_tokens is out of range.
+        DataError: there are too few tokens, no bytes of text, an id outside the vocabulary, or, in mode document, no BOS first.
         ShapeError: tokens is not a vector of integers, or the logits are not [B, T, V].
-        QuantlabError: a loss that is not finite.
+        QuantlabError: a loss is not finite.
     Source: openai/parameter-golf train_gpt.py, eval_val (chunked); its record of PR 1218 (sliding), of PR 77 (document).
     """
     world = world or World()
@@ -108,7 +110,7 @@ def score_tokens(
 
 
 def predict(model: nn.Module, ids_BT: Tensor) -> Tensor:
-    """Logits as they are scored, [B, T, V]: on a GPU in bfloat16 autocast. ShapeError unless they are [B, T, V]."""
+    """Return logits as they are scored, [B, T, V]: on a GPU in bfloat16 autocast. ShapeError for any other shape."""
     with _autocast(ids_BT):
         logits_BTV: Tensor = model(ids_BT)
     if logits_BTV.ndim != 3 or logits_BTV.shape[:2] != ids_BT.shape:
@@ -117,13 +119,13 @@ def predict(model: nn.Module, ids_BT: Tensor) -> Tensor:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's parameters are; the CPU if it has none."""
+    """Return the device of the model's parameters; the CPU if it has none."""
     return next(model.parameters(), torch.empty(0)).device
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients inside; after it each module is as it was, also where parts of a model differ."""
+    """Put the model in eval mode without gradients inside the block; after it each module has the mode that it had before."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -136,14 +138,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 def _check_ids(tokens: NDArray[np.integer], vocab_size: int) -> None:
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-        raise ShapeError(f"tokens must be a vector of integers, got {tokens.dtype} {tokens.shape}")
+        raise ShapeError(f"tokens must be a vector of integers, got {tokens.dtype} {list(tokens.shape)}")
     for token in (int(tokens.min(initial=0)), int(tokens.max(initial=0))):
         if not 0 <= token < vocab_size:
             raise DataError(f"token id {token} in the text, the vocabulary has 0 to {vocab_size - 1}")
 
 
 def _positions_of(parts: list[slice], windows: Windows, end: int) -> tuple[int, int]:
-    """Of a share, from its first scored position to that of the next share; they join without a gap, also across BOS."""
+    """Return a share's first scored position and that of the next share; shares join without a gap, also across BOS."""
     if not parts:
         return end, end
     first, after = parts[0].start, parts[-1].stop
@@ -156,7 +158,7 @@ def _positions_of(parts: list[slice], windows: Windows, end: int) -> tuple[int, 
 def _fill(
     ledger: Ledger, model: nn.Module, windows: Windows, parts: list[slice], progress: Callable[[int, int], None] | None
 ) -> None:
-    """Score every batch of a share and enter it."""
+    """Score every batch of a share and enter it in the ledger."""
     device = device_of(model)
     with eval_mode(model):
         for part in parts:
@@ -169,7 +171,7 @@ def _fill(
 
 
 def _batch(stream: NDArray[np.integer], windows: Windows) -> tuple[Tensor, NDArray[np.int64], Tensor]:
-    """Ids with zeros after short windows, int64 [B, T]; scored positions, [n]; their predictions' rows of [B * T, V], [n]."""
+    """Return ids with zeros after short windows, int64 [B, T]; scored positions, [n]; rows of B * T that predict them, [n]."""
     column_T = np.arange(windows.length.max())
     position_BT = windows.start[:, None] + column_T
     is_read_BT = column_T < windows.length[:, None]
@@ -179,7 +181,7 @@ def _batch(stream: NDArray[np.integer], windows: Windows) -> tuple[Tensor, NDArr
 
 
 def _nats(model: nn.Module, ids_BT: Tensor, targets: NDArray[np.integer], rows: Tensor, vocab_size: int) -> NDArray[np.float32]:
-    """Loss of each scored token, float32 [n], whatever the dtype of the logits."""
+    """Return the loss of each scored token, float32 [n], whatever the dtype of the logits."""
     y, rows = torch.from_numpy(targets.astype(np.int64)).to(ids_BT.device), rows.to(ids_BT.device)
     if _has_losses(model, ids_BT, vocab_size):
         with _autocast(ids_BT):
@@ -191,7 +193,7 @@ def _nats(model: nn.Module, ids_BT: Tensor, targets: NDArray[np.integer], rows: 
 
 
 def _has_losses(model: nn.Module, ids_BT: Tensor, vocab_size: int) -> bool:
-    """Whether a GPU can score without float32 logits."""
+    """Return whether the model can score on a GPU without float32 logits."""
     return isinstance(model, GPT) and ids_BT.is_cuda and model.config.vocab_size == vocab_size
 
 
@@ -207,7 +209,7 @@ def _scored_logits(model: nn.Module, ids_BT: Tensor, rows: Tensor, vocab_size: i
 
 
 def _score(total: list[float], targets: int, *, mode: Mode, seq_len: int, stride: int) -> Score:
-    """`total`: nats, tokens, bytes, documents. `targets` of the stream, scored or not, say whether it is a known split."""
+    """Return the score of [nats, tokens, bytes, documents]; the number of targets tells whether the text is a known split."""
     nats, (tokens, byte_count, documents) = total[0], (int(count) for count in total[1:])
     if byte_count == 0:
         raise DataError(f"the {tokens:,} scored tokens stand for 0 bytes of text")

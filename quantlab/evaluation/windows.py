@@ -1,4 +1,4 @@
-"""What a model reads to score a stream of tokens, and which of its predictions count.
+"""Cut a stream of tokens into the windows that a model reads, and choose which of its predictions count.
 
 Letters: N tokens in the stream, W windows.
 """
@@ -13,27 +13,28 @@ from numpy.typing import NDArray
 from quantlab.errors import ConfigError, DataError
 
 Mode = Literal["chunked", "sliding", "document"]
-"""chunked: sequences that do not overlap, as the challenge's baseline; what does not fill the last one is not scored.
-sliding: windows `stride` apart, each token with seq_len - stride tokens of context or more, the last token included.
-document: sliding within each document alone; BOS, which nothing of its own document precedes, is read and not scored."""
+"""chunked: sequences do not overlap, as in the challenge's baseline; tokens after the last whole sequence are not scored.
+sliding: windows are `stride` apart, and each token, the last included, has seq_len - stride tokens of context or more.
+document: windows slide within each document alone; BOS, which nothing of its own document precedes, is read but not scored."""
 MODES: tuple[Mode, ...] = get_args(Mode)
 DEFAULT_STRIDE = 64
-"""Tokens scored by each window but a document's or the stream's first."""
+"""Tokens that each window scores, except the first window of a document or of the stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Window i reads tokens start : start + length; its predictions of the tokens start + 1 + first : start + 1 + length count.
+    """Windows in stream order.
 
-    In stream order, and so that each counted token is counted once: the ledger checks that.
+    Window i reads tokens start : start + length, and its predictions of tokens start + 1 + first : start + 1 + length count.
+    Each counted token is counted once, which the ledger checks.
     """
 
     start: NDArray[np.int64]
-    """[W]."""
+    """First token that each window reads, [W]."""
     length: NDArray[np.int64]
-    """[W], tokens read, 1 to seq_len."""
+    """Number of tokens that each window reads, 1 to seq_len, [W]."""
     first: NDArray[np.int64]
-    """[W], predictions that an earlier window made with as much context, 0 to length - 1."""
+    """Number of predictions that an earlier window made with as much context, 0 to length - 1, [W]."""
 
     def __len__(self) -> int:
         return len(self.start)
@@ -43,19 +44,23 @@ class Windows:
 
     @property
     def scored(self) -> int:
-        """Tokens that count."""
+        """Number of predictions that count."""
         return int((self.length - self.first).sum())
 
 
 def as_mode(text: str) -> Mode:
-    """The mode of that name. ConfigError for any other."""
+    """Return the mode of this name. ConfigError if there is none."""
     if text not in MODES:
         raise ConfigError(f"mode must be one of {', '.join(MODES)}, got {text!r}")
     return text
 
 
 def stride_of(mode: Mode, seq_len: int, stride: int | None) -> int:
-    """Tokens between windows: seq_len when chunked, else `stride` or the default. ConfigError for what does not fit."""
+    """Return the number of tokens between windows: seq_len when chunked, else `stride`, or the default for None.
+
+    Raises:
+        ConfigError: seq_len or stride is out of range, or a stride is given for mode chunked.
+    """
     if seq_len < 1:
         raise ConfigError(f"seq_len must be 1 or more, got {seq_len}")
     if mode == "chunked":
@@ -69,10 +74,10 @@ def stride_of(mode: Mode, seq_len: int, stride: int | None) -> int:
 
 
 def scored_part(tokens: NDArray[np.integer], mode: Mode, seq_len: int) -> NDArray[np.integer]:
-    """The stream without what no window reads: when chunked, what is left after the last whole sequence.
+    """Return the part of the stream that windows read: when chunked, without the tokens after the last whole sequence.
 
     Raises:
-        DataError: fewer than two tokens, or too few for one whole sequence.
+        DataError: there are fewer than two tokens, or, when chunked, too few for one whole sequence.
     """
     if mode != "chunked":
         if len(tokens) < 2:
@@ -84,42 +89,43 @@ def scored_part(tokens: NDArray[np.integer], mode: Mode, seq_len: int) -> NDArra
 
 
 def windows_of(stream: NDArray[np.integer], mode: Mode, *, seq_len: int, stride: int, bos_id: int) -> Windows:
-    """The windows over a stream that `scored_part` gave, in its order.
+    """Return the windows over a stream that `scored_part` returned, in stream order.
 
     Args:
-        stream: ids, [N].
-        stride: from `stride_of`.
+        stream: token ids, [N].
+        stride: tokens between windows, from `stride_of`.
     Raises:
-        DataError: mode document, and the stream does not start with BOS or holds nothing else.
+        DataError: in mode document, the stream does not start with BOS or holds nothing else.
     """
     if mode != "document":
         return _sliding(np.array([0]), np.array([len(stream) - 1]), seq_len, stride)
     if stream[0] != bos_id:
-        raise DataError(f"mode document needs BOS (id {bos_id}) before each document, the first token is {int(stream[0])}")
+        raise DataError(f"mode document needs BOS (id {bos_id}) before each document, but the first token is {int(stream[0])}")
     start = np.flatnonzero(stream == bos_id)
     windows = _sliding(start, np.diff(start, append=len(stream)) - 1, seq_len, stride)
     if len(windows) == 0:
-        raise DataError(f"the {len(start):,} documents hold no tokens but BOS")
+        raise DataError(f"the {len(start):,} documents hold no tokens but BOS, so there is nothing to score")
     return windows
 
 
 def batches(windows: Windows, batch_tokens: int) -> list[slice]:
-    """Runs of windows that fit a batch: rows times the longest is at most batch_tokens, or it is one window.
+    """Return consecutive slices of windows, each one batch: rows times the longest window is at most batch_tokens.
 
-    They do not depend on how many processes share them, so that each prediction is the same in every case.
+    A window that is longer than batch_tokens is a batch of its own. The batches do not depend on the number of processes that
+    share them, so each prediction is the same for any number.
     """
     return list(_batches(windows.length.tolist(), batch_tokens))
 
 
 def share_of(parts: list[slice], rank: int, size: int) -> list[slice]:
-    """The batches of one process of `size`: consecutive, about as many windows for each."""
+    """Return the consecutive batches of process `rank` of `size`; all processes have about the same number of windows."""
     end = parts[-1].stop
-    low, high = rank * end, (rank + 1) * end  # compared with middles of batches, times 2 * size
+    low, high = rank * end, (rank + 1) * end  # compared with the middles of batches, both times 2 * size
     return [part for part in parts if 2 * low <= size * (part.start + part.stop) < 2 * high]
 
 
 def _sliding(start: NDArray[np.int64], targets: NDArray[np.int64], seq_len: int, stride: int) -> Windows:
-    """Windows over spans, each with its number of targets: at 0, stride, ... while one reaches beyond the one before.
+    """Return windows over spans with these numbers of targets, at 0, stride, ... as long as one reaches beyond the last.
 
     Window w > 0 of a span is needed while w * stride + seq_len - stride < targets. Source: openai/parameter-golf, record of
     PR 1218; the condition of earlier records scored up to seq_len - stride tokens at the end of the stream again.

@@ -1,56 +1,103 @@
-"""Measure a checkpoint's statistics, or take those that were measured before."""
+"""Measure a model's statistics, or take those that were measured before."""
 
 from pathlib import Path
 
 from quantlab.calib.collect import collect
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens
-from quantlab.calib.statistics import Statistics, read_statistics
+from quantlab.calib.statistics import Statistics, read_statistics, write_statistics
 from quantlab.errors import CheckpointError
-from quantlab.models.loading import Loaded
+from quantlab.files import refuse_existing
+from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_tokenizer
 from quantlab.models.weights import split_state
 from quantlab.progress import Progress, silent, stage
 from quantlab.text.tokenizer import Tokenizer
 
 
+def calibrate(
+    source: Source,
+    *,
+    calib: str = "self",
+    tokens: int = 65536,
+    seq_len: int = 512,
+    temperature: float = 1.0,
+    seed: int = 0,
+    tokenizer: str | Path | Tokenizer | None = None,
+    model: str | None = None,
+    output: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Statistics:
+    """Measure how sensitive the model is to errors in each of its matrices; `pack` takes the result for any budget and method.
+
+    Args:
+        source: a checkpoint's path or a module (see `quantlab.load`).
+        calib: where the tokens come from: `self` (text that the model samples), `random`, `text:FILE` or `tokens:GLOB`.
+        tokens: number of calibration tokens.
+        seq_len: tokens in one sequence.
+        temperature: of the model's own text; logits are divided by it.
+        seed: seed of the draws.
+        tokenizer: SentencePiece .model file; needed for `text:FILE`.
+        model: path/to/file.py:factory of a checkpoint of another architecture; this runs that file.
+        output: .safetensors file to write; nothing is written without it.
+        force: whether an existing output is replaced.
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or has no matrix to quantize.
+        StatisticsError: a matrix was never used, or its statistics are zero or not finite.
+        ConfigError: an option is out of range, or the output exists.
+    """
+    config = CalibrationConfig(source=calib, tokens=tokens, seq_len=seq_len, temperature=temperature, seed=seed)
+    if output is not None:
+        refuse_existing([Path(output)], force=force)
+    loaded = load(source, model=model)
+    known = load_tokenizer(tokenizer, loaded) if tokenizer else None
+    stats = measure_statistics(loaded, config, known, progress)
+    if output is not None:
+        write_statistics(Path(output), stats)
+    return stats
+
+
 def measure_statistics(
-    loaded: Loaded,
+    loaded: LoadedModel,
     config: CalibrationConfig,
     tokenizer: Tokenizer | None,
     progress: Progress = silent,
     *,
     plain: bool = True,
 ) -> Statistics:
-    """Draw the calibration tokens and measure every matrix that will be quantized; `plain` is for the classic methods too.
+    """Draw the calibration tokens and measure every matrix that will be quantized.
 
+    Args:
+        plain: also measure what the GPTQ and RTN baselines need.
     Raises:
         CheckpointError: the checkpoint has no matrix to quantize, or one that the model has under another name.
         StatisticsError: a matrix has no, zero or non-finite statistics.
     """
     shapes = matrix_shapes(loaded)
     label = "sample calibration text" if config.source == "self" else "read calibration tokens"
-    ids, about = calibration_tokens(config, loaded.model, tokenizer, loaded.vocab_size, progress=stage(progress, label))
-    return collect(
-        loaded.model,
-        ids,
-        shapes,
-        model_fingerprint=loaded.fingerprint,
-        source=about,
-        seed=config.seed,
-        plain=plain,
-        progress=stage(progress, "measure statistics"),
-    )
+    with in_eval_mode(loaded.model):
+        ids, about = calibration_tokens(config, loaded.model, tokenizer, loaded.vocab_size, progress=stage(progress, label))
+        return collect(
+            loaded.model,
+            ids,
+            shapes,
+            model_fingerprint=loaded.fingerprint,
+            source=about,
+            seed=config.seed,
+            plain=plain,
+            progress=stage(progress, "measure statistics"),
+        )
 
 
-def reuse_statistics(path: Path, loaded: Loaded) -> Statistics:
-    """Statistics of an earlier run, after checking that they belong to this checkpoint and are complete."""
-    stats = read_statistics(path)
-    stats.check_model(loaded.fingerprint, path)
-    stats.check(matrix_shapes(loaded))
-    return stats
+def reuse_statistics(stats: str | Path | Statistics, loaded: LoadedModel) -> Statistics:
+    """Return statistics of an earlier calibration, after checking that they belong to this model and are complete."""
+    known = stats if isinstance(stats, Statistics) else read_statistics(Path(stats))
+    known.check_model(loaded.fingerprint, stats if isinstance(stats, str | Path) else "in memory")
+    known.check(matrix_shapes(loaded))
+    return known
 
 
-def matrix_shapes(loaded: Loaded) -> dict[str, tuple[int, ...]]:
-    """Shape of every matrix to quantize; all must be parameters of the model under the checkpoint's names."""
+def matrix_shapes(loaded: LoadedModel) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every matrix to quantize; all must be parameters of the model under the checkpoint's names."""
     matrices, _ = split_state(loaded.state)
     if not matrices:
         raise CheckpointError("the checkpoint has no matrix to quantize: no floating 2-D tensor of 4096 weights or more")

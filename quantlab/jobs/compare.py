@@ -1,30 +1,51 @@
-"""From packed models to the entries of a comparison: what lies beside an artifact is found, and must belong to it."""
+"""Compare packed models: what lies beside an artifact is found, and must belong to it."""
 
-import hashlib
-import math
+from collections.abc import Sequence
 from pathlib import Path
 
-from quantlab.artifact.container import SECTION, Section
-from quantlab.artifact.decode import CODES, parse_artifact
-from quantlab.artifact.layout import code_counts, size_breakdown
-from quantlab.artifact.manifest import GridTensor, Manifest, RawTensor
-from quantlab.errors import FormatError, ReportError
+from quantlab.artifact.reader import Artifact, open_artifact
+from quantlab.errors import ReportError
 from quantlab.evaluation.evaluation_record import EvaluationRecord, read_evaluation, record_path
+from quantlab.report.comparison import Comparison, Sort, compare_entries
 from quantlab.report.entry import Entry, FileFacts, TensorFacts
 from quantlab.report.pack_report import PackReport, read_report, report_path
 
 
+def compare(files: Sequence[str | Path], *, sort: Sort = "bytes") -> Comparison:
+    """Compare packed models: sizes, scores, and the bytes, bits and predicted KL of every tensor.
+
+    What lies beside x.qlab belongs to it: x.report.json of a packing, x.eval.json of an evaluation that was saved.
+
+    Args:
+        files: artifacts (.qlab) or reports (.report.json).
+        sort: order of the tensors, by what differs most from the first file: bytes, predicted_kl, bpw; or name.
+    Raises:
+        FormatError: a file is no artifact, or a damaged one.
+        ReportError: a report or record is damaged or belongs to another file.
+        ConfigError: scores were measured on different data, or `sort` is unknown.
+    """
+    return compare_entries([read_entry(Path(path)) for path in files], sort=sort)
+
+
+def comparison_page(comparison: Comparison, entries: Sequence[Entry]) -> str:
+    """Return the HTML report of a comparison: one page without a network request."""
+    from quantlab.report.page import render_page  # plotly takes a second to load
+
+    counts = [open_artifact(entry.path).code_counts() if entry.file else {} for entry in entries]
+    return render_page(comparison, entries, counts)
+
+
 def read_entry(path: Path) -> Entry:
-    """An artifact, or a report, with what lies beside it under the same name.
+    """Return an artifact, or a report, with what lies beside it under the same name.
 
     Raises:
-        FormatError: no artifact, or a damaged one.
-        ReportError: a report or record that is damaged or belongs to another file.
+        FormatError: there is no artifact, or a damaged one.
+        ReportError: a report or record is damaged or belongs to another file.
     """
     is_report = path.suffix == ".json"
     stem = path.name.removesuffix(".json").removesuffix(".report")
     artifact = path.with_name(f"{stem}.qlab") if is_report else path
-    facts = read_facts(artifact) if artifact.is_file() or not is_report else None
+    facts = file_facts(open_artifact(artifact)) if artifact.is_file() or not is_report else None
     beside = path if is_report else report_path(path)
     report = read_report(beside) if is_report or beside.is_file() else None
     if facts and report:
@@ -36,47 +57,22 @@ def read_entry(path: Path) -> Entry:
     return Entry(path=str(artifact if facts else path), file=facts, report=report, evaluation=evaluation)
 
 
-def read_facts(path: Path) -> FileFacts:
-    """What the artifact at `path` tells by itself; its checksums are checked, its codes are not decoded."""
-    data, manifest, sections = _read(path)
+def file_facts(artifact: Artifact) -> FileFacts:
+    """Return what an artifact tells by itself; its checksums are checked, its codes are not decoded."""
+    manifest = artifact.manifest
     return FileFacts(
-        sha256=hashlib.sha256(data).hexdigest(),
-        bytes=len(data),
-        size_breakdown=size_breakdown(len(data), sections),
-        n_params=sum(math.prod(t.shape) for t in manifest.tensors),
-        tensors=_tensor_facts(manifest, sections),
+        sha256=artifact.sha256,
+        bytes=artifact.bytes,
+        size_breakdown=artifact.layout.size_breakdown,
+        n_params=artifact.n_params,
+        tensors=tuple(
+            TensorFacts(name=t.name, shape=t.shape, width_bits=t.width_bits, bytes=t.bytes, bpw=t.bpw)
+            for t in artifact.layout.tensors
+        ),
         method=str(manifest.origin.get("method", "")),
         checkpoint=str(manifest.origin.get("checkpoint", "")),
         about={key: getattr(manifest, key) for key in ("producer", "model", "tokenizer", "origin")},
     )
-
-
-def read_code_counts(path: Path) -> dict[str, list[int]]:
-    """How often each code from -64 to 64 occurs in each quantized tensor of the artifact at `path` (artifact.histogram)."""
-    _, manifest, sections = _read(path)
-    return {name: counts.tolist() for name, counts in code_counts(manifest, sections)}
-
-
-def _read(path: Path) -> tuple[bytes, Manifest, list[Section]]:
-    try:
-        data = path.read_bytes()
-        return data, *parse_artifact(data)
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from error
-
-
-def _tensor_facts(manifest: Manifest, sections: list[Section]) -> tuple[TensorFacts, ...]:
-    """Row grids have sections of their own, counted as their report would: with the line in the section table and scales."""
-    coded, facts = iter(sections[CODES:]), []
-    for tensor in manifest.tensors:
-        if isinstance(tensor, RawTensor):
-            continue
-        size = len(next(coded).stored) + SECTION.size + 2 * tensor.shape[0] if isinstance(tensor, GridTensor) else None
-        bpw = 8 * size / math.prod(tensor.shape) if size and math.prod(tensor.shape) else None
-        facts.append(TensorFacts(name=tensor.name, shape=tensor.shape, width_bits=tensor.bits, bytes=size, bpw=bpw))
-    return tuple(facts)
 
 
 def _check_report(path: Path, report: PackReport, artifact: Path, facts: FileFacts) -> None:

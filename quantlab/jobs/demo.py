@@ -6,22 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantlab.calib.sources import CalibrationConfig
-from quantlab.child_process import run_module
+from quantlab.child_process import run_child
 from quantlab.errors import ConfigError
 from quantlab.evaluation.evaluation_record import EvaluationRecord, read_evaluation, record_path
 from quantlab.files import write_whole
-from quantlab.jobs.pack import PackConfig, pack
-from quantlab.jobs.train import TOKENIZER_NAME, VAL_NAME, train_to_folder
+from quantlab.jobs.evaluate import TOKENIZER_NAME
+from quantlab.jobs.pack import pack
+from quantlab.jobs.train import VAL_NAME, train_to_folder
 from quantlab.jobs.train_file import read_train_config
-from quantlab.models.loading import load_checkpoint, load_tokenizer
 from quantlab.progress import Progress, silent
 from quantlab.report.pack_report import PackReport, report_path
 from quantlab.trainer.training_log import LOG_NAME, METRICS_NAME
 from quantlab.trainer.training_loop import CHECKPOINT_NAME, MODEL_NAME
 
 TRAIN_SHARE = 0.55
-"""Of the minutes; the rest goes to the tokenizer, calibration, the search and two evaluations."""
+"""Share of the minutes that training takes; the rest is for the tokenizer, calibration, the search and the evaluation."""
 CALIBRATION_TOKENS = 32768
 ARTIFACT_NAME = "model.qlab"
 
@@ -37,33 +36,35 @@ class DemoResult:
 def demo(out: Path, *, minutes: float, budget_bytes: int, progress: Progress = silent) -> DemoResult:
     """Fill the folder `out` with a trained model, its artifact, report and evaluation record, and summary.json.
 
-    Both scores come from one `quantlab eval --against --save`, a fresh process on the files in `out`.
+    Both scores come from one evaluation, by a fresh process on the files in `out`.
     """
     if not 0.1 <= minutes <= 600:
         raise ConfigError(f"minutes must be 0.1 to 600, got {minutes:g}")
     _refuse_foreign(out)
     started = time.perf_counter()
     config, data = read_train_config("demo", changes=[f"max_seconds={60 * minutes * TRAIN_SHARE}"])
-    result = train_to_folder(config, data, out, progress=progress)
-    loaded = load_checkpoint(result.model_path, None)
-    tokenizer = load_tokenizer(out / TOKENIZER_NAME, loaded)
-    calibration = CalibrationConfig(tokens=CALIBRATION_TOKENS, seq_len=config.seq_len)
-    packing = PackConfig(budget_bytes=budget_bytes, calibration=calibration)
-    artifact, json_path = out / ARTIFACT_NAME, report_path(out / ARTIFACT_NAME)
+    trained = train_to_folder(config, data, out, progress=progress)
     report = pack(
-        loaded, packing, artifact, checkpoint=result.model_path, report=json_path, tokenizer=tokenizer, progress=progress
+        trained.model_path,
+        budget=budget_bytes,
+        output=out / ARTIFACT_NAME,
+        calib_tokens=CALIBRATION_TOKENS,
+        calib_seq_len=config.seq_len,
+        tokenizer=out / TOKENIZER_NAME,
+        force=True,
+        progress=progress,
     )
-    record = _score(artifact, result.model_path, config.seq_len, progress)
+    record = _score(out / ARTIFACT_NAME, trained.model_path, config.seq_len, progress)
     summary = {
         "fp_bpb": record.against.val_bpb if record.against else None,
         "packed_bpb": record.val_bpb,
         "total_bytes": report.total_bytes,
         "budget_bytes": report.budget_bytes,
         "seconds": round(time.perf_counter() - started, 1),
-        "fp_bytes": result.model_path.stat().st_size,
+        "fp_bytes": trained.model_path.stat().st_size,
         "n_params": report.n_params,
         "bpw": report.bpw,
-        "train_steps": result.steps,
+        "train_steps": trained.steps,
         "tokens": record.data.tokens,
         "bytes": record.data.bytes,
     }
@@ -72,12 +73,18 @@ def demo(out: Path, *, minutes: float, budget_bytes: int, progress: Progress = s
 
 
 def _score(target: Path, checkpoint: Path, seq_len: int, progress: Progress) -> EvaluationRecord:
-    """The record that a user gets who types `quantlab eval --save` for this file."""
-    progress(f"evaluate {target.name}", 0, 1)
+    """Return the record that a user gets who types `quantlab eval --save` for this file."""
     out = target.parent
-    data = ["--tokens", str(out / VAL_NAME), "--tokenizer", str(out / TOKENIZER_NAME), "--seq-len", str(seq_len)]
-    run_module("quantlab", "eval", str(target), *data, "--against", str(checkpoint), "--save", "--force", "--no-run")
-    progress(f"evaluate {target.name}", 1, 1)
+    request = {
+        "target": str(target),
+        "tokens": str(out / VAL_NAME),
+        "tokenizer": str(out / TOKENIZER_NAME),
+        "seq_len": seq_len,
+        "against": str(checkpoint),
+        "save": True,
+        "force": True,
+    }
+    run_child("quantlab.jobs.evaluate", request, progress=progress)
     return read_evaluation(record_path(target))
 
 
@@ -87,5 +94,7 @@ def _refuse_foreign(out: Path) -> None:
     beside = {path.name for path in (artifact, report_path(artifact), record_path(artifact))}
     ours = {MODEL_NAME, CHECKPOINT_NAME, LOG_NAME, METRICS_NAME, TOKENIZER_NAME, VAL_NAME, "summary.json", *beside}
     foreign = sorted({f.name for f in out.iterdir()} - ours) if out.is_dir() else []
-    if foreign or (out.exists() and not out.is_dir()):
-        raise ConfigError(f"{out} is no folder that a demo can fill: it has {foreign[0] if foreign else 'content'}")
+    if foreign:
+        raise ConfigError(f"output folder {out} holds {foreign[0]}, which no demo wrote", hint="name another with --out")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"output folder {out} is a file")

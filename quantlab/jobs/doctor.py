@@ -38,7 +38,7 @@ def examine() -> dict[str, Any]:
 
 
 def _kernels() -> list[dict[str, Any]]:
-    """How each kernel runs here, and how far it is from float64 or from its twin."""
+    """Return how each kernel runs here, and how far it is from float64 or from its reference implementation."""
     checks = check_kernels(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     for check in checks:
         if not check.ok:
@@ -67,7 +67,7 @@ def _round_trip() -> str:
     uses = (Use(x_TI.T @ x_TI / len(x_TI), torch.ones(96)),)
     meter = TensorMeter("matrix", w_OI, uses, "gptq", (6,))
     point = meter.measure(6, 12.0).point
-    data = encode_artifact([meter.payload(point)])
+    data = encode_artifact([meter.payload(point)]).data
     expected = digest(decode_artifact(*parse_artifact(data)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trial.qlab"

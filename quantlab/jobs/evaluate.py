@@ -1,11 +1,16 @@
-"""Score a loaded model on text or token shards, and probe whether its scores are honest.
+"""Score a model in bits per byte, and compare it with a reference on the same tokens.
 
-How much memory a model and a process take."""
+`python -m quantlab.jobs.evaluate REQUEST` does so in a process of its own (child_process.py).
+"""
 
+import hashlib
+import logging
+import math
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,115 +19,193 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from quantlab.errors import ConfigError, DataError
-from quantlab.evaluation.divergence import Divergence, measure_divergence
-from quantlab.evaluation.probes import Probe, run_probes
+from quantlab import __version__
+from quantlab.child_process import serve
+from quantlab.errors import CheckpointError, ConfigError
+from quantlab.evaluation.divergence import measure_divergence
+from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord, Memory, record_path
 from quantlab.evaluation.scoring import Score, device_of, score_tokens
-from quantlab.evaluation.windows import Mode
-from quantlab.models.loading import Loaded
+from quantlab.evaluation.windows import Mode, as_mode, scored_part, stride_of
+from quantlab.files import hash_file, refuse_existing, write_whole
+from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_packed, load_tokenizer, stays_packed
 from quantlab.progress import Progress, silent, stage
 from quantlab.text.documents import read_documents
 from quantlab.text.shards import read_shards
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.packed import PackedWeight, weight_bytes
-from quantlab.trainer.world import World
+from quantlab.trainer.world import World, close_world, open_world
 
-PROBE_ROWS = 4
-"""Sequences in a probe's batch."""
+TOKENIZER_NAME = "tokenizer.model"
+_log = logging.getLogger(__name__)
 
 
-def evaluation_tokens(text: Path | None, shards: str | None, tokenizer: Tokenizer) -> NDArray[Any]:
-    """Token ids [N] of a text file (each document begun with BOS) or of all shards that match a pattern."""
+def evaluate(
+    target: Source,
+    *,
+    text: str | Path | None = None,
+    tokens: str | None = None,
+    tokenizer: str | Path | Tokenizer | None = None,
+    against: Source | None = None,
+    seq_len: int = 1024,
+    mode: str = "chunked",
+    stride: int | None = None,
+    packed: bool | None = None,
+    model: str | None = None,
+    save: bool = False,
+    force: bool = False,
+    progress: Progress = silent,
+) -> EvaluationRecord:
+    """Score a model in bits per byte, the way the Parameter Golf challenge counts them; on several GPUs under torchrun.
+
+    Args:
+        target: path of a checkpoint or an artifact, or a module (see `quantlab.load`).
+        text: plain text, or .jsonl with a text field; also .zst of either. Exactly one of `text` and `tokens` is needed.
+        tokens: a glob pattern of token shards.
+        tokenizer: SentencePiece .model file; default: tokenizer.model beside the target.
+        against: a reference, usually the checkpoint that was packed: adds KL, flips and the paired loss difference.
+        seq_len: largest number of tokens of context.
+        mode: chunked (sequences that do not overlap, as the challenge's baseline), sliding (windows a stride apart), or
+            document (sliding within each document alone; every token but BOS is scored).
+        stride: tokens between windows of the modes sliding and document, 1 to seq_len; 64 if None.
+        packed: whether the weights of an artifact stay packed in memory; if None, on a GPU.
+        model: path/to/file.py:factory of another architecture, for target and reference; this runs that file.
+        save: whether the record is written beside the target, as its stem.eval.json.
+        force: whether an existing record is replaced.
+    Returns:
+        The record that `save` writes; in processes of torchrun other than the main one, without the comparison.
+    Raises:
+        ConfigError: options are out of range or contradict each other, or the record exists.
+        CheckpointError, FormatError: the target or the reference cannot be read.
+        DataError: text, shards or tokenizer are missing, damaged, or do not belong together.
+    """
+    windows, _ = check_options(text, tokens, mode, seq_len, stride)
+    if save:
+        refuse_record(target, force=force)
+    world = open_world()
+    try:
+        loaded = _load_target(target, model, packed, world.device)
+        known = load_tokenizer(tokenizer or tokenizer_beside(target, say=world.is_main), loaded)
+        ids = evaluation_tokens(text, tokens, known)
+        scoring = _Scoring(ids, known, seq_len, windows, stride, world, progress)
+        score = scoring.score(loaded, "evaluate")
+        memory = memory_of(loaded, world.device)
+        found = None if against is None else scoring.compare(load(against, model=model), loaded, score)
+    finally:
+        close_world(world)
+    record = _record(target, score, ids, known, memory, found)
+    if save and world.is_main and isinstance(target, str | Path):
+        write_whole(record_path(Path(target)), record.to_json())
+    return record
+
+
+def check_options(text: str | Path | None, tokens: str | None, mode: str, seq_len: int, stride: int | None) -> tuple[Mode, int]:
+    """Return the mode and the stride in tokens. ConfigError unless there is one source of tokens and all are in range."""
+    if (text is None) == (tokens is None):
+        raise ConfigError("eval needs exactly one of --text and --tokens")
+    windows = as_mode(mode)
+    return windows, stride_of(windows, seq_len, stride)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scoring:
+    """How every model of one evaluation is scored."""
+
+    ids: NDArray[Any]
+    tokenizer: Tokenizer
+    seq_len: int
+    mode: Mode
+    stride: int | None
+    world: World
+    progress: Progress
+
+    def score(self, loaded: LoadedModel, label: str) -> Score:
+        """Return the bits per byte of a model, which runs on the world's device and is put back."""
+        with on_device(loaded.model, self.world.device), in_eval_mode(loaded.model):
+            return score_tokens(
+                loaded.model,
+                self.ids,
+                self.tokenizer.token_bytes(),
+                seq_len=self.seq_len,
+                mode=self.mode,
+                stride=self.stride,
+                bos_id=self.tokenizer.bos_id,
+                world=self.world,
+                progress=stage(self.progress, label),
+            )
+
+    def compare(self, reference: LoadedModel, loaded: LoadedModel, score: Score) -> Against | None:
+        """Return the comparison with a reference; None in a process that is not the main one."""
+        own = None if self.mode == "chunked" else self.score(reference, "evaluate the reference")
+        if not self.world.is_main:
+            return None
+        with (
+            on_device(reference.model, device_of(loaded.model)),
+            in_eval_mode(reference.model),
+            in_eval_mode(loaded.model),
+        ):
+            progress = stage(self.progress, "compare")
+            found = measure_divergence(reference.model, loaded.model, self.ids, seq_len=self.seq_len, progress=progress)
+        stream = self.ids[: found.tokens + 1]
+        byte_count = int(self.tokenizer.token_bytes().count(stream[:-1], stream[1:]).sum(dtype=np.int64))
+        chunked_bpb = found.reference_loss * found.tokens / (math.log(2) * byte_count)
+        return Against(
+            file=Path(reference.name).name,
+            fingerprint=reference.fingerprint,
+            val_bpb=own.val_bpb if own else chunked_bpb,
+            val_loss=own.val_loss if own else found.reference_loss,
+            tokens=found.tokens,
+            bytes=byte_count,
+            kl_mean=found.kl_mean,
+            kl_q99=found.kl_q99,
+            top1_flips=found.top1_flips,
+            loss_difference=found.loss_difference,
+            loss_difference_low=found.loss_difference_low,
+            loss_difference_high=found.loss_difference_high,
+            reference_loss=found.reference_loss,
+        )
+
+
+def evaluation_tokens(text: str | Path | None, shards: str | None, tokenizer: Tokenizer) -> NDArray[Any]:
+    """Return the token ids [N] of a text file (each document begins with BOS) or of all shards that match a pattern."""
     if text is not None:
-        return tokenizer.encode_documents(read_documents(text))
+        return tokenizer.encode_documents(read_documents(Path(text)))
     if shards is None:
         raise ConfigError("evaluation needs a text file or token shards")
     return np.asarray(read_shards(shards))
 
 
-def evaluate_target(
-    loaded: Loaded,
-    tokens: NDArray[Any],
-    tokenizer: Tokenizer,
-    *,
-    seq_len: int,
-    mode: Mode = "chunked",
-    stride: int | None = None,
-    world: World | None = None,
-    progress: Progress = silent,
-) -> Score:
-    """Bits per byte of the loaded model on `tokens`; see `quantlab.evaluation.scoring.score_tokens`.
-
-    With a `world` the model runs on its device, and is put back; without one where it is.
-    """
-    with _on(loaded.model, world.device if world else device_of(loaded.model)):
-        return score_tokens(
-            loaded.model,
-            tokens,
-            tokenizer.token_bytes(),
-            seq_len=seq_len,
-            mode=mode,
-            stride=stride,
-            bos_id=tokenizer.bos_id,
-            world=world,
-            progress=stage(progress, "evaluate"),
-        )
+def tokenizer_beside(target: Source, *, say: bool = True) -> Path:
+    """Return the file tokenizer.model in the target's folder, and log it. ConfigError if there is none."""
+    if not isinstance(target, str | Path):
+        raise ConfigError("no tokenizer: a module in memory has no file beside it", hint="pass tokenizer=FILE.model")
+    path = Path(target).parent / TOKENIZER_NAME
+    if not path.is_file():
+        raise ConfigError(f"no tokenizer: --tokenizer was not given and {path} does not exist")
+    if say:
+        _log.info("tokenizer %s", path)
+    return path
 
 
-def compare_targets(
-    reference: Loaded, loaded: Loaded, tokens: NDArray[Any], *, seq_len: int, progress: Progress = silent
-) -> Divergence:
-    """KL, flips and paired loss difference of `loaded` against `reference` on the same sequences, where `loaded` is."""
-    with _on(reference.model, device_of(loaded.model)):
-        return measure_divergence(reference.model, loaded.model, tokens, seq_len=seq_len, progress=stage(progress, "compare"))
+def memory_of(loaded: LoadedModel, device: torch.device) -> Memory:
+    """Return what the model's weights take, packed or decoded, and the peak so far."""
+    is_packed = any(isinstance(module, PackedWeight) for module in loaded.model.modules())
+    is_cuda = device.type == "cuda"
+    return Memory(
+        weights="packed" if is_packed else "decoded",
+        weight_bytes=weight_bytes(loaded.model),
+        peak_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else _peak_of_process(),
+        device=torch.cuda.get_device_name(device) if is_cuda else "cpu",
+    )
 
 
-def probe_target(
-    loaded: Loaded,
-    tokens: NDArray[Any] | None = None,
-    *,
-    seq_len: int = 128,
-    bos_id: int | None = None,
-    seed: int = 0,
-    device: torch.device | None = None,
-) -> list[Probe]:
-    """Probe the loaded model on sequences spread over `tokens` [N], or on random ids.
-
-    Args:
-        bos_id: that of the model's own config if None, which is 1 unless it says otherwise.
-        device: where the model runs, and is put back from; where it is if None.
-    Raises:
-        ConfigError: seq_len below 2.
-        DataError: too few tokens, or an id that is not in the vocabulary.
-    """
-    if seq_len < 2:
-        raise ConfigError(f"seq_len must be 2 or more, got {seq_len}")
-    if bos_id is None:
-        bos_id = int(loaded.config.get("bos_id", 1))
-    ids = _random_ids(loaded.vocab_size, seq_len, seed) if tokens is None else _spread(tokens, seq_len, loaded.vocab_size)
-    with _on(loaded.model, device or device_of(loaded.model)):
-        return run_probes(loaded.model, torch.from_numpy(ids), bos_id=bos_id, seed=seed)
-
-
-def _random_ids(vocab_size: int, seq_len: int, seed: int) -> NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(0, vocab_size, (PROBE_ROWS, seq_len))
-
-
-def _spread(tokens: NDArray[Any], seq_len: int, vocab_size: int) -> NDArray[np.int64]:
-    """int64 [rows, seq_len], from the first token to the last."""
-    needed = PROBE_ROWS * seq_len
-    if len(tokens) < needed:
-        raise DataError(f"{len(tokens):,} tokens are too few: {PROBE_ROWS} sequences of {seq_len:,} need {needed:,}")
-    starts = np.arange(PROBE_ROWS) * (len(tokens) - seq_len) // (PROBE_ROWS - 1)
-    ids = np.stack([tokens[start : start + seq_len] for start in starts]).astype(np.int64)
-    if ids.max() >= vocab_size:
-        raise DataError(f"token id {ids.max()} in the text, the vocabulary has 0 to {vocab_size - 1}")
-    return ids
+def _peak_of_process() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 @contextmanager
-def _on(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model on `device` inside, and where it was after it."""
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep the model on `device` inside the block, and put it back after it."""
     home = device_of(model)
     model.to(device)
     try:
@@ -131,17 +214,59 @@ def _on(model: nn.Module, device: torch.device) -> Iterator[None]:
         model.to(home)
 
 
-def memory_of(loaded: Loaded, device: torch.device) -> dict[str, Any]:
-    """What the model's weights take, packed or decoded, and the peak so far: of tensors on a GPU, of the process on a CPU."""
-    is_packed = any(isinstance(module, PackedWeight) for module in loaded.model.modules())
-    return {
-        "weights": "packed" if is_packed else "decoded",
-        "weight_bytes": weight_bytes(loaded.model),
-        "peak_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_of_process(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-    }
+def refuse_record(target: Source, *, force: bool) -> None:
+    """Raise unless there is a target and the record of its evaluation can be written: before hours are spent on one."""
+    if not isinstance(target, str | Path):
+        raise ConfigError("a module in memory has no place for its record", hint="evaluate a file, or leave out save")
+    if not Path(target).exists():
+        raise CheckpointError(f"{target} does not exist")
+    refuse_existing([record_path(Path(target))], force=force)
 
 
-def _peak_of_process() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+def _load_target(target: Source, model: str | None, packed: bool | None, device: torch.device) -> LoadedModel:
+    if not isinstance(target, str | Path):
+        if packed:
+            raise ConfigError("only the weights of a .qlab file can stay packed, the target is a module in memory")
+        return load(target, model=model)
+    path = Path(target)
+    is_packed = stays_packed(path, model, device) if packed is None else packed
+    return load_packed(path, model, device) if is_packed else load(path, model=model)
+
+
+def _record(
+    target: Source, score: Score, ids: NDArray[Any], tokenizer: Tokenizer, memory: Memory, against: Against | None
+) -> EvaluationRecord:
+    data = EvaluationData(
+        tokens_sha256=hashlib.sha256(scored_part(ids, score.mode, score.seq_len).astype("<u2").tobytes()).hexdigest(),
+        tokens=score.tokens,
+        bytes=score.bytes,
+        documents=score.documents,
+        mode=score.mode,
+        seq_len=score.seq_len,
+        stride=score.stride,
+        tokenizer_sha256=tokenizer.sha256,
+    )
+    size, digest = hash_file(Path(target)) if isinstance(target, str | Path) else (0, "")
+    return EvaluationRecord(
+        target=Path(target).name if isinstance(target, str | Path) else "",
+        target_sha256=digest,
+        target_bytes=size,
+        data=data,
+        val_bpb=score.val_bpb,
+        val_loss=score.val_loss,
+        nats=score.nats,
+        split=score.split,
+        bytes_match=score.bytes_match,
+        device=memory.device,
+        against=against,
+        memory=memory,
+        producer=f"quantlab {__version__}",
+    )
+
+
+def _answer(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    return evaluate(**request, progress=progress).to_dict()
+
+
+if __name__ == "__main__":
+    serve(_answer)

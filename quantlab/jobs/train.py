@@ -1,6 +1,7 @@
-"""Training and validation tokens, and the tokenizer that made them.
+"""Train into a folder, in one process or in several that torchrun started.
 
-Train into a folder, in one process or in several that torchrun started."""
+`python -m quantlab.jobs.train REQUEST` does so in a process of its own (child_process.py).
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quantlab.child_process import serve
 from quantlab.errors import ConfigError
 from quantlab.evaluation.scoring import score_tokens
 from quantlab.files import write_whole
+from quantlab.jobs.evaluate import TOKENIZER_NAME
+from quantlab.jobs.train_file import DataConfig, read_train_config
+from quantlab.methods.trellis.training_grid import measure_grid
 from quantlab.progress import Progress, silent
 from quantlab.text.documents import read_documents
 from quantlab.text.shards import open_shards, read_shards, write_shard
@@ -22,45 +27,23 @@ from quantlab.trainer.loader import TokenSource
 from quantlab.trainer.model import GPT
 from quantlab.trainer.train_config import TrainConfig
 from quantlab.trainer.training import TrainResult, train
-from quantlab.trainer.training_log import RunLog
+from quantlab.trainer.training_log import TrainingLog
 from quantlab.trainer.training_loop import StepRecord, Validate
 from quantlab.trainer.world import World, close_world, open_world
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """Where training text comes from."""
-
-    train: str = "stdlib"
-    """`stdlib` (the English and Python text that ships with CPython), `text:FILE` or `tokens:GLOB`."""
-    val: str = ""
-    """Validation text, `text:FILE` or `tokens:GLOB`; empty for none, or with `stdlib` for its own held-out documents."""
-    tokenizer: str = ""
-    """SentencePiece .model file; empty with `stdlib` to train one on the training split."""
-
-    def __post_init__(self) -> None:
-        kind, _, path = self.train.partition(":")
-        if kind not in ("stdlib", "text", "tokens") or (kind != "stdlib") != bool(path):
-            raise ConfigError(f"data.train must be stdlib, text:FILE or tokens:GLOB, got {self.train!r}")
-        val_kind, _, val_path = self.val.partition(":")
-        if self.val and (val_kind not in ("text", "tokens") or not val_path):
-            raise ConfigError(f"data.val must be text:FILE or tokens:GLOB, got {self.val!r}")
-        if kind != "stdlib" and not self.tokenizer:
-            raise ConfigError(f"data.train {self.train} needs data.tokenizer, a SentencePiece .model file")
-
-
 @dataclass(frozen=True, slots=True)
 class TokenizedData:
-    """Token streams, each document begun with BOS."""
+    """Token streams in which each document begins with BOS."""
 
     tokenizer: Tokenizer
     train: TokenSource
     val: NDArray[np.uint16] | None
-    """Validation tokens; None where there are none."""
+    """Validation tokens; None without validation text."""
 
 
 def load_data(config: DataConfig, vocab_size: int, seed: int) -> TokenizedData:
-    """Read or make the tokenizer, then the tokens; `vocab_size` is the model's.
+    """Read or train the tokenizer, then read the tokens; `vocab_size` is the model's.
 
     Raises:
         DataError: a file is missing or damaged, or the tokenizer has another vocabulary than the model.
@@ -94,7 +77,6 @@ def _stdlib_data(config: DataConfig, vocab_size: int, seed: int) -> TokenizedDat
     return TokenizedData(tokenizer, tokenizer.encode_documents(train), tokenizer.encode_documents(val))
 
 
-TOKENIZER_NAME = "tokenizer.model"
 VAL_NAME = "val_000000.bin"
 
 
@@ -107,8 +89,15 @@ def train_to_folder(
     tensorboard: bool = False,
     progress: Progress = silent,
 ) -> TrainResult:
-    """Train into the folder `out`: model.safetensors, tokenizer.model, train.log, metrics.jsonl, the checkpoint to resume from,
-    and, for the embedded corpus, its validation split as a token shard."""
+    """Train into the folder `out`.
+
+    It gets model.safetensors, tokenizer.model, train.log, metrics.jsonl, the checkpoint to resume from, and, for the embedded
+    corpus, its validation split as a token shard.
+
+    Raises:
+        ConfigError: `out` is a file, or the tokenizer's BOS is not the model's.
+        DataError, TrainingError: see `load_data` and `quantlab.trainer.training.train`.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"output folder {out} is a file")
     world = open_world()
@@ -132,7 +121,7 @@ def _train(
         progress("prepare text", 0, 1)
     tokenized = load_data(data, config.model.vocab_size, config.seed)
     _check_bos(config, tokenized)
-    log = RunLog(out, is_main=world.is_main, resume=resume, tensorboard=tensorboard)
+    log = TrainingLog(out, is_main=world.is_main, resume=resume, tensorboard=tensorboard)
     if world.is_main:
         write_whole(out / TOKENIZER_NAME, tokenized.tokenizer.model_bytes)
         if tokenized.val is not None and data.train == "stdlib" and not data.val:
@@ -151,7 +140,16 @@ def _train(
         )
 
     validate = _validation(world, config, tokenized, log)
-    result = train(config, tokenized.train, out=out, resume=resume, world=world, progress=show, validate=validate)
+    result = train(
+        config,
+        tokenized.train,
+        out=out,
+        resume=resume,
+        world=world,
+        progress=show,
+        validate=validate,
+        measure_grid=measure_grid,
+    )
     memory = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if world.device.type == "cuda" else None
     timeline = result.timeline.to_dict()
     log.end(step=result.steps, steps=config.steps, seconds=result.elapsed_seconds, memory=memory, timeline=timeline)
@@ -164,8 +162,8 @@ def _check_bos(config: TrainConfig, data: TokenizedData) -> None:
         raise ConfigError(f"model.bos_id must be the tokenizer's {data.tokenizer.bos_id}, got {config.model.bos_id}")
 
 
-def _validation(world: World, config: TrainConfig, data: TokenizedData, log: RunLog) -> Validate | None:
-    """What `train` calls to validate; None without validation text."""
+def _validation(world: World, config: TrainConfig, data: TokenizedData, log: TrainingLog) -> Validate | None:
+    """Return the function that `train` calls to validate; None without validation text."""
     tokens = data.val
     if tokens is None:
         return None
@@ -184,3 +182,13 @@ def _show(record: StepRecord, config: TrainConfig, progress: Progress) -> None:
     done, total = (int(record.elapsed_seconds), int(seconds)) if by_time else (record.step, record.steps)
     note = f"step {record.step}, loss {record.loss:.3f}, {record.tokens_per_second:,.0f} tokens/s"
     progress("train", min(done, total), total, note)
+
+
+def _answer(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    config, data = read_train_config(request["config"])
+    result = train_to_folder(config, data, Path(request["out"]), resume=request["resume"], progress=progress)
+    return {"steps": result.steps, "seconds": result.elapsed_seconds}
+
+
+if __name__ == "__main__":
+    serve(_answer)

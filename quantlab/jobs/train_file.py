@@ -1,7 +1,7 @@
-"""A training run's configs from one TOML file or a preset, with changes from the command line or the environment."""
+"""The configs of a training: one TOML file or a preset, with changes from the command line or the environment."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -9,16 +9,38 @@ from typing import Any
 
 from quantlab.errors import ConfigError
 from quantlab.fields import dataclass_from_dict
-from quantlab.jobs.train import DataConfig
 from quantlab.toml_file import apply_changes_, read_toml, set_key_
 from quantlab.trainer.from_env import overrides_from_env
 from quantlab.trainer.train_config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Where training text comes from."""
+
+    train: str = "stdlib"
+    """`stdlib` (the English and Python text that ships with CPython), `text:FILE` or `tokens:GLOB`."""
+    val: str = ""
+    """Validation text, `text:FILE` or `tokens:GLOB`; empty for none, or with `stdlib` for its own held-out documents."""
+    tokenizer: str = ""
+    """SentencePiece .model file; empty with `stdlib` to train one on the training split."""
+
+    def __post_init__(self) -> None:
+        kind, _, path = self.train.partition(":")
+        if kind not in ("stdlib", "text", "tokens") or (kind != "stdlib") != bool(path):
+            raise ConfigError(f"data.train must be stdlib, text:FILE or tokens:GLOB, got {self.train!r}")
+        val_kind, _, val_path = self.val.partition(":")
+        if self.val and (val_kind not in ("text", "tokens") or not val_path):
+            raise ConfigError(f"data.val must be text:FILE or tokens:GLOB, got {self.val!r}")
+        if kind != "stdlib" and not self.tokenizer:
+            raise ConfigError(f"data.train {self.train} needs data.tokenizer, a SentencePiece .model file")
+
 
 Configs = tuple[TrainConfig, DataConfig]
 
 
 def read_train_config(source: str, *, changes: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Configs:
-    """Both configs of a TOML file: keys of TrainConfig, a table [model], and a table [data].
+    """Return both configs of a TOML file: keys of TrainConfig, a table [model], and a table [data].
 
     Args:
         source: path of the file, or the name of a preset.
@@ -39,19 +61,19 @@ def read_train_config(source: str, *, changes: Sequence[str] = (), environment: 
 
 
 def ignored_variables(environment: Mapping[str, str], configs: Configs) -> list[str]:
-    """Variables of the challenge that are set and have no effect here."""
+    """Return the variables of the challenge that are set and have no effect here."""
     config, data = configs
     return overrides_from_env(environment, {**asdict(config), "data": asdict(data)})[1]
 
 
 def presets() -> dict[str, Path]:
-    """The files that come with quantlab, by name."""
+    """Return the presets that come with quantlab, by name."""
     folder = files("quantlab.trainer").joinpath("presets")
     return {Path(str(f)).stem: Path(str(f)) for f in sorted(folder.iterdir(), key=str) if str(f).endswith(".toml")}
 
 
 def read_train_file(source: str) -> dict[str, Any]:
-    """The keys of a TOML file or of the preset with that name. ConfigError if there is neither."""
+    """Return the keys of a TOML file or of the preset with that name. ConfigError if there is neither."""
     path = Path(source)
     if not path.is_file() and not path.suffix:
         known = presets()

@@ -1,8 +1,8 @@
 """What a killed packing leaves behind, so that `pack --resume` goes on where it stopped.
 
-A folder beside the output keeps the statistics, the choice of effort, the tuned tensors and the codes of every finished tensor,
-each file written whole or not at all. Packing is deterministic: a resumed run takes the same steps and finds most of them done,
-so it writes the same bytes. The folder goes away with success.
+A folder beside the output keeps the statistics, notes such as the chosen effort, the tuned tensors, and the codes of every
+finished tensor, each file written whole or not at all. Packing is deterministic: a resumed one takes the same steps and finds
+most of them done, so it writes the same bytes. The folder goes away with success.
 """
 
 import hashlib
@@ -15,22 +15,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from quantlab.calib.statistics import Statistics, read_statistics, write_statistics
 from quantlab.errors import ConfigError
 from quantlab.files import write_whole
-from quantlab.methods.trellis.tuning import Tuned
-from quantlab.models.checkpoint import read_checkpoint, read_metadata
-from quantlab.tensor_file import write_safetensors
+from quantlab.models.checkpoint import read_checkpoint
+from quantlab.tensor_file import read_metadata, write_safetensors
 
 Codes = NDArray[np.int16]
+Tensors = tuple[dict[str, Tensor], dict[str, str]]
 
 
 class Workspace:
-    """The folder of one packing; `key` names everything that decides its result."""
+    """The folder of one packing, which is the `Memo` of its method; `key` names everything that decides the result."""
 
     def __init__(self, folder: Path, key: dict[str, Any], *, resume: bool) -> None:
-        """Begin anew, or go on in what an earlier run with the same key left.
+        """Begin anew, or go on in what an earlier packing with the same key left.
 
         Raises:
             ConfigError: the folder was left by a packing of another checkpoint, budget or options.
@@ -44,7 +45,7 @@ class Workspace:
             raise ConfigError(f"{folder} was left by another checkpoint, budget or options", hint="run without --resume")
 
     def codes(self, key: bytes, compute: Callable[[], Codes]) -> Codes:
-        """What `compute` gives, or gave in an earlier run under the same key."""
+        """Return what `compute` gives, or gave in an earlier packing under the same key."""
         path = self.folder / f"{hashlib.sha256(key).hexdigest()[:32]}.npy"
         if path.is_file():
             known: Codes = np.load(path, allow_pickle=False).astype(np.int16)
@@ -57,27 +58,25 @@ class Workspace:
         return codes
 
     def note(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A small JSON object under a name: what `compute` gives, or gave in an earlier run."""
+        """Return a small JSON object under a name: what `compute` gives, or gave in an earlier packing."""
         path = self.folder / f"{name}.json"
         if not path.is_file():
             self._write(path, json.dumps(compute()).encode())
         noted: dict[str, Any] = json.loads(path.read_text())
         return noted
 
-    def tuned(self, compute: Callable[[], Tuned]) -> Tuned:
-        """The tuned tensors: what `compute` gives, or gave in an earlier run."""
-        path = self.folder / "tuned.safetensors"
+    def tensors(self, name: str, compute: Callable[[], Tensors]) -> Tensors:
+        """Return named tensors and strings that describe them: what `compute` gives, or gave in an earlier packing."""
+        path = self.folder / f"{name}.safetensors"
         if not path.is_file():
-            result = compute()
-            about = {"kl_before": repr(result.kl_before), "kl_after": repr(result.kl_after)}
+            tensors, about = compute()
             self._begin()
-            write_safetensors(path, result.tensors, about)
-            return result
-        about = read_metadata(path)
-        return Tuned(read_checkpoint(path), float(about["kl_before"]), float(about["kl_after"]))
+            write_safetensors(path, tensors, about)
+            return tensors, about
+        return read_checkpoint(path), read_metadata(path)
 
     def statistics(self, compute: Callable[[], Statistics]) -> Statistics:
-        """The statistics: what `compute` gives, or gave in an earlier run."""
+        """Return the statistics: what `compute` gives, or gave in an earlier packing."""
         path = self.folder / "statistics.safetensors"
         if not path.is_file():
             statistics = compute()
@@ -86,7 +85,7 @@ class Workspace:
         return read_statistics(path)
 
     def _begin(self) -> None:
-        """The folder appears with the first thing worth keeping."""
+        """Make the folder with the first thing worth keeping."""
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / "pack.json", self._about.encode())
@@ -96,10 +95,10 @@ class Workspace:
         write_whole(path, data)
 
     def remove(self) -> None:
-        """The packing is done: nothing is left to resume."""
+        """Remove the folder: the packing is done, nothing is left to resume."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def folder_of(output: Path) -> Path:
-    """Where a packing to `output` keeps its work."""
+    """Return where a packing to `output` keeps its work."""
     return output.with_name(f".{output.name}.work")

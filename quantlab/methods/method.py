@@ -1,154 +1,234 @@
-"""From a checkpoint and its statistics to the whole file, by one of the methods."""
+"""The protocol of a quantization method: options, the smallest file that it can make, and a solution within a byte budget.
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+A method is a folder beside this file. Its package defines METHODS, a dict from name to `Method`, and loads neither torch nor
+numba before a solver is asked for. Nothing else has to be edited: `methods()` finds the folder.
+"""
 
-import torch
-from torch import Tensor
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
 
-from quantlab.artifact.writer import Payload, TrellisPayload, encode_artifact, keep
-from quantlab.calib.statistics import Statistics
-from quantlab.jobs.workspace import Workspace
-from quantlab.methods.classic.allocation import Allocator
-from quantlab.methods.classic.knapsack import Point
-from quantlab.methods.classic.meter import TensorMeter
-from quantlab.methods.trellis.effort import Effort, choose_effort
-from quantlab.methods.trellis.rounder import Rounder, RoundingOptions, weights
-from quantlab.methods.trellis.slope_search import SlopePlanner
-from quantlab.methods.trellis.tuning import HELD_OUT, Tuned, tune
-from quantlab.models.loading import Loaded
-from quantlab.models.weights import split_state
-from quantlab.progress import Progress, stage
+from quantlab import methods as folder
+from quantlab.errors import ConfigError
+from quantlab.fields import dataclass_from_dict
+from quantlab.format_rules import WIDE, WIDTHS
+from quantlab.progress import Progress, silent
 
-Method = Literal["trellis", "gptq", "rtn"]
-METHODS: tuple[Method, ...] = ("trellis", "gptq", "rtn")
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
 
+    from quantlab.artifact.layout import Layout
+    from quantlab.artifact.writer import EncodedArtifact, Payload, RawPayload
+    from quantlab.calib.statistics import Statistics
 
-TUNED_GROWTH = 50
-"""Tuned tensors may code to a fiftieth more bytes than they had: settling leaves that much room."""
+    Codes = NDArray[np.int16]
+    Tensors = tuple[dict[str, Tensor], dict[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SolveOptions:
-    """How to get from weights to codes."""
+class MethodOptions:
+    """Options that every method has; a method's own class adds its own."""
 
-    method: Method
-    widths: tuple[int, ...]
-    rounding: RoundingOptions = field(default_factory=RoundingOptions)
-    tune_steps: int = 0
-    time_limit_s: float | None = None
-    """Seconds for rounding and tuning: fewer states and steps where these would take longer."""
+    widths: tuple[int, ...] = (5, 6, 8)
+    """Code widths in bits that a tensor may take."""
+    tune: bool = False
+    """Whether norms, gains and scales are tuned after rounding by KL to the float model; not every method can."""
+
+    def __post_init__(self) -> None:
+        self.check_widths(WIDTHS)
+        if self.tune:
+            raise ConfigError("tune must be false: this method does not tune unquantized tensors")
+
+    def check_widths(self, allowed: tuple[int, ...]) -> None:
+        """Raise ConfigError unless there is a width, and each is allowed."""
+        if not self.widths or any(width not in allowed for width in self.widths):
+            got = ",".join(map(str, self.widths)) or "none"
+            raise ConfigError(f"widths must be among {','.join(map(str, allowed))}, got {got}")
 
 
 @dataclass(frozen=True, slots=True)
+class Point:
+    """One way to store one tensor: what it costs and what it loses."""
+
+    bits: int
+    """Width of the codes' container."""
+    setting: float
+    """Clip of a row grid in root mean squares of a row, or the step scale c in square roots of nats."""
+    bytes: int
+    """Coded stream."""
+    predicted_kl: float
+    """Nats per token."""
+
+
+class Memo(Protocol):
+    """Results of an earlier, killed attempt at the same work: each call returns what is known or computes and keeps it."""
+
+    def codes(self, key: bytes, compute: "Callable[[], Codes]") -> "Codes":
+        """Return the codes int16 [O, I] of one rounding."""
+
+    def note(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return a small JSON object."""
+
+    def tensors(self, name: str, compute: "Callable[[], Tensors]") -> "Tensors":
+        """Return named tensors, and strings that describe them."""
+
+
+class NoMemo:
+    """A Memo that keeps nothing."""
+
+    def codes(self, key: bytes, compute: "Callable[[], Codes]") -> "Codes":
+        """Compute."""
+        return compute()
+
+    def note(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Compute."""
+        return compute()
+
+    def tensors(self, name: str, compute: "Callable[[], Tensors]") -> "Tensors":
+        """Compute."""
+        return compute()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """What a method is given: a model, its matrices, how sensitive they are, and how the file is written."""
+
+    model: "nn.Module"
+    """In eval mode; its parameters have the names of the tensors."""
+    matrices: "dict[str, Tensor]"
+    """Matrices to quantize, float32 [O, I], by name."""
+    passthrough: "dict[str, RawPayload]"
+    """Tensors that are stored unquantized, by name, as the file will store them."""
+    statistics: "Statistics"
+    encode: "Callable[[list[Payload]], EncodedArtifact]"
+    """Turn the payloads of all tensors into the whole file."""
+    progress: Progress = silent
+    memo: Memo = field(default_factory=NoMemo)
+
+    @property
+    def parameters(self) -> set[str]:
+        """Names of the model's parameters; buffers (position tables, masks) are not among them."""
+        return {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Solution:
-    """What the search decided, and what a reader of the file must get."""
+    """A file within the budget, and what a reader of it must get."""
 
     data: bytes
     """The whole file."""
+    layout: "Layout"
+    """Where the bytes of the file are."""
     points: dict[str, Point]
-    """Grid, bytes and predicted_kl of each quantized tensor."""
-    tensors: dict[str, Tensor]
-    """Every tensor's values as they were measured, made without the file."""
-    effort: Effort | None = None
-    """What the trellis method spent."""
-    tuned: Tuned | None = None
+    """Setting, bytes and predicted KL of each quantized tensor."""
+    tensors: "dict[str, Tensor]"
+    """Values of every tensor as they were measured, made without the file."""
+    effort: dict[str, int] = field(default_factory=dict)
+    """What the method spent, by name."""
+    tuned: dict[str, Any] = field(default_factory=dict)
+    """kl_before, kl_after (nats per token on held-out calibration sequences) and accepted; empty without tuning."""
     measured: dict[str, list[Point]] = field(default_factory=dict)
-    """What else the search measured of each quantized tensor."""
+    """Other points that the search measured of each quantized tensor."""
 
 
-class Solver:
-    """One checkpoint with its statistics; `about` is what the manifest says besides its tensors."""
+class Solver(Protocol):
+    """One method at work on one problem."""
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        stats: Statistics,
-        options: SolveOptions,
-        about: dict[str, Any],
-        progress: Progress,
-        workspace: Workspace | None = None,
-    ) -> None:
-        self.workspace = workspace
-        self.loaded, self.stats, self.options, self.about, self.progress = loaded, stats, options, about, progress
-        self.matrices, kept = split_state(loaded.state)
-        self.parameters = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
-        # buffers (position tables, masks) are not trained: half precision could break them
-        self.raws = {name: keep(name, tensor, exact=name not in self.parameters) for name, tensor in kept.items()}
-
-    def assemble(self, coded: Sequence[Payload]) -> bytes:
-        """The whole file."""
-        return encode_artifact([*coded, *self.raws.values()], **self.about)
+    def smallest_bytes(self) -> int:
+        """Return the length of the smallest file that the method can make."""
 
     def solve(self, budget_bytes: int) -> Solution:
-        """The best file of at most `budget_bytes`. BudgetError if there is none, with the smallest reachable size."""
-        return self._trellis(budget_bytes) if self.options.method == "trellis" else self._classic(budget_bytes)
+        """Return the best file of at most `budget_bytes`. BudgetError if none was found."""
 
-    def _classic(self, budget_bytes: int) -> Solution:
-        method: Literal["gptq", "rtn"] = "gptq" if self.options.method == "gptq" else "rtn"
-        widths = self.options.widths
-        meters = [TensorMeter(n, w, self.stats.uses(n), method, widths) for n, w in self.matrices.items()]
-        data, points = Allocator(meters, self.assemble, stage(self.progress, "search grids")).solve(budget_bytes)
-        found = {m.name: m.reconstruct(p) for m, p in zip(meters, points, strict=True)}
-        chosen, measured = dict(zip(self.matrices, points, strict=True)), {m.name: m.points for m in meters}
-        return Solution(data, chosen, found | self._kept(), measured=measured)
 
-    def _trellis(self, budget_bytes: int) -> Solution:
-        rounding, widths = self.options.rounding, self.options.widths
-        uses = self.stats.fisher_uses
-        rounders = [Rounder(n, w, uses(n), rounding, max(widths)) for n, w in self.matrices.items()]
-        effort = self._effort(rounders)
-        for rounder in rounders:
-            rounder.options = replace(rounding, states=effort.states)
-        memo = self.workspace.codes if self.workspace else None
-        planner = SlopePlanner(rounders, widths, self.assemble, stage(self.progress, "round"), memo)
-        planner.check_feasible(budget_bytes)
-        c, payloads = planner.approach(budget_bytes)
-        tuned = None
-        room = sum(len(raw.raw) for raw in self.raws.values()) // TUNED_GROWTH if effort.tune_steps else 0
-        data, payloads = planner.settle(max(budget_bytes - room, 1), c)
-        if effort.tune_steps:  # codes stay: what is learned makes up for the very errors that they have
-            tuned = self._tune(payloads, effort.tune_steps)
-            data, payloads = planner.refill(budget_bytes, payloads, c)
-        found = {p.entry.name: torch.from_numpy(weights(p)) for p in payloads}
-        points = dict(zip(self.matrices, planner.points(c, payloads), strict=True))
-        measured = dict(zip(self.matrices, map(list, zip(*planner.passes, strict=True)), strict=True))
-        return Solution(data, points, found | self._kept(), effort, tuned, measured)
+class Method(Protocol):
+    """A quantization method."""
 
-    def _effort(self, rounders: Sequence[Rounder]) -> Effort:
-        """What was asked for, or what fits into the time; a resumed packing keeps its first choice."""
-        wanted, limit = Effort(self.options.rounding.states, self.options.tune_steps), self.options.time_limit_s
-        if limit is None:
-            return wanted
+    @property
+    def summary(self) -> str:
+        """A few words for the help text."""
 
-        def compute() -> dict[str, int]:
-            return asdict(choose_effort(rounders, wanted, self._one_tune_step, limit))
+    @property
+    def options(self) -> type[MethodOptions]:
+        """Class of its options."""
 
-        return Effort(**(self.workspace.note("effort", compute) if self.workspace else compute()))
+    @property
+    def predictor(self) -> str:
+        """Which information its predicted KL uses: kronecker (both factors of the Fisher information) or diagonal."""
 
-    def _one_tune_step(self) -> None:
-        kept = self._tunable()
-        tune(self.loaded.model, {}, kept, self.stats.ids_NT.long()[: 2 * HELD_OUT], 1, lambda name, value: value)
+    @property
+    def needs_products(self) -> bool:
+        """Whether it needs the unweighted second moments of inputs (calib.statistics, `products`)."""
 
-    def _tunable(self) -> dict[str, Tensor]:
-        return {n: r.value for n, r in self.raws.items() if n in self.parameters and r.value.is_floating_point()}
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the decoder of one file (artifact.emit) reads its artifacts."""
 
-    def _tune(self, payloads: Sequence[TrellisPayload], steps: int) -> Tuned | None:
-        """Learn the kept tensors beside the rounded ones of the last pass, and keep what was better."""
-        kept = self._tunable()
-        if not kept or len(self.stats.ids_NT) < HELD_OUT:
-            return None
-        rounded = {p.entry.name: torch.from_numpy(weights(p)) for p in payloads}
-        progress = stage(self.progress, "tune kept tensors")
+    def solver(self, problem: Problem, options: Any) -> Solver:
+        """Return a solver; `options` is an instance of `self.options`."""
 
-        def compute() -> Tuned:
-            ids_NT = self.stats.ids_NT.long()
-            return tune(self.loaded.model, rounded, kept, ids_NT, steps, lambda name, value: keep(name, value).value, progress)
 
-        tuned = self.workspace.tuned(compute) if self.workspace else compute()
-        self.raws |= {name: keep(name, tensor) for name, tensor in tuned.tensors.items()}
-        return tuned
+@cache
+def methods() -> dict[str, Method]:
+    """Return every method by its name, in order of their folders."""
+    found: dict[str, Method] = {}
+    for module in sorted(pkgutil.iter_modules(folder.__path__), key=lambda module: module.name):
+        if module.ispkg:
+            found |= importlib.import_module(f"{folder.__name__}.{module.name}").METHODS
+    return found
 
-    def _kept(self) -> dict[str, Tensor]:
-        return {name: raw.value for name, raw in self.raws.items()}
+
+def find_method(name: str) -> Method:
+    """Return the method with this name. ConfigError for any other name."""
+    known = methods()
+    if name not in known:
+        raise ConfigError(f"method must be one of {', '.join(known)}, got {name!r}")
+    return known[name]
+
+
+def method_options(name: str, values: Mapping[str, Any], where: str = "") -> MethodOptions:
+    """Return the options of a method out of plain values; the others have their defaults.
+
+    Raises:
+        ConfigError: there is no such method, it has no such option (the hint names the nearest), or a value is out of range.
+    """
+    cls = find_method(name).options
+    for key in values.keys() - option_names(cls):
+        if owners := [other for other, method in methods().items() if key in option_names(method.options)]:
+            hint = f"leave it out, or choose method {' or '.join(owners)}"
+            raise ConfigError(f"{where}{key} is not an option of method {name}", hint=hint)
+    options = dataclass_from_dict(cls, values, where=where)
+    return replace(options, widths=tuple(sorted(set(options.widths))))
+
+
+def option_names(options: type[MethodOptions]) -> list[str]:
+    """Return the names of a method's options."""
+    return [f.name for f in fields(options)]
+
+
+def options_dict(options: MethodOptions) -> dict[str, Any]:
+    """Return the options as plain JSON types."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
+
+
+__all__ = [
+    "WIDE",
+    "Memo",
+    "Method",
+    "MethodOptions",
+    "NoMemo",
+    "Point",
+    "Problem",
+    "Solution",
+    "Solver",
+    "find_method",
+    "method_options",
+    "methods",
+    "option_names",
+    "options_dict",
+]

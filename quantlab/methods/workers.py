@@ -1,4 +1,4 @@
-"""The threads that quantize: one a processor, each with torch on its own."""
+"""A pool of threads for quantizing: one thread per processor, on each of which torch uses that thread alone."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def worker_pool() -> Iterator[ThreadPoolExecutor]:
-    """One worker per processor, each keeping torch on its own thread; the caller's number of threads comes back afterwards."""
+    """Yield a pool of one worker per processor, each with torch on its own thread; afterwards torch has its threads again."""
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, initializer=lambda: torch.set_num_threads(1))
     try:

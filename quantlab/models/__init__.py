@@ -1,1 +1,1 @@
-"""Models: checkpoint kinds, what is a weight in them, and how to run them."""
+"""Models: read checkpoints, tell matrices from other tensors, and build the model that runs them."""

@@ -1,8 +1,8 @@
-"""Recognise the baseline GPT in a state dict: its shape is read from the tensors, and every misfit is named.
+"""The built-in GPT from its tensors: from a state dict as floats, or from an artifact with its matrices still packed.
 
-From an artifact to a model that computes with its codes, which are never decoded to floats as a whole.
+The config is read from the shapes of the tensors, and the first tensor that does not fit is named.
 
-O: rows, I: columns.
+Letters: O rows, I columns.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,33 +15,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantlab.artifact.container import Section
-from quantlab.artifact.decode import decode_kept, decode_row_grids, decode_trellis
+from quantlab.artifact.decode import decode_passthrough, decode_row_grids, decode_trellis
 from quantlab.artifact.manifest import Manifest, RawTensor, TrellisTensor
-from quantlab.artifact.shaped_grid import LEVELS, SHAPES
 from quantlab.coding import rans, rans_device
 from quantlab.coding.contexts import TensorContext
 from quantlab.errors import CheckpointError, ConfigError
+from quantlab.format_rules import LOG_STEPS, SCALE_UNITS
 from quantlab.kernels.packed import Packed, pack
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import SMEAR_WINDOW, GPTConfig
 from quantlab.trainer.packed import pack_modules_
 
-_HINT = "for another architecture pass --model path/to/file.py:factory, a function from state dict to nn.Module"
+Array = NDArray[Any]
+
+HINT = "for another architecture pass --model path/to/file.py:factory, a function from state dict to nn.Module"
 
 
 def config_from_state_dict(state: Mapping[str, Tensor]) -> GPTConfig:
-    """The `GPTConfig` of the baseline that fits these tensors; what leaves no trace in shapes (softcap, RoPE base) has its
-    default. A model with later options needs its config beside it.
+    """Return the baseline's `GPTConfig` that fits these tensors.
+
+    Fields that leave no trace in shapes (softcap, RoPE base) have their defaults. A model with later options needs its config
+    stored beside it.
 
     Raises:
-        CheckpointError: the first tensor that is missing, unexpected or misshapen, with what was expected.
+        CheckpointError: a tensor is missing, unexpected or of another shape; the first is named, with what was expected.
     """
     vocab_size, model_dim = _shape(state, "tok_emb.weight", 2)
     (num_heads,) = _shape(state, "blocks.0.attn.q_gain", 1)
     kv_dim, _ = _shape(state, "blocks.0.attn.c_k.weight", 2)
     mlp_hidden, _ = _shape(state, "blocks.0.mlp.fc.weight", 2)
     if num_heads < 1 or model_dim % num_heads or kv_dim % (model_dim // num_heads):
-        raise _no_match(f"{num_heads} query gains do not divide width {model_dim} into heads that fit c_k's {kv_dim} rows")
+        raise _no_match(f"{num_heads} query gains do not divide width {model_dim} into heads that fit the {kv_dim} rows of c_k")
     try:
         config = GPTConfig(
             vocab_size=vocab_size,
@@ -59,13 +63,13 @@ def config_from_state_dict(state: Mapping[str, Tensor]) -> GPTConfig:
 
 
 def gpt_from_state_dict(state: Mapping[str, Tensor], config: GPTConfig | None = None) -> GPT:
-    """The `GPT` with these weights, copied as float32, in eval mode, on the CPU.
+    """Return a `GPT` with these weights, copied as float32, in eval mode, on the CPU.
 
     Args:
-        state: floating tensors with the baseline's names and shapes; other names only on tensors that are not floating.
-        config: given when softcap, RoPE base or tying differ from what `config_from_state_dict` finds.
+        state: floating tensors with the model's names and shapes; only tensors that are not floating may have other names.
+        config: the model's config; None for what `config_from_state_dict` finds.
     Raises:
-        CheckpointError: a tensor is missing, unexpected or has another shape or dtype.
+        CheckpointError: a tensor is missing, unexpected, or has another shape or dtype.
     """
     if config is None:
         config = config_from_state_dict(state)
@@ -77,7 +81,7 @@ def gpt_from_state_dict(state: Mapping[str, Tensor], config: GPTConfig | None = 
 
 
 def expected_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor in the state dict of `GPT(config)`, in its order."""
+    """Return the shape of every tensor in the state dict of `GPT(config)`, by name, in its order."""
     dim, kv_dim = config.model_dim, config.num_kv_heads * config.head_dim
     block: dict[str, tuple[int, ...]] = {
         "attn_scale": (dim,),
@@ -96,11 +100,11 @@ def expected_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
         "tok_emb.weight": (config.vocab_size, dim),
     }
     shapes |= {f"blocks.{i}.{name}": shape for i in range(config.num_layers) for name, shape in block.items()}
-    shapes |= _options(config)
+    shapes |= _shapes_of_options(config)
     return shapes if config.tie_embeddings else shapes | {"lm_head.weight": (config.vocab_size, dim)}
 
 
-def _options(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+def _shapes_of_options(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     if config.skip_gates:
         shapes["skip_gates"] = (config.num_skips, config.model_dim)
@@ -116,9 +120,9 @@ def _options(config: GPTConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_state_dict(state: Mapping[str, Tensor], config: GPTConfig) -> None:
-    """Raise CheckpointError for the first tensor that does not fit `GPT(config)`; unknown integer tensors pass."""
+    """Raise CheckpointError for the first tensor that does not fit `GPT(config)`; unknown integer tensors are ignored."""
     if (layers := _count_layers(state)) != config.num_layers:
-        raise _no_match(f"the config has {config.num_layers} layers, the tensors are of {layers}")
+        raise _no_match(f"the config has {config.num_layers} layers, the tensors have {layers}")
     expected = expected_shapes(config)
     for name, shape in expected.items():
         if _shape(state, name, len(shape)) != shape:
@@ -129,6 +133,7 @@ def check_state_dict(state: Mapping[str, Tensor], config: GPTConfig) -> None:
 
 
 def _shape(state: Mapping[str, Tensor], name: str, ndim: int) -> tuple[int, ...]:
+    """Return the shape of a floating tensor with `ndim` dimensions. CheckpointError if it is missing or of another kind."""
     if name not in state:
         raise _no_match(f"{name} is missing")
     tensor = state[name]
@@ -140,59 +145,57 @@ def _shape(state: Mapping[str, Tensor], name: str, ndim: int) -> tuple[int, ...]
 
 
 def _count_layers(state: Mapping[str, Tensor]) -> int:
-    """Different block numbers; a gap in them shows later as a missing tensor."""
+    """Return the number of different block numbers; a gap in them shows later as a missing tensor."""
     numbers = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     return len(numbers)
 
 
 def _no_match(what: str) -> CheckpointError:
-    return CheckpointError(f"no model matches: {what}", hint=_HINT)
-
-
-Array = NDArray[Any]
+    return CheckpointError(f"no model matches: {what}", hint=HINT)
 
 
 def packed_gpt(manifest: Manifest, sections: list[Section], device: torch.device) -> GPT:
-    """The built-in model in eval mode on `device`, its matrices packed; the other tensors are float32.
+    """Return the built-in model in eval mode on `device`, its matrices packed; unquantized tensors are float32.
 
-    Codes are those of the file; weights differ from decoded ones by at most 2 units in the last place of float32.
+    The model computes with the file's codes, which are never decoded to floats as a whole. The weights that it uses differ
+    from decoded ones by at most 2 units in the last place of float32.
 
     Raises:
-        FormatError: damaged sections.
+        FormatError: a section is damaged.
         CheckpointError: the tensors are not those of the manifest's model.
     """
     config = GPTConfig.from_dict(manifest.model)
-    check_state_dict(_outline(manifest), config)
+    check_state_dict(_meta_tensors(manifest), config)
     matrices = dict(packed_matrices(manifest, sections, device))
     model = GPT(config)
     pack_modules_(model, matrices)
-    kept = {name: torch.from_numpy(array).float() for name, array in decode_kept(manifest, sections).items()}
-    model.load_state_dict({name: kept[name] for name in model.state_dict()})
+    unquantized = {name: torch.from_numpy(array).float() for name, array in decode_passthrough(manifest, sections).items()}
+    model.load_state_dict({name: unquantized[name] for name in model.state_dict()})
     return model.eval().to(device)
 
 
-def _outline(manifest: Manifest) -> dict[str, Tensor]:
-    """Tensors without memory, of the shapes and kinds that decoded ones have."""
+def _meta_tensors(manifest: Manifest) -> dict[str, Tensor]:
+    """Return tensors without memory that have the shapes and dtypes of the decoded ones."""
     dtypes = {t.name: getattr(torch, t.dtype) if isinstance(t, RawTensor) else torch.float32 for t in manifest.tensors}
     return {t.name: torch.empty(t.shape, dtype=dtypes[t.name], device="meta") for t in manifest.tensors}
 
 
 def packed_matrices(manifest: Manifest, sections: list[Section], device: torch.device) -> Iterator[tuple[str, Packed]]:
-    """Each quantized matrix under its name, on `device`; a GPU also reads the code stream."""
+    """Yield the name of each quantized matrix and the matrix, packed on `device`; on a GPU the code stream is decoded there."""
     decode = rans.decode if device.type == "cpu" else partial(rans_device.decode, device=device)
     for tensor, codes_OI, context, a_O, b_I in decode_trellis(manifest, sections, decode):
         codes = codes_OI if isinstance(codes_OI, Tensor) else torch.from_numpy(codes_OI)
-        yield tensor.name, _on_trellis(tensor, codes.to(device), context, a_O, b_I)
+        yield tensor.name, _packed_trellis(tensor, codes.to(device), context, a_O, b_I)
     for grid, codes_OI, step_O in decode_row_grids(manifest, sections):
         ones_I = torch.ones(grid.shape[1], device=device)
         yield grid.name, pack(torch.from_numpy(codes_OI).to(device), torch.from_numpy(step_O).to(device), ones_I)
 
 
-def _on_trellis(tensor: TrellisTensor, codes_OI: Tensor, context: TensorContext, a_O: Array, b_I: Array) -> Packed:
-    """step[i, j] = 2**((level + 16 a[i]) / 64) · 2**(b[j] / 4)."""
+def _packed_trellis(tensor: TrellisTensor, codes_OI: Tensor, context: TensorContext, a_O: Array, b_I: Array) -> Packed:
+    """Pack the codes of a trellis tensor with step[i, j] = 2**((level + 16 a[i]) / 64) · 2**(b[j] / 4)."""
     device = codes_OI.device
-    row_O = np.exp2((tensor.level + LEVELS // SHAPES * a_O.astype(np.float64)) / LEVELS).astype(np.float32)
-    column_I = np.exp2(b_I.astype(np.float64) / SHAPES).astype(np.float32)
+    row_O = np.exp2((tensor.level + LOG_STEPS // SCALE_UNITS * a_O.astype(np.float64)) / LOG_STEPS).astype(np.float32)
+    column_I = np.exp2(b_I.astype(np.float64) / SCALE_UNITS).astype(np.float32)
     row, column, row_class, column_class = (
         torch.from_numpy(side).to(device) for side in (row_O, column_I, context.rows_O, context.columns_I)
     )

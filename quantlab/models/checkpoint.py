@@ -1,4 +1,4 @@
-"""Read the state dict out of any common checkpoint file, without running anything that is in it."""
+"""Read the state dict of any common checkpoint file without executing anything that is in it, and check every tensor."""
 
 import json
 import pickle
@@ -7,28 +7,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from quantlab.errors import CheckpointError, first_line
+from quantlab.tensor_file import read_metadata
 
-_NESTED_KEYS = ("model", "state_dict", "model_state_dict", "module", "ema", "params", "net")
-_NOT_SHARDS = {"quantlab_statistics", "quantlab_train"}
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_DTYPES = (*_FLOATS, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
-_LARGEST = 1e30  # no weight is; below it every grid step is a normal float32
-_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+NESTED_KEYS = ("model", "state_dict", "model_state_dict", "module", "ema", "params", "net")
+"""Keys under which training scripts usually store the state dict, in the order in which they are tried."""
+NOT_SHARDS = {"quantlab_statistics", "quantlab_train"}
+"""Metadata keys of files that quantlab writes beside a model and that hold no weights of it."""
+DTYPES = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool),
+)
+"""The dtypes that a tensor may have."""
+LARGEST_VALUE = 1e30
+"""Largest absolute value of a tensor: no trained weight comes near it, and below it every grid step is a normal float32."""
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+"""Prefixes that DistributedDataParallel and torch.compile put before every name."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """State dict of a .pt/.pth/.bin file, a .safetensors file, or a folder of .safetensors shards, on the CPU.
+    """Return the state dict of a .pt, .pth, .bin or .safetensors file, or of a folder of .safetensors shards, on the CPU.
 
-    A nested checkpoint gives its first entry under `model`, `state_dict`, ... that holds tensors. Prefixes that
-    DistributedDataParallel and torch.compile put before every name are taken off.
+    The state dict of a nested checkpoint is its first entry under one of `NESTED_KEYS` that holds tensors. `WRAPPER_PREFIXES`
+    are removed from the names.
 
     Raises:
-        CheckpointError: missing, damaged, of an unknown kind, without tensors, or with a value that is not finite.
+        CheckpointError: the checkpoint is missing, damaged, of an unknown kind or without tensors; or see `checked_state`.
     """
     if not path.exists():
         raise CheckpointError(f"checkpoint {path} does not exist")
@@ -39,21 +47,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     elif path.suffix in (".pt", ".pth", ".bin"):
         tensors = _find_tensors(path, _read_pickle(path))
     else:
-        raise CheckpointError(f"checkpoint {path} must be .pt, .pth, .bin, .safetensors or a folder of .safetensors")
+        raise CheckpointError(f"checkpoint {path} must be .pt, .pth, .bin, .safetensors, or a folder of .safetensors files")
     if not tensors:
         raise CheckpointError(f"checkpoint {path} holds no tensors")
-    return _checked(path, _strip_wrappers(path, tensors))
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The strings in the header of a .safetensors file; nothing for any other checkpoint."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged: {error}") from error
+    return checked_state(path, _strip_wrappers(path, tensors))
 
 
 def _read_pickle(path: Path) -> Any:
@@ -77,31 +74,31 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     for shard in _shards(folder):
         part = _read_safetensors(shard)
         if twice := sorted(tensors.keys() & part.keys()):
-            raise CheckpointError(f"tensor {twice[0]} is in {shard} and in an earlier shard")
+            raise CheckpointError(f"tensor {twice[0]} is in shard {shard} and in an earlier shard of the same folder")
         tensors.update(part)
     return tensors
 
 
 def _shards(folder: Path) -> list[Path]:
-    """What the index file lists; without one, all .safetensors files but our own statistics and training checkpoints."""
+    """Return the files that the index lists; without an index, all .safetensors files but quantlab's own that hold no model."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
             return sorted(folder / name for name in set(json.loads(index.read_text())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"index {index} is damaged: {first_line(error)}") from error
-    found = [f for f in sorted(folder.glob("*.safetensors")) if not _NOT_SHARDS & read_metadata(f).keys()]
+            raise CheckpointError(f"checkpoint index {index} is damaged: {first_line(error)}") from error
+    found = [f for f in sorted(folder.glob("*.safetensors")) if not NOT_SHARDS & read_metadata(f).keys()]
     if not found:
-        raise CheckpointError(f"checkpoint folder {folder} holds no .safetensors files")
+        raise CheckpointError(f"checkpoint folder {folder} holds no .safetensors files of a model")
     return found
 
 
 def _find_tensors(path: Path, loaded: Any) -> dict[str, Tensor]:
-    """The state dict within what torch.load returned: itself, or one level down under a usual key."""
+    """Return the state dict within what torch.load returned: the value itself, or one level down under a usual key."""
     if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"checkpoint {path} holds a {type(loaded).__name__}, a state dict is needed")
-    candidates = [*(loaded[key] for key in _NESTED_KEYS if isinstance(loaded.get(key), Mapping)), loaded]
-    for candidate in candidates:  # the top level last: beside a nested state dict it may hold a stray tensor
+        raise CheckpointError(f"checkpoint {path} holds a {type(loaded).__name__}, but a state dict is needed")
+    candidates = [*(loaded[key] for key in NESTED_KEYS if isinstance(loaded.get(key), Mapping)), loaded]
+    for candidate in candidates:  # the top level comes last: beside a nested state dict it may hold a stray tensor
         tensors = {str(k): v for k, v in candidate.items() if isinstance(v, Tensor)}
         if tensors:
             return tensors
@@ -113,23 +110,30 @@ def _strip_wrappers(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]
     stripped: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         short = name
-        while short.startswith(_WRAPPERS):  # in any nesting
+        while short.startswith(WRAPPER_PREFIXES):  # the wrappers may be nested in any order
             short = short.split(".", 1)[1]
         if short in stripped:
-            raise CheckpointError(f"checkpoint {path}: two tensors are named {short} without {' and '.join(_WRAPPERS)}")
+            prefixes = " and ".join(WRAPPER_PREFIXES)
+            raise CheckpointError(f"checkpoint {path}: two tensors are named {short} once {prefixes} are removed")
         stripped[short] = tensor
     return stripped
 
 
-def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def checked_state(path: Path | str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors, detached and contiguous, after checking each; `path` names their source in errors.
+
+    Raises:
+        CheckpointError: a tensor is sparse, quantized or of another dtype than `DTYPES`, or has a value that is not finite or
+            beyond `LARGEST_VALUE`.
+    """
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_quantized:
-            raise CheckpointError(f"checkpoint {path}: tensor {name} is sparse or quantized, a plain tensor is needed")
-        if tensor.dtype not in _DTYPES:
-            allowed = ", ".join(str(d).removeprefix("torch.") for d in _DTYPES)
+            raise CheckpointError(f"checkpoint {path}: tensor {name} is sparse or quantized, but a plain tensor is needed")
+        if tensor.dtype not in DTYPES:
+            allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
             raise CheckpointError(f"checkpoint {path}: tensor {name} is {tensor.dtype}, allowed are {allowed}")
-        if tensor.is_floating_point() and tensor.numel() and _LARGEST < float(tensor.abs().max()) < float("inf"):
-            raise CheckpointError(f"checkpoint {path}: tensor {name} has a value beyond ±{_LARGEST:g}")
+        if tensor.is_floating_point() and tensor.numel() and LARGEST_VALUE < float(tensor.abs().max()) < float("inf"):
+            raise CheckpointError(f"checkpoint {path}: tensor {name} has a value beyond ±{LARGEST_VALUE:g}")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(f"checkpoint {path}: tensor {name} has {bad} values that are not finite")

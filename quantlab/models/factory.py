@@ -1,4 +1,4 @@
-"""Turn a state dict into the model that the user's own file builds, and check that a model answers with logits."""
+"""Build a model by a factory function in the user's own file, and check that a model returns logits."""
 
 import importlib.util
 import sys
@@ -14,15 +14,16 @@ from quantlab.errors import ConfigError, QuantlabError, ShapeError, first_line
 
 Factory = Callable[[dict[str, Tensor]], nn.Module]
 
-_PROBE_TOKENS = 4
+PROBE_TOKENS = 4
+"""Tokens that `check_model` runs."""
 
 
 def load_factory(spec: str) -> Factory:
-    """The function that `spec`, "path/to/file.py:factory", names; the file is run, as `import` would.
+    """Return the function that `spec`, "path/to/file.py:factory", names. This executes the file, as `import` does.
 
     Raises:
-        ConfigError: the spec has another form, or file or function do not exist, or it is not callable.
-        QuantlabError: the file raises while it is imported.
+        ConfigError: the spec has another form, the file or the function does not exist, or the name is not callable.
+        QuantlabError: the file raises an exception while it is imported.
     """
     path_text, colon, name = spec.rpartition(":")
     if not colon or not path_text.endswith(".py") or not name.isidentifier():
@@ -32,7 +33,7 @@ def load_factory(spec: str) -> Factory:
         raise ConfigError(f"model file {path} does not exist")
     module = _import_file(path)
     if not hasattr(module, name):
-        raise ConfigError(f"model file {path} has no {name}")
+        raise ConfigError(f"model file {path} has no function {name}")
     factory: Factory = getattr(module, name)
     if not callable(factory):
         raise ConfigError(f"{spec} must be a function from state dict to nn.Module, got {type(factory).__name__}")
@@ -40,17 +41,17 @@ def load_factory(spec: str) -> Factory:
 
 
 def build_model(state: dict[str, Tensor], spec: str) -> nn.Module:
-    """What the factory named by `spec` makes of these weights, in eval mode.
+    """Return the model that the factory named by `spec` builds from this state dict, in eval mode.
 
     Raises:
-        ConfigError: see `load_factory`; or the factory returns something else than an nn.Module.
-        QuantlabError: the factory raises.
+        ConfigError: see `load_factory`; or the factory does not return an nn.Module.
+        QuantlabError: the factory raises an exception.
     """
     factory = load_factory(spec)
     try:
         model: Any = factory(state)
     except Exception as error:
-        raise QuantlabError(f"{spec} failed: {first_line(error)}") from error
+        raise QuantlabError(f"the model factory {spec} failed: {first_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{spec} must return an nn.Module, got {type(model).__name__}")
     return model.eval()
@@ -58,24 +59,24 @@ def build_model(state: dict[str, Tensor], spec: str) -> nn.Module:
 
 @torch.no_grad()
 def check_model(model: nn.Module) -> int:
-    """Run four tokens through `model` on its own device, check that it returns logits, and give the vocabulary's size V.
+    """Run four tokens through `model` on its own device, check that it returns logits, and return its vocabulary size V.
 
     Raises:
-        ShapeError: model(ids int64 [1, 4]) fails or is not a finite floating tensor [1, 4, V].
+        ShapeError: the model fails on ids, int64 [1, 4], or does not return a finite floating tensor [1, 4, V].
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
-        logits: Any = model(torch.zeros(1, _PROBE_TOKENS, dtype=torch.int64, device=device))
+        logits: Any = model(torch.zeros(1, PROBE_TOKENS, dtype=torch.int64, device=device))
     except Exception as error:
-        raise ShapeError(f"the model fails on ids [1, {_PROBE_TOKENS}]: {first_line(error)}") from error
-    expected = f"[1, {_PROBE_TOKENS}, vocabulary]"
+        raise ShapeError(f"the model fails on ids [1, {PROBE_TOKENS}]: {first_line(error)}") from error
+    expected = f"[1, {PROBE_TOKENS}, vocabulary]"
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
         raise ShapeError(f"the model must return floating logits {expected}, got {got}")
-    if logits.ndim != 3 or logits.shape[:2] != (1, _PROBE_TOKENS):
+    if logits.ndim != 3 or logits.shape[:2] != (1, PROBE_TOKENS):
         raise ShapeError(f"the model must return logits {expected}, got {list(logits.shape)}")
     if not bool(logits.isfinite().all()):
-        raise ShapeError(f"the model's logits for ids [1, {_PROBE_TOKENS}] are not all finite")
+        raise ShapeError(f"the model's logits for ids [1, {PROBE_TOKENS}] are not all finite")
     return int(logits.shape[-1])
 
 
@@ -88,5 +89,5 @@ def _import_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[spec.name]
-        raise QuantlabError(f"{path} failed on import: {first_line(error)}") from error
+        raise QuantlabError(f"model file {path} failed on import: {first_line(error)}") from error
     return module

@@ -1,7 +1,9 @@
-"""From a checkpoint or an artifact on disk to a model that can be run."""
+"""From a checkpoint, an artifact or a module to a model that can be run."""
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,51 +12,92 @@ import torch
 from torch import Tensor, nn
 
 from quantlab.artifact.container import MAGIC
-from quantlab.artifact.decode import decode_artifact, read_artifact
+from quantlab.artifact.reader import open_artifact
 from quantlab.errors import CheckpointError, ConfigError, DataError, first_line
 from quantlab.models.challenge import config_from_state_dict, gpt_from_state_dict, packed_gpt
-from quantlab.models.checkpoint import read_checkpoint, read_metadata
+from quantlab.models.checkpoint import checked_state, read_checkpoint
 from quantlab.models.factory import build_model, check_model
-from quantlab.tensor_file import fingerprint
+from quantlab.tensor_file import fingerprint, read_metadata
 from quantlab.text.tokenizer import Tokenizer
+from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model in eval mode and where it came from."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LoadedModel:
+    """A model that maps ids int64 [B, T] to logits [B, T, V], its state dict, and what is known of both."""
 
     model: nn.Module
+    """In eval mode, but for a module that the caller gave: that keeps its modes."""
     state: dict[str, Tensor]
+    """On the CPU; of a model whose weights stay packed the unquantized tensors alone."""
     vocab_size: int
     config: dict[str, Any]
-    """Of the built-in architecture; empty for a user's own."""
+    """Config of the built-in architecture; empty for any other."""
+    name: str = ""
+    """Path as the caller gave it; empty for a module."""
     tokenizer_sha256: str = ""
-    """Of the tokenizer that the artifact was packed with; empty when not recorded."""
+    """First 32 hex digits of the tokenizer that the artifact was packed with; empty when not recorded."""
     code_sha256: str = ""
-    """Of the user's own model file; empty for the built-in architecture."""
+    """Hash of the user's own model file; empty for the built-in architecture."""
 
     @property
     def fingerprint(self) -> str:
-        """Names the weights, the architecture's config, and the user's model file if there is one: 32 hex digits."""
+        """32 hex digits that name the weights, the architecture's config, and the user's model file if there is one."""
         about = json.dumps([fingerprint(self.state), self.config, self.code_sha256], sort_keys=True)
         return hashlib.sha256(about.encode()).hexdigest()[:32]
 
+    @property
+    def bos_id(self) -> int:
+        """Token that begins a document, by the model's own config; 1 where that does not say."""
+        return int(self.config.get("bos_id", 1))
 
-def load_checkpoint(path: Path, spec: str | None) -> Loaded:
-    """Read a checkpoint and build its model: the built-in one, or what `spec` (path/to/file.py:factory) makes of it."""
+
+Source = str | Path | nn.Module | LoadedModel
+"""Path of a checkpoint or artifact, a module that gives logits, or a model that was loaded before."""
+
+
+def load(source: Source, *, model: str | None = None) -> LoadedModel:
+    """Return the model of a checkpoint, of an artifact (decoded, on the CPU), or of a module that is in memory.
+
+    Args:
+        source: a path; an nn.Module that maps ids int64 [B, T] to logits [B, T, V]; or what an earlier call returned.
+        model: path/to/file.py:factory, a function from the state dict to an nn.Module, for a checkpoint or artifact of another
+            architecture than the built-in one. This runs that file.
+    Raises:
+        CheckpointError: the file is missing, damaged, not finite, or fits no model.
+        FormatError: the artifact is damaged.
+        ConfigError: `model` is wrong, or given for a source that is a module already.
+    """
+    if isinstance(source, LoadedModel | nn.Module):
+        if model is not None:
+            raise ConfigError(f"model {model} cannot be used: the source is a module already")
+        return source if isinstance(source, LoadedModel) else _from_module(source)
+    path = Path(source)
+    return _from_artifact(path, model) if is_artifact(path) else _from_checkpoint(path, model)
+
+
+def _from_module(module: nn.Module) -> LoadedModel:
+    state = checked_state("in memory", {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()})
+    config = module.config.to_dict() if isinstance(module, GPT) else {}
+    with in_eval_mode(module):
+        vocab_size = check_model(module)
+    return LoadedModel(model=module, state=state, vocab_size=vocab_size, config=config)
+
+
+def _from_checkpoint(path: Path, spec: str | None) -> LoadedModel:
     state = read_checkpoint(path)
     if spec:
         model = build_model(state, spec)
-        code = Path(spec.rpartition(":")[0]).read_bytes()
-        return Loaded(model, state, check_model(model), {}, code_sha256=hashlib.sha256(code).hexdigest())
+        code = hashlib.sha256(Path(spec.rpartition(":")[0]).read_bytes()).hexdigest()
+        return LoadedModel(model=model, state=state, vocab_size=check_model(model), config={}, name=str(path), code_sha256=code)
     config = _gpt_config(path, state)
     model = gpt_from_state_dict(state, config)
-    return Loaded(model, state, check_model(model), config.to_dict())
+    return LoadedModel(model=model, state=state, vocab_size=check_model(model), config=config.to_dict(), name=str(path))
 
 
 def _gpt_config(path: Path, state: dict[str, Tensor]) -> GPTConfig:
-    """From the file's metadata if our trainer wrote it: it knows what tensors cannot say, softcap and RoPE base."""
+    """Return the config in the file's metadata if our trainer wrote it: tensors cannot tell softcap and RoPE base."""
     known = read_metadata(path).get("gpt_config")
     if known is None:
         return config_from_state_dict(state)
@@ -64,46 +107,55 @@ def _gpt_config(path: Path, state: dict[str, Tensor]) -> GPTConfig:
         raise CheckpointError(f"checkpoint {path}: its gpt_config is damaged: {first_line(error)}") from error
 
 
-def load_artifact(path: Path, spec: str | None) -> Loaded:
-    """Decode an artifact and build its model."""
-    manifest, sections = read_artifact(path)
-    state = {name: torch.from_numpy(array) for name, array in decode_artifact(manifest, sections).items()}
+def _from_artifact(path: Path, spec: str | None) -> LoadedModel:
+    artifact = open_artifact(path)
+    manifest, state = artifact.manifest, artifact.tensors()
     if spec:
         model = build_model(state, spec)
     elif manifest.model:
         model = gpt_from_state_dict(state, GPTConfig.from_dict(manifest.model))
     else:
         raise ConfigError(f"{path} was packed from a model of its own", hint="pass --model path/to/file.py:factory")
-    return Loaded(model, state, check_model(model), manifest.model, manifest.tokenizer.get("sha256", ""))
+    return LoadedModel(
+        model=model,
+        state=state,
+        vocab_size=check_model(model),
+        config=manifest.model,
+        name=str(path),
+        tokenizer_sha256=manifest.tokenizer.get("sha256", ""),
+    )
 
 
-def load_packed(path: Path, spec: str | None, device: torch.device) -> Loaded:
-    """The built-in model of an artifact with its matrices still packed, on `device`. Its `state` has the other tensors alone.
+def load_packed(path: Path, spec: str | None, device: torch.device) -> LoadedModel:
+    """Return the built-in model of an artifact on `device`, its matrices still packed.
 
     Raises:
         ConfigError: a checkpoint, or a model of the user's own, which only computes with floats.
     """
     if not is_artifact(path):
         raise ConfigError(f"{path} is a checkpoint: only the weights of a .qlab file can stay packed")
-    manifest, sections = read_artifact(path)
+    artifact = open_artifact(path)
+    manifest = artifact.manifest
     if spec or not manifest.model:
         raise ConfigError(f"{path} has a model of its own: its weights cannot stay packed", hint="evaluate it with --decoded")
-    model = packed_gpt(manifest, sections, device)
-    return Loaded(model, model.state_dict(), model.config.vocab_size, manifest.model, manifest.tokenizer.get("sha256", ""))
+    model = packed_gpt(manifest, artifact.sections, device)
+    return LoadedModel(
+        model=model,
+        state=model.state_dict(),
+        vocab_size=model.config.vocab_size,
+        config=manifest.model,
+        name=str(path),
+        tokenizer_sha256=manifest.tokenizer.get("sha256", ""),
+    )
 
 
 def stays_packed(path: Path, spec: str | None, device: torch.device) -> bool:
-    """Whether weights stay packed where the user does not say: artifacts of the built-in model on a GPU."""
-    return device.type == "cuda" and not spec and is_artifact(path) and bool(read_artifact(path)[0].model)
-
-
-def load_target(path: Path, spec: str | None) -> Loaded:
-    """An artifact if the file starts as one or is named .qlab, else a checkpoint; decoded, on the CPU."""
-    return load_artifact(path, spec) if is_artifact(path) else load_checkpoint(path, spec)
+    """Return whether weights stay packed where the user does not say: artifacts of the built-in model on a GPU."""
+    return device.type == "cuda" and not spec and is_artifact(path) and bool(open_artifact(path).manifest.model)
 
 
 def is_artifact(path: Path) -> bool:
-    """True if the file starts with the .qlab magic or has its suffix. CheckpointError if there is no such file."""
+    """Return whether the file starts with the .qlab magic or has its suffix. CheckpointError if there is no such file."""
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     if path.is_dir():
@@ -112,13 +164,29 @@ def is_artifact(path: Path) -> bool:
         return path.suffix == ".qlab" or file.read(len(MAGIC)) == MAGIC
 
 
-def load_tokenizer(path: Path, loaded: Loaded) -> Tokenizer:
-    """The tokenizer at `path`, after checking that it belongs to the model."""
-    tokenizer = Tokenizer.load(path)
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every part of the model in eval mode inside the block, and back as it was after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def load_tokenizer(source: str | Path | Tokenizer, loaded: LoadedModel) -> Tokenizer:
+    """Return the tokenizer, a path or one in memory, after checking that it belongs to the model.
+
+    Raises:
+        DataError: it is missing or damaged, has another vocabulary, or is not the one that the artifact was packed with.
+    """
+    tokenizer = source if isinstance(source, Tokenizer) else Tokenizer.load(source)
     tokenizer.check_vocab(loaded.vocab_size)
     if loaded.tokenizer_sha256 and not tokenizer.sha256.startswith(loaded.tokenizer_sha256):
         raise DataError(
-            f"tokenizer {path} ({tokenizer.sha256[:12]}) is not the one the artifact was packed with "
+            f"tokenizer {tokenizer.name} ({tokenizer.sha256[:12]}) is not the one the artifact was packed with "
             f"({loaded.tokenizer_sha256[:12]})"
         )
     return tokenizer

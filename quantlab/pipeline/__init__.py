@@ -1,1 +1,1 @@
-"""The jobs: each joins the parts into what one command does."""
+"""Pipelines: data, training, calibration, packing, evaluation and report as one file says, and only what is not up to date."""

@@ -1,6 +1,5 @@
-"""SHA-256 of files by their content, remembered as long as a file keeps its size and time."""
+"""SHA-256 of files by their content; a hash is remembered as long as the file keeps its size and its time of change."""
 
-import hashlib
 import json
 import os
 import time
@@ -10,44 +9,47 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.errors import DataError
-from quantlab.files import write_whole
+from quantlab.files import hash_file, write_whole
 from quantlab.progress import Progress, silent
 from quantlab.text.shards import match_shards
 
 SETTLED_SECONDS = 2.0
-"""A file changed again within a tick of its clock would look the same: only older ones are remembered."""
+"""A file that changes twice within a tick of its clock looks the same both times, so only older files are remembered."""
 THREADS = 8
 
 Contents = list[list[str]]
-"""[name, hex SHA-256] of each file."""
+"""Name and hex SHA-256 of each file."""
 
 
 class FileHashes:
-    """Hashes of this process' lifetime, and of earlier ones in the file `cache` if there is one."""
+    """Hashes that this process computed, and those of earlier ones in the file `cache` if there is one.
+
+    In all methods `what` is the option that named the file; errors begin with it.
+    """
 
     def __init__(self, cache: Path | None = None, progress: Progress = silent) -> None:
         self._cache, self._progress = cache, progress
-        self._known: dict[str, list[Any]] = _read(cache) if cache else {}
+        self._known: dict[str, list[Any]] = _read_cache(cache) if cache else {}
         self._is_changed = False
 
     def of(self, path: Path, what: str) -> str:
-        """Hex SHA-256 of a file. DataError, which names `what` it is, if it is missing or cannot be read."""
+        """Return the hex SHA-256 of a file. DataError if it is missing or cannot be read."""
         return self._of_all([path], what)[0]
 
     def of_files(self, paths: Iterable[Path], what: str) -> Contents:
-        """Name and hash of each file, in their order; folders do not matter."""
+        """Return name and hash of each file in the given order; the folders that they lie in do not matter."""
         paths = list(paths)
         return [[p.name, digest] for p, digest in zip(paths, self._of_all(paths, what), strict=True)]
 
     def of_source(self, text: str, what: str) -> Contents:
-        """What is behind `text:FILE` or `tokens:GLOB`; nothing behind any other source."""
+        """Return the files that `text:FILE` or `tokens:GLOB` names; an empty list for any other source."""
         kind, _, path = text.partition(":")
         if kind == "text":
             return self.of_files([Path(path)], what)
         return self.of_shards(path, what) if kind == "tokens" else []
 
     def of_shards(self, pattern: str, what: str) -> Contents:
-        """The token shards that a pattern matches."""
+        """Return the token shards that a pattern matches. DataError if there are none."""
         try:
             paths = match_shards(pattern)
         except DataError as error:
@@ -55,14 +57,14 @@ class FileHashes:
         return self.of_files(paths, what)
 
     def of_checkpoint(self, path: Path, what: str) -> Contents:
-        """A file, whatever its name, or the .safetensors and .json files of a folder."""
+        """Return suffix and hash of a file, or the .safetensors and .json files of a folder."""
         if not path.is_dir():
             return [[path.suffix, self.of(path, what)]]
         names = sorted(n for n in os.listdir(path) if n.endswith((".safetensors", ".json")))
         return self.of_files([path / name for name in names], what)
 
     def save(self) -> None:
-        """Write to the cache what is worth remembering."""
+        """Write the hashes of settled files to the cache."""
         if self._cache and self._is_changed:
             limit = (time.time() - SETTLED_SECONDS) * 1e9
             settled = {name: entry for name, entry in self._known.items() if entry[1] < limit}
@@ -71,22 +73,23 @@ class FileHashes:
 
     def _of_all(self, paths: list[Path], what: str) -> list[str]:
         now = [_stamp(path, what) for path in paths]
-        new = [(p, s) for p, s in zip(paths, now, strict=True) if self._known.get(_name(p), [])[:3] != s]
+        new = [(p, s) for p, s in zip(paths, now, strict=True) if self._known.get(os.path.abspath(p), [])[:3] != s]
         if new:
-            self._read_all(new, what)
-        return [str(self._known[_name(path)][3]) for path in paths]
+            self._hash_all(new, what)
+        return [str(self._known[os.path.abspath(path)][3]) for path in paths]
 
-    def _read_all(self, new: list[tuple[Path, list[int]]], what: str) -> None:
+    def _hash_all(self, new: list[tuple[Path, list[int]]], what: str) -> None:
         with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-            for done, (path, stamp, digest) in enumerate(pool.map(lambda one: (*one, _digest(one[0], what)), new), start=1):
-                self._known[_name(path)] = [*stamp, digest]
+            digests = pool.map(lambda entry: _digest(entry[0], what), new)
+            for done, ((path, stamp), digest) in enumerate(zip(new, digests, strict=True), start=1):
+                self._known[os.path.abspath(path)] = [*stamp, digest]
                 if len(new) > 1:
                     self._progress(f"hash {what}", done, len(new))
         self._is_changed = True
 
 
 def _stamp(path: Path, what: str) -> list[int]:
-    """Size, time of the last change in nanoseconds, and number of the file."""
+    """Return a file's size, the time of its last change in nanoseconds, and its inode."""
     try:
         stat = path.stat()
     except OSError as error:
@@ -98,18 +101,13 @@ def _stamp(path: Path, what: str) -> list[int]:
 
 def _digest(path: Path, what: str) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hash_file(path)[1]
     except OSError as error:
         raise DataError(f"{what}: cannot read {path}: {error.strerror}") from error
 
 
-def _name(path: Path) -> str:
-    return os.path.abspath(path)
-
-
-def _read(cache: Path) -> dict[str, list[Any]]:
-    """An unreadable cache only costs time."""
+def _read_cache(cache: Path) -> dict[str, list[Any]]:
+    """Return what the cache holds; an unreadable one only costs time."""
     try:
         known = json.loads(cache.read_bytes())
     except (OSError, ValueError):

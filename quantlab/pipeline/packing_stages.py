@@ -1,17 +1,7 @@
-"""What is calibrated, packed and scored against: the model that was trained, or a checkpoint that was there.
-
-The stage calibrate: statistics measured once for any number of budgets.
-
-The stage pack: the model and its statistics into one file within the budget.
-
-The stage evaluate: a fresh process scores the file that was written, against the float model.
-
-The stage report: the artifact for people, as text and as a page for a browser.
-
-From a pipeline's config to its stages, each with the key of everything that decides its result."""
+"""The stages calibrate, pack, evaluate and report, the model that they are about, and all stages of one pipeline together."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +9,20 @@ from rich.console import Console
 
 from quantlab.artifact.container import VERSION
 from quantlab.artifact.emit import emit_decoder
+from quantlab.artifact.reader import open_artifact
 from quantlab.budget import code_bytes
-from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import STATISTICS_VERSION, write_statistics
-from quantlab.child_process import run_quantlab
+from quantlab.child_process import run_child
 from quantlab.errors import ConfigError, QuantlabError
-from quantlab.evaluation.evaluation_record import read_evaluation, record_path
+from quantlab.evaluation.evaluation_record import EvaluationRecord, read_evaluation
 from quantlab.evaluation.windows import as_mode, stride_of
+from quantlab.fields import read_fields
 from quantlab.files import write_whole
 from quantlab.jobs.calibrate import measure_statistics
-from quantlab.jobs.compare import read_code_counts, read_facts
-from quantlab.jobs.pack import pack
-from quantlab.models.loading import Loaded, load_checkpoint, load_tokenizer
+from quantlab.jobs.compare import file_facts
+from quantlab.jobs.packer import pack_with
+from quantlab.methods.method import options_dict
+from quantlab.models.loading import LoadedModel, load, load_tokenizer
 from quantlab.pipeline.hashes import FileHashes
 from quantlab.pipeline.pipeline_config import (
     TRAINING_TOKENS,
@@ -40,7 +32,7 @@ from quantlab.pipeline.pipeline_config import (
     PipelineConfig,
     ReportOptions,
 )
-from quantlab.pipeline.stage import Done, Job, Stage
+from quantlab.pipeline.stage import Stage, StageJob, StageOutcome
 from quantlab.pipeline.training_stages import DataStage, TrainStage
 from quantlab.report.comparison import compare_entries
 from quantlab.report.entry import Entry
@@ -49,9 +41,18 @@ from quantlab.report.tables import render_report
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.training_loop import MODEL_NAME
 
+STATISTICS_NAME = "statistics.safetensors"
+ARTIFACT_NAME, REPORT_NAME, DECODER_NAME = "model.qlab", "model.report.json", "decoder.py"
+EVALUATION_NAME = "model.eval.json"
+TEXT_NAME, PAGE_NAME = "report.txt", "report.html"
+SEQ_LEN = 1024
+"""Tokens of context in the stage evaluate without training; the default of `quantlab eval`."""
+TEXT_WIDTH = 140
+"""Characters in a line of report.txt."""
+
 
 class Subject:
-    """The float model."""
+    """The float model that is calibrated, packed and scored against: the one that was trained, or a checkpoint."""
 
     def __init__(self, options: PackOptions, trained: TrainStage | None, hashes: FileHashes) -> None:
         self.trained = trained
@@ -68,26 +69,23 @@ class Subject:
             self.inputs["model"] = [hashes.of(Path(file), "pack.model"), factory]
 
     def checkpoint(self, root: Path) -> Path:
-        """Its file or folder."""
+        """Return the model's file or folder."""
         return self.trained.stage.folder(root) / MODEL_NAME if self.trained else self._checkpoint
 
     def tokenizer(self, root: Path) -> Path | None:
-        """Its tokenizer's file, if there is one."""
+        """Return the tokenizer's file; None if there is none."""
         if self.trained:
             return self.trained.data.tokenizer(root)
         return Path(self._tokenizer) if self._tokenizer else None
 
-    def load(self, root: Path) -> tuple[Loaded, Tokenizer | None]:
-        """The model and its tokenizer."""
-        loaded, path = load_checkpoint(self.checkpoint(root), self.spec), self.tokenizer(root)
+    def load(self, root: Path) -> tuple[LoadedModel, Tokenizer | None]:
+        """Return the model and its tokenizer."""
+        loaded, path = load(self.checkpoint(root), model=self.spec), self.tokenizer(root)
         return loaded, load_tokenizer(path, loaded) if path else None
 
 
-STATISTICS_NAME = "statistics.safetensors"
-
-
 class CalibrateStage:
-    """Measures as `quantlab calibrate` does, for every method of packing."""
+    """Measures statistics once for any budget and method, as `quantlab calibrate` does."""
 
     def __init__(self, options: CalibrateOptions, subject: Subject, hashes: FileHashes) -> None:
         self.options, self.subject = options, subject
@@ -109,39 +107,38 @@ class CalibrateStage:
         self.stage = Stage(name="calibrate", inputs=inputs, after=after, work=self._work)
 
     def statistics(self, root: Path) -> Path:
-        """The file."""
+        """Return the file of the statistics."""
         return self.stage.folder(root) / STATISTICS_NAME
 
-    def _work(self, job: Job) -> Done:
+    def _work(self, job: StageJob) -> StageOutcome:
         source = self.options.source
         if source == TRAINING_TOKENS and self.subject.trained:
             source = self.subject.trained.data.training(job.root)
         loaded, tokenizer = self.subject.load(job.root)
         stats = measure_statistics(loaded, self.options.config(source), tokenizer, job.progress)
         write_statistics(job.folder / STATISTICS_NAME, stats)
-        return Done(outputs=[STATISTICS_NAME])
-
-
-ARTIFACT_NAME, REPORT_NAME, DECODER_NAME = "model.qlab", "model.report.json", "decoder.py"
+        return StageOutcome(outputs=[STATISTICS_NAME])
 
 
 class PackStage:
-    """A killed attempt goes on from its finished tensors."""
+    """Packs the model into the budget; after a kill packing goes on from its finished tensors."""
 
     def __init__(
         self, options: PackOptions, subject: Subject, calibrated: CalibrateStage | None, seed: int, hashes: FileHashes
     ) -> None:
-        """`calibrated`: None where options.stats is given; `seed`: of the calibration."""
+        """Name everything that decides the artifact.
+
+        Args:
+            calibrated: None where options.stats is given.
+            seed: seed of the calibration.
+        """
         self.options, self.subject, self.calibrated, self.seed = options, subject, calibrated, seed
-        config = options.config({}, CalibrationConfig())
+        config = options.config({}, seed=seed)
         inputs: dict[str, Any] = {
             **subject.inputs,
             "budget_bytes": config.budget_bytes,
             "method": config.method,
-            "states": config.rounding.states,
-            "tune_steps": config.tune_steps,
-            "time_limit_s": config.time_limit_s,
-            "widths": config.allowed_widths,
+            "options": options_dict(config.options),
             "code": hashes.of_files(map(Path, options.code), "pack.code"),
             "emit_decoder": options.emit_decoder,
             "format": VERSION,
@@ -152,41 +149,35 @@ class PackStage:
         self.stage = Stage(name="pack", inputs=inputs, after=after, work=self._work)
 
     def artifact(self, root: Path) -> Path:
-        """The file."""
+        """Return the artifact's file."""
         return self.stage.folder(root) / ARTIFACT_NAME
 
     def report(self, root: Path) -> Path:
-        """The report beside it."""
+        """Return the file of the report of packing."""
         return self.stage.folder(root) / REPORT_NAME
 
-    def _work(self, job: Job) -> Done:
+    def _work(self, job: StageJob) -> StageOutcome:
         counted, outputs = [Path(path) for path in self.options.code], [ARTIFACT_NAME]
         if self.options.emit_decoder:
             write_whole(job.folder / DECODER_NAME, emit_decoder())
             counted.append(job.folder / DECODER_NAME)
             outputs.append(DECODER_NAME)
         loaded, tokenizer = self.subject.load(job.root)
-        pack(
+        pack_with(
+            self.options.config(code_bytes(counted), seed=self.seed),
             loaded,
-            self.options.config(code_bytes(counted), CalibrationConfig(seed=self.seed)),
             job.folder / ARTIFACT_NAME,
-            checkpoint=self.subject.checkpoint(job.root),
             report=job.folder / REPORT_NAME,
             tokenizer=tokenizer,
             statistics=self.calibrated.statistics(job.root) if self.calibrated else Path(self.options.stats),
             resume=True,
             progress=job.progress,
         )
-        return Done(outputs=outputs, logs=[REPORT_NAME])
-
-
-EVALUATION_NAME = "model.eval.json"
-SEQ_LEN = 1024
-"""Where nothing says otherwise, as `quantlab eval` has it."""
+        return StageOutcome(outputs=outputs, logs=[REPORT_NAME])
 
 
 class EvaluateStage:
-    """Runs what a user would type: quantlab eval model.qlab --against checkpoint --save."""
+    """Scores the artifact's file in a process of its own, and compares it with the float model."""
 
     def __init__(self, options: EvaluateOptions, packed: PackStage, hashes: FileHashes) -> None:
         self.options, self.packed = options, packed
@@ -214,40 +205,39 @@ class EvaluateStage:
         self.stage = Stage(name="evaluate", inputs=inputs, after=after, work=self._work)
 
     def evaluation(self, root: Path) -> Path:
-        """The record of the evaluation."""
+        """Return the file of the evaluation's record."""
         return self.stage.folder(root) / EVALUATION_NAME
 
-    def _work(self, job: Job) -> Done:
-        artifact = self.packed.artifact(job.root)
-        target = job.folder / artifact.name  # its record lies beside it
-        write_whole(target, artifact.read_bytes())
-        run_quantlab(self._arguments(target, job.root), processes=self.options.processes, progress=job.progress, lock=job.lock)
-        record_path(target).replace(job.folder / EVALUATION_NAME)
-        target.unlink()
-        return Done(outputs=[EVALUATION_NAME])
+    def _work(self, job: StageJob) -> StageOutcome:
+        module, processes = "quantlab.jobs.evaluate", self.options.processes
+        answer = run_child(module, self._request(job.root), processes=processes, progress=job.progress, lock=job.lock)
+        record = read_fields(EvaluationRecord, answer, module)
+        # the peak of memory is another one in every process, and the same work shall give the same file
+        write_whole(job.folder / EVALUATION_NAME, replace(record, memory=None).to_json())
+        return StageOutcome(outputs=[EVALUATION_NAME])
 
-    def _arguments(self, target: Path, root: Path) -> list[str]:
-        options, subject = self.options, self.subject
-        tokenizer = options.tokenizer or subject.tokenizer(root)
-        arguments = ["eval", str(target), "--against", str(subject.checkpoint(root)), "--tokenizer", str(tokenizer)]
-        if options.text:
-            arguments += ["--text", options.text]
-        elif options.tokens or subject.trained:
-            validation = "" if subject.trained is None else subject.trained.data.validation(root)
-            arguments += ["--tokens", options.tokens or validation.removeprefix("tokens:")]
-        arguments += ["--seq-len", str(self.seq_len), "--mode", options.mode]
-        arguments += ["--stride", str(options.stride)] if options.stride is not None else []
-        arguments += ["--packed" if options.packed else "--decoded"] if options.packed is not None else []
-        arguments += ["--model", subject.spec] if subject.spec else []
-        return [*arguments, "--save", "--force", "--no-run"]
-
-
-TEXT_NAME, PAGE_NAME = "report.txt", "report.html"
-WIDTH = 140
+    def _request(self, root: Path) -> dict[str, Any]:
+        """Return the keyword arguments of `jobs.evaluate.evaluate`."""
+        options, trained = self.options, self.subject.trained
+        tokens = options.tokens
+        if trained and not (options.text or tokens):
+            tokens = trained.data.validation(root).removeprefix("tokens:")
+        return {
+            "target": str(self.packed.artifact(root)),
+            "text": options.text or None,
+            "tokens": tokens or None,
+            "tokenizer": options.tokenizer or str(self.subject.tokenizer(root)),
+            "against": str(self.subject.checkpoint(root)),
+            "seq_len": self.seq_len,
+            "mode": options.mode,
+            "stride": options.stride,
+            "packed": options.packed,
+            "model": self.subject.spec,
+        }
 
 
 class ReportStage:
-    """Every tensor and byte of the artifact, and what it scored."""
+    """Writes every tensor, every byte and the scores of the artifact for people, as text and as a page for a browser."""
 
     def __init__(self, options: ReportOptions, packed: PackStage, evaluated: EvaluateStage | None) -> None:
         self.options, self.packed, self.evaluated = options, packed, evaluated
@@ -255,7 +245,7 @@ class ReportStage:
         self.stage = Stage(name="report", inputs={"html": options.html}, after=after, work=self._work)
 
     def check(self) -> None:
-        """Raise ConfigError if the page needs packages that are not installed: before hours are spent."""
+        """Raise ConfigError if the page needs a package that is not installed: before hours are spent."""
         if not self.options.html:
             return
         from quantlab.report.page import check_packages
@@ -265,35 +255,35 @@ class ReportStage:
         except QuantlabError as error:
             raise ConfigError(f"report.html: {error}", hint=f"{error.hint}, or set report.html = false") from error
 
-    def _work(self, job: Job) -> Done:
+    def _work(self, job: StageJob) -> StageOutcome:
         packing = read_report(self.packed.report(job.root))
         write_whole(job.folder / TEXT_NAME, report_text(packing).encode())
         if not self.options.html:
-            return Done(outputs=[TEXT_NAME])
+            return StageOutcome(outputs=[TEXT_NAME])
         write_whole(job.folder / PAGE_NAME, self._page(job.root, packing).encode())
-        return Done(outputs=[TEXT_NAME, PAGE_NAME])
+        return StageOutcome(outputs=[TEXT_NAME, PAGE_NAME])
 
     def _page(self, root: Path, packing: PackReport) -> str:
         from quantlab.report.page import render_page  # plotly takes a second to load
 
-        artifact = self.packed.artifact(root)
+        artifact = open_artifact(self.packed.artifact(root))
         evaluation = read_evaluation(self.evaluated.evaluation(root)) if self.evaluated else None
-        entry = Entry(path=ARTIFACT_NAME, file=read_facts(artifact), report=packing, evaluation=evaluation)
-        return render_page(compare_entries([entry]), [entry], [read_code_counts(artifact)])
+        # the page shows the path, and the same work in another folder shall give the same page
+        entry = Entry(path=ARTIFACT_NAME, file=file_facts(artifact), report=packing, evaluation=evaluation)
+        return render_page(compare_entries([entry]), [entry], [artifact.code_counts()])
 
 
 def report_text(packing: PackReport) -> str:
-    """The report as `quantlab pack` prints it; in a notebook too, where rich would show it instead of writing it."""
+    """Return the report as `quantlab pack` prints it; in a notebook too, where rich would show it in place of writing it."""
     text = io.StringIO()
-    Console(file=text, width=WIDTH, highlight=False, markup=False, emoji=False, force_jupyter=False).print(
-        render_report(packing)
-    )
+    console = Console(file=text, width=TEXT_WIDTH, highlight=False, markup=False, emoji=False, force_jupyter=False)
+    console.print(render_report(packing))
     return text.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """The stages of one cell, by what they do; None where there is none."""
+    """The stages of one cell; None where there is none of that kind."""
 
     train: TrainStage | None
     calibrate: CalibrateStage | None
@@ -303,18 +293,18 @@ class Pipeline:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """In the order in which they run."""
+        """All stages in the order in which they run."""
         data = self.train.data if self.train else None
         parts = (data, self.train, self.calibrate, self.pack, self.evaluate, self.report)
         return tuple(part.stage for part in parts if part is not None)
 
 
 def build(config: PipelineConfig, hashes: FileHashes) -> Pipeline:
-    """The stages of `config`; files outside of the run folder are read for their hashes.
+    """Return the stages of `config`, with the keys of everything that decides their results; input files are hashed.
 
     Raises:
-        DataError: such a file is missing.
-        ConfigError: options of two stages do not go together.
+        DataError: an input file is missing.
+        ConfigError: options of two stages contradict each other.
     """
     trained = None
     if config.train is not None and config.data is not None:

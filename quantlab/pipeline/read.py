@@ -1,6 +1,7 @@
-"""A grid of pipelines: lists of values for dotted keys, and every combination of them.
+"""Read a pipeline file: its tables become one config, or one for each cell of its matrix.
 
-A pipeline file as configs: one, or one for each cell of its matrix."""
+A matrix has a list of values for each of some dotted keys; its cells are all combinations of them.
+"""
 
 import glob
 import hashlib
@@ -8,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 from quantlab.errors import ConfigError
 from quantlab.fields import check_keys, dataclass_from_dict
 from quantlab.jobs.train_file import read_train_file
+from quantlab.methods.method import method_options, methods
 from quantlab.pipeline.pipeline_config import (
     STAGES,
     CalibrateOptions,
@@ -30,14 +32,58 @@ from quantlab.pipeline.pipeline_config import (
 from quantlab.toml_file import apply_changes_, read_toml, set_key_
 from quantlab.trainer.train_config import TrainConfig
 
+TABLES = (*STAGES, "clock", "matrix")
+PATHS = {
+    "data": ("train", "val", "tokenizer", "sources"),
+    "train": ("config",),
+    "calibrate": ("source",),
+    "pack": ("checkpoint", "model", "tokenizer", "stats", "code"),
+    "evaluate": ("text", "tokens", "tokenizer"),
+}
+"""Keys that hold a path, a glob pattern, or `text:FILE` and `tokens:GLOB`."""
+PACK_KEYS = tuple(f.name for f in fields(PackOptions) if f.name != "options")
+"""Keys of [pack] that are not options of the method."""
 MOST_CELLS = 1000
 LONGEST_NAME = 150
+"""Characters in the name of a cell, which is also the name of a folder."""
+
+C = TypeVar("C")
 Values = dict[str, Any]
-"""What one cell has under each dotted key of the matrix."""
+"""Value of one cell under each dotted key of the matrix."""
 
 
-def axes_of(table: Any) -> dict[str, list[Any]]:
-    """Values of each dotted key: `"pack.budget" = [...]`, or tables as TOML makes them of pack.budget without quotes."""
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One pipeline to run."""
+
+    name: str
+    """Its keys and values as text; empty where there is no matrix."""
+    values: Values
+    config: PipelineConfig
+
+
+def read_pipeline(path: Path, changes: Sequence[str] = ()) -> list[Cell]:
+    """Return the cells of a pipeline file; without a matrix there is one.
+
+    Args:
+        changes: "key=value" after the file, as in `read_train_config`. A key of the matrix loses its list of values.
+    Raises:
+        ConfigError: the file cannot be read or is not TOML, or a key is unknown (the hint has the nearest one), of another type
+            or out of range.
+    """
+    raw = read_toml(path, "pipeline")
+    axes = _axes(raw.pop("matrix", {}))
+    apply_changes_(raw, changes)
+    axes |= _axes(raw.pop("matrix", {}))
+    for change in changes:
+        axes.pop(change.partition("=")[0].strip(), None)
+    if not axes:
+        return [Cell("", {}, _config(raw, path.parent))]
+    return [Cell(name, values, _cell_config(raw, values, path.parent)) for name, values in _cells(axes).items()]
+
+
+def _axes(table: Any) -> dict[str, list[Any]]:
+    """Return the values of each dotted key of [matrix]: pack.budget = [...], with quotes around the key or without."""
     if not isinstance(table, Mapping):
         raise ConfigError(f"matrix must be a table, got {table!r}")
     axes = dict(_flat(table, ""))
@@ -51,25 +97,8 @@ def axes_of(table: Any) -> dict[str, list[Any]]:
     return axes
 
 
-def cells_of(axes: Mapping[str, list[Any]]) -> dict[str, Values]:
-    """Every combination by its name, the last key's values following each other fastest.
-
-    Raises:
-        ConfigError: more than 1,000, or two of one name.
-    """
-    cells: dict[str, Values] = {}
-    for count, combination in enumerate(product(*axes.values())):
-        if count == MOST_CELLS:
-            raise ConfigError(f"matrix has more than {MOST_CELLS:,} cells")
-        values = dict(zip(axes, combination, strict=True))
-        name = _name(values)
-        if name in cells:
-            raise ConfigError(f"matrix: two cells would be named {name}")
-        cells[name] = values
-    return cells
-
-
 def _flat(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys with their values; TOML reads a dotted key without quotes as tables."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
@@ -77,61 +106,32 @@ def _flat(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
-def _name(values: Values) -> str:
-    """Fit for a folder: `pack.budget=60kB,train.seed=1`."""
+def _cells(axes: Mapping[str, list[Any]]) -> dict[str, Values]:
+    """Return every combination of values by its name; the values of the last key change fastest."""
+    cells: dict[str, Values] = {}
+    for count, combination in enumerate(product(*axes.values())):
+        if count == MOST_CELLS:
+            raise ConfigError(f"matrix has more than {MOST_CELLS:,} cells")
+        values = dict(zip(axes, combination, strict=True))
+        name = _cell_name(values)
+        if name in cells:
+            raise ConfigError(f"matrix: two cells would be named {name}")
+        cells[name] = values
+    return cells
+
+
+def _cell_name(values: Values) -> str:
+    """Return a name that can be a folder's: `pack.budget=60kB,train.seed=1`; a hash stands for the end of a long one."""
     name = ",".join(f"{key}={re.sub(r'[^A-Za-z0-9_.+-]+', '_', _text(value))}" for key, value in values.items())
-    return (
-        name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    )
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "-".join(map(_text, value)) if isinstance(value, list) else str(value)
-
-
-TABLES = (*STAGES, "clock", "matrix")
-PATHS = {
-    "data": ("train", "val", "tokenizer", "sources"),
-    "train": ("config",),
-    "calibrate": ("source",),
-    "pack": ("checkpoint", "model", "tokenizer", "stats", "code"),
-    "evaluate": ("text", "tokens", "tokenizer"),
-}
-"""Keys that hold paths, patterns or `text:` and `tokens:` with one."""
-
-C = TypeVar("C")
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One pipeline to run."""
-
-    name: str
-    """Of its values; empty where there is no matrix."""
-    values: Values
-    config: PipelineConfig
-
-
-def read_pipeline(path: Path, changes: Sequence[str] = ()) -> list[Cell]:
-    """The cells of a pipeline file; without a matrix there is one.
-
-    Args:
-        changes: "key=value" after the file, as in `read_train_config`. A key of the matrix loses its axis.
-    Raises:
-        ConfigError: the file cannot be read or is not TOML, or a key is unknown (the hint has the nearest one), of another type
-            or out of range.
-    """
-    raw = read_toml(path, "pipeline")
-    axes = axes_of(raw.pop("matrix", {}))
-    apply_changes_(raw, changes)
-    axes |= axes_of(raw.pop("matrix", {}))
-    for change in changes:
-        axes.pop(change.partition("=")[0].strip(), None)
-    if not axes:
-        return [Cell("", {}, _config(raw, path.parent))]
-    return [Cell(name, values, _cell_config(raw, values, path.parent)) for name, values in cells_of(axes).items()]
 
 
 def _cell_config(raw: Mapping[str, Any], values: Values, base: Path) -> PipelineConfig:
@@ -142,6 +142,7 @@ def _cell_config(raw: Mapping[str, Any], values: Values, base: Path) -> Pipeline
 
 
 def _config(raw: Mapping[str, Any], base: Path) -> PipelineConfig:
+    """Return the config of one pipeline; `base` is the folder that its paths are relative to."""
     check_keys(raw, TABLES)
     for name, table in raw.items():
         if not isinstance(table, Mapping):
@@ -171,16 +172,32 @@ def _table(cls: type[C], tables: Mapping[str, Any], name: str) -> C:
 
 
 def _pack(table: dict[str, Any]) -> PackOptions:
-    if "budget" not in table:
-        check_keys(table, [f.name for f in fields(PackOptions)], "pack.")  # more likely misspelled than forgotten
+    """Return [pack]: its own keys, and the options of its method, which are the other keys."""
+    own = {key: value for key, value in table.items() if key in PACK_KEYS}
+    rest = {key: value for key, value in table.items() if key not in PACK_KEYS}
+    if "budget" not in own:
+        _check_method_keys(rest, *methods())  # more likely misspelled than forgotten
         raise ConfigError("pack.budget is missing: 16000000, 16MB (10^6) or 16MiB (2^20)")
-    if type(table["budget"]) is int:
-        table["budget"] = str(table["budget"])
-    return dataclass_from_dict(PackOptions, table, where="pack.")
+    if type(own["budget"]) is int:
+        own["budget"] = str(own["budget"])
+    options = dataclass_from_dict(PackOptions, own, where="pack.")
+    _check_method_keys(rest, options.method)
+    return replace(options, options=method_options(options.method, rest, where="pack."))
+
+
+def _check_method_keys(keys: Mapping[str, Any], *names: str) -> None:
+    """Raise ConfigError unless each key is an option of one of the methods; the hint has the nearest of all keys of [pack]."""
+    options = {name: [f.name for f in fields(method.options)] for name, method in methods().items()}
+    for key in keys:
+        owners = [name for name, known in options.items() if key in known]
+        if owners and not set(owners) & set(names):
+            hint = f"leave it out, or choose method {' or '.join(owners)}"
+            raise ConfigError(f"pack.{key} is not an option of method {names[0]}", hint=hint)
+    check_keys(keys, dict.fromkeys([*PACK_KEYS, *(key for name in names for key in options[name])]), "pack.")
 
 
 def _train_and_data(tables: Mapping[str, Any], base: Path) -> tuple[TrainOptions | None, DataOptions | None]:
-    """Both, since a preset or training file has a table [data] of its own."""
+    """Return [train] and [data] together, since a preset or training file has a table [data] of its own."""
     if "train" not in tables:
         if "data" in tables:
             raise ConfigError("[data] is what [train] reads: without it give evaluate.text and calibrate.source")
@@ -197,7 +214,7 @@ def _train_and_data(tables: Mapping[str, Any], base: Path) -> tuple[TrainOptions
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Start:
-    """The keys of [train] that are not a training file's."""
+    """The keys of [train] that a training file does not have."""
 
     preset: str = ""
     config: str = ""
@@ -210,7 +227,7 @@ class _Start:
             raise ConfigError(f"train.preset must be a preset's name, got {self.preset!r}", hint="a file is train.config")
 
     def file(self) -> dict[str, Any]:
-        """What the preset or file says; nothing without one."""
+        """Return the keys of the preset or file; an empty dict without one."""
         source = self.preset or self.config
         return deepcopy(read_train_file(source)) if source else {}
 
@@ -219,12 +236,12 @@ START_KEYS = tuple(f.name for f in fields(_Start))
 
 
 def _data(inherited: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """[data] stands alone when it says where training text is; else it changes what the preset or file has."""
+    """Return [data] alone where it says what to train on; otherwise its keys over those of the preset or file."""
     return given if "train" in given or "sources" in given else inherited | given
 
 
 def _merged(file: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's keys with those of the table over them; [model] key by key."""
+    """Return the file's keys with those of the table over them; [model] is merged key by key."""
     merged = {**file, **table}
     both = file.get("model"), table.get("model")
     if all(isinstance(part, Mapping) for part in both):
@@ -233,7 +250,7 @@ def _merged(file: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _resolved(name: str, table: dict[str, Any], base: Path) -> dict[str, Any]:
-    """The table with its paths made relative to where we are; `base` is the pipeline file's folder."""
+    """Return the table `name` with its paths relative to the working directory; `base` is the pipeline file's folder."""
     for key in PATHS.get(name, ()):
         value = table.get(key)
         if isinstance(value, str):
@@ -247,7 +264,7 @@ def _path(table: str, key: str, text: str, base: Path) -> str:
     if not text:
         return text
     kind, colon, path = text.partition(":")
-    if key in ("source",) or (table == "data" and key in ("train", "val")):
+    if key == "source" or (table == "data" and key in ("train", "val")):
         if kind not in ("text", "tokens") or not path:
             return text  # stdlib, self, random, train, or a mistake that is named later
         return f"{kind}:{_pattern(path, base) if kind == 'tokens' else base / path}"
@@ -260,5 +277,5 @@ def _path(table: str, key: str, text: str, base: Path) -> str:
 
 
 def _pattern(pattern: str, base: Path) -> str:
-    """A glob whose folder is taken as it is written."""
+    """Return a glob pattern below the folder `base`, in whose name special characters stand for themselves."""
     return os.path.join(glob.escape(str(base)), pattern)

@@ -1,4 +1,4 @@
-"""One stage of a pipeline: what decides its result, what it is called, how it is done."""
+"""One stage of a pipeline: its name, everything that decides its result, and the function that does its work."""
 
 import hashlib
 import json
@@ -11,35 +11,35 @@ from quantlab import __version__
 from quantlab.progress import Progress
 
 KEY_DIGITS = 12
-"""Of the key in a folder's name."""
+"""Hex digits of the key in the name of a stage's folder."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What a stage at work knows of its place."""
+class StageJob:
+    """What the work of a stage is given."""
 
     root: Path
-    """The run folder."""
+    """The pipeline's output directory."""
     folder: Path
-    """The stage's own, with what a killed attempt at the very same work left."""
+    """The stage's own folder; it holds what a killed attempt at the very same work left."""
     progress: Progress
     lock: int
-    """File descriptor of the run folder's lock: child processes that write hold on to it."""
+    """File descriptor of the output directory's lock; child processes that write hold it too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Done:
-    """What a stage has made."""
+class StageOutcome:
+    """What the work of a stage has made."""
 
     outputs: Sequence[str]
-    """Files in its folder that later stages read: their bits name the result."""
+    """Names of the files in the stage's folder that later stages read; their hashes name the result."""
     logs: Sequence[str] = ()
-    """Files for people, with times in them: kept, of no effect on later stages."""
+    """Names of files for people, which hold times: they are kept, and have no effect on later stages."""
     inside_seconds: float | None = None
-    """Of its time, what the clock may count; None: all."""
+    """The seconds that the clock may count; None if it may count all of them."""
 
 
-Work = Callable[[Job], Done]
+Work = Callable[[StageJob], StageOutcome]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,14 +51,14 @@ class Stage:
     inputs: Mapping[str, Any]
     """Options and content hashes, as JSON values."""
     after: tuple["Stage", ...]
-    """The stages that it reads."""
+    """The stages whose results it reads."""
     work: Work
-    """Does it."""
+    """Makes the result."""
     key: str = field(init=False)
-    """64 hex digits that name all of the above."""
+    """64 hex digits: SHA-256 of the name, the inputs, the keys of the stages before it, and quantlab's version."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", json.loads(json.dumps(self.inputs)))  # tuples become what a record gives back
+        object.__setattr__(self, "inputs", json.loads(json.dumps(self.inputs)))  # as a record will give them back
         about = {
             "stage": self.name,
             "inputs": self.inputs,
@@ -70,9 +70,9 @@ class Stage:
 
     @property
     def short_key(self) -> str:
-        """The digits that people see."""
+        """The first digits of the key, which people see."""
         return self.key[:KEY_DIGITS]
 
     def folder(self, root: Path) -> Path:
-        """Its own in the run folder."""
+        """Return the stage's folder in the output directory `root`."""
         return root / f"{self.name}-{self.short_key}"

@@ -1,10 +1,9 @@
-"""stage.json: what a finished stage was made from and what it made. Written last, so a folder without it is unfinished.
+"""The folder of one stage: its record when the stage is finished, its attempt as long as it is not.
 
-A stage at work in its folder: what it was begun from, and how long it has been at it, over every kill.
+stage.json is written last, so a folder without it is unfinished work. attempt.json says what the work began from, and how long
+it has taken over every kill. A lock on the output directory lets one process at a time work there.
+"""
 
-One process at a time in a run folder. The lock ends with its process, however that ends."""
-
-import fcntl
 import hashlib
 import json
 import os
@@ -22,18 +21,24 @@ import torch
 
 from quantlab import __version__
 from quantlab.errors import ConfigError, QuantlabError, ReportError, StageError
-from quantlab.fields import read_fields, read_json
-from quantlab.files import write_whole
+from quantlab.fields import json_file, read_fields, read_json
+from quantlab.files import hold_lock, write_whole
 from quantlab.pipeline.hashes import FileHashes
-from quantlab.pipeline.stage import Done, Stage
+from quantlab.pipeline.stage import KEY_DIGITS, Stage, StageOutcome
 from quantlab.progress import Progress
 
-RECORD_NAME = "stage.json"
+RECORD_NAME, ATTEMPT_NAME = "stage.json", "attempt.json"
+LOCK_NAME = "pipeline.lock"
+"""Holds the id of the process that works in an output directory, and tells that a folder is one."""
 PRODUCER = f"quantlab {__version__}"
+NOTE_SECONDS = 1.0
+"""Seconds between two writes of attempt.json; a kill loses as much of the time that is counted."""
+PATIENCE_SECONDS = 30.0
+"""Seconds to wait for the child processes of a dead process, which hold its lock until they have ended."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Output:
+class StageFile:
     """One file that a stage made."""
 
     bytes: int
@@ -42,79 +47,70 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageRecord:
-    """A finished stage."""
+    """A finished stage, as stage.json has it."""
 
     stage: str
     key: str
     inputs: dict[str, Any]
-    """Options and content hashes that, with the stages before it, make the key."""
+    """Options and content hashes that make the key, together with the stages before it."""
     made_from: dict[str, str]
-    """By stage before it: digest of what that had made then."""
-    outputs: dict[str, Output]
-    """By file name: what later stages read."""
-    logs: dict[str, Output]
-    """By file name: what people read."""
+    """For each stage before it, the digest of the result that was read."""
+    outputs: dict[str, StageFile]
+    """Files that later stages read, by name."""
+    logs: dict[str, StageFile]
+    """Files that people read, by name."""
     seconds: float
-    """Wall-clock time, killed attempts included as far as they noted it."""
+    """Wall-clock time, with that of killed attempts as far as they noted it."""
     inside_seconds: float
-    """Of these, what the clock counts."""
+    """The part of it that the clock may count."""
     attempts: int
-    """1 unless it was killed or failed before."""
+    """Number of attempts; above 1 if the stage was killed or failed before."""
     finished: str
-    """When, ISO 8601 in UTC."""
+    """Time of the end, ISO 8601 in UTC."""
     producer: str
     python: str
     torch: str
 
     @property
     def digest(self) -> str:
-        """Names the outputs, bit for bit."""
+        """Hash of the outputs: results with the same digest are the same bit for bit."""
         text = json.dumps({name: asdict(output) for name, output in self.outputs.items()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def write(self, folder: Path) -> None:
-        """Finish the stage in `folder`."""
-        write_whole(folder / RECORD_NAME, (json.dumps(asdict(self), indent=2) + "\n").encode())
-
 
 def read_record(folder: Path) -> StageRecord | None:
-    """The record in a stage's folder; None if there is none. StageError if it is damaged."""
+    """Return the record in a stage's folder; None if there is none. StageError if it is damaged."""
     path = folder / RECORD_NAME
     if not path.exists():
         return None
     try:
         return read_fields(StageRecord, read_json(path), str(path))
     except ReportError as error:
-        raise damaged(folder, str(error)) from error
+        raise _damaged(folder, str(error)) from error
 
 
-def check_outputs(record: StageRecord, stage: Stage, folder: Path, hashes: FileHashes) -> None:
+def check_files(record: StageRecord, stage: Stage, folder: Path, hashes: FileHashes) -> None:
     """Raise StageError unless the record is this stage's and every file is there as it was made."""
     if (record.stage, record.key) != (stage.name, stage.key):
-        raise damaged(folder, f"{folder / RECORD_NAME} is of stage {record.stage} with key {record.key[:12]}")
-    for name, output in {**record.outputs, **record.logs}.items():
+        found = f"stage {record.stage} with key {record.key[:KEY_DIGITS]}"
+        raise _damaged(folder, f"{folder / RECORD_NAME} is of {found}")
+    for name, file in {**record.outputs, **record.logs}.items():
         path = folder / name
         try:
-            is_same = path.stat().st_size == output.bytes and hashes.of(path, "stage") == output.sha256
+            is_same = path.stat().st_size == file.bytes and hashes.of(path, "stage") == file.sha256
         except (OSError, QuantlabError) as error:
-            raise damaged(folder, f"{path} is missing") from error
+            raise _damaged(folder, f"{path} is missing") from error
         if not is_same:
-            raise damaged(folder, f"{path} is not what the stage {stage.name} wrote")
+            raise _damaged(folder, f"{path} is not what the stage {stage.name} wrote")
 
 
-def damaged(folder: Path, message: str) -> StageError:
-    """The error for a folder that cannot be trusted."""
+def _damaged(folder: Path, message: str) -> StageError:
     return StageError(message, hint=f"remove the folder {folder}, or make it anew with --from {folder.name.partition('-')[0]}")
 
 
-ATTEMPT_NAME = "attempt.json"
-NOTE_SECONDS = 1.0
-"""Between two notes of the time: a kill loses as much of the count."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Note:
-    """attempt.json."""
+class _AttemptNote:
+    """What attempt.json holds."""
 
     key: str
     made_from: dict[str, str]
@@ -123,50 +119,52 @@ class _Note:
 
 
 class Attempt:
-    """One go at a stage. `fresh` begins with an empty folder, as does work left by a stage that began from something else."""
+    """One attempt at a stage, which goes on in what an earlier one left if that began from the same things.
+
+    Otherwise, and if it is `fresh`, it begins with an empty folder.
+    """
 
     def __init__(self, stage: Stage, folder: Path, made_from: dict[str, str], *, fresh: bool) -> None:
         self.stage, self.folder, self.made_from = stage, folder, made_from
-        before = None if fresh else self._left()
-        (folder / RECORD_NAME).unlink(missing_ok=True)  # first: what is removed below is no result any more
+        before = None if fresh else self._earlier_note()
+        (folder / RECORD_NAME).unlink(missing_ok=True)  # first: the files below are no result any more
         if before is None:
             (folder / ATTEMPT_NAME).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(exist_ok=True)
         remove_temporaries(folder)
         self._attempts = 1 + (before.attempts if before else 0)
-        self._earlier = before.seconds if before else 0.0
+        self._earlier_seconds = before.seconds if before else 0.0
         self._started = self._noted = time.monotonic()
-        self._write()
+        self._write_note()
 
     @property
     def seconds(self) -> float:
-        """Of this attempt and, as far as they were noted, of those before."""
-        return self._earlier + time.monotonic() - self._started
+        """Seconds of this attempt and, as far as they were noted, of those before."""
+        return self._earlier_seconds + time.monotonic() - self._started
 
     def timed(self, progress: Progress) -> Progress:
-        """`progress`, with the time noted as it goes."""
+        """Return `progress`, which from now on also notes the time."""
 
         def show(stage: str, done: int, total: int, note: str = "") -> None:
             if time.monotonic() - self._noted >= NOTE_SECONDS:
                 self._noted = time.monotonic()
-                self._write()
+                self._write_note()
             progress(stage, done, total, note)
 
         return show
 
-    def finish(self, done: Done, hashes: FileHashes) -> StageRecord:
-        """Write the record that ends the stage."""
-        outputs, logs = ({name: self._output(name, hashes) for name in names} for names in (done.outputs, done.logs))
+    def finish(self, outcome: StageOutcome, hashes: FileHashes) -> StageRecord:
+        """Write the record that ends the stage, and return it."""
         seconds = self.seconds
-        inside = seconds if done.inside_seconds is None else min(done.inside_seconds, seconds)
+        inside = seconds if outcome.inside_seconds is None else min(outcome.inside_seconds, seconds)
         record = StageRecord(
             stage=self.stage.name,
             key=self.stage.key,
             inputs=dict(self.stage.inputs),
             made_from=self.made_from,
-            outputs=outputs,
-            logs=logs,
+            outputs={name: self._file(name, hashes) for name in outcome.outputs},
+            logs={name: self._file(name, hashes) for name in outcome.logs},
             seconds=round(seconds, 3),
             inside_seconds=round(inside, 3),
             attempts=self._attempts,
@@ -175,75 +173,75 @@ class Attempt:
             python=platform.python_version(),
             torch=torch.__version__,
         )
-        record.write(self.folder)
+        write_whole(self.folder / RECORD_NAME, json_file(record))
         (self.folder / ATTEMPT_NAME).unlink()
         return record
 
-    def _output(self, name: str, hashes: FileHashes) -> Output:
+    def _file(self, name: str, hashes: FileHashes) -> StageFile:
         path = self.folder / name
-        return Output(bytes=path.stat().st_size, sha256=hashes.of(path, "stage"))
+        return StageFile(bytes=path.stat().st_size, sha256=hashes.of(path, "stage"))
 
-    def _left(self) -> _Note | None:
-        """What an earlier attempt noted, if it was at the same work."""
+    def _earlier_note(self) -> _AttemptNote | None:
+        """Return what an earlier attempt noted; None if there is none, or it began from other things."""
         try:
-            note = read_fields(_Note, read_json(self.folder / ATTEMPT_NAME), ATTEMPT_NAME)
+            note = read_fields(_AttemptNote, read_json(self.folder / ATTEMPT_NAME), ATTEMPT_NAME)
         except ReportError:
             return None
         return note if (note.key, note.made_from) == (self.stage.key, self.made_from) else None
 
-    def _write(self) -> None:
-        note = _Note(key=self.stage.key, made_from=self.made_from, attempts=self._attempts, seconds=round(self.seconds, 3))
+    def _write_note(self) -> None:
+        seconds = round(self.seconds, 3)
+        note = _AttemptNote(key=self.stage.key, made_from=self.made_from, attempts=self._attempts, seconds=seconds)
         write_whole(self.folder / ATTEMPT_NAME, json.dumps(asdict(note)).encode())
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed process left of files that it was writing."""
+    """Remove the temporary files that a killed process left while it was writing."""
     for path in folder.iterdir():
         if path.name.startswith(".") and path.is_file():
             path.unlink()
 
 
-LOCK_NAME = "pipeline.lock"
-"""Holds the process' id; a run folder is known by it."""
-PATIENCE_SECONDS = 30.0
-"""For child processes of a dead process, which hold its lock until they have ended."""
-
-
 @contextmanager
 def locked_folder(root: Path) -> Iterator[int]:
-    """Make the run folder if it is absent, and hold its lock, whose file descriptor is given.
+    """Make the output directory if it is absent, and hold its lock; yield the lock's file descriptor.
+
+    The lock ends with its process and the child processes that hold it, however they end.
 
     Raises:
         ConfigError: another process works there, or the folder holds files and was made by something else.
         QuantlabError: it cannot be written.
     """
-    check_is_ours(root)
+    check_output_directory(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = os.open(root / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise QuantlabError(f"cannot write {root}: {error.strerror}") from error
     try:
-        _wait(lock, root)
+        _wait_for(lock, root)
         os.truncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        remove_temporaries(root)  # of files that a killed process was writing
+        remove_temporaries(root)
         yield lock
     finally:
         os.close(lock)
 
 
-def check_is_ours(root: Path) -> None:
-    """Raise ConfigError unless `root` is absent, empty or a run folder."""
+def check_output_directory(root: Path) -> None:
+    """Raise ConfigError unless `root` is absent, empty, or the output directory of a pipeline."""
     if root.exists() and not root.is_dir():
-        raise ConfigError(f"run folder {root} is a file")
+        raise ConfigError(f"output directory {root} is a file", hint="name another with --out")
     if root.is_dir() and not (root / LOCK_NAME).exists() and (names := sorted(p.name for p in root.iterdir())):
-        raise ConfigError(f"{root} is no run folder: it holds {names[0]}", hint="name another with --out")
+        raise ConfigError(
+            f"{root} is not the output directory of a pipeline: it holds {names[0]}", hint="name another with --out"
+        )
 
 
-def _wait(lock: int, root: Path) -> None:
+def _wait_for(lock: int, root: Path) -> None:
+    """Take the lock; wait only for child processes of a process that has ended. ConfigError if another one works."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not _try(lock):
+    while not hold_lock(lock):
         holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
         if _is_alive(holder) or time.monotonic() > deadline:
             raise ConfigError(
@@ -252,16 +250,8 @@ def _wait(lock: int, root: Path) -> None:
         time.sleep(0.05)
 
 
-def _try(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _is_alive(holder: str) -> bool:
-    """Whether the process runs here; one that just took the lock has not written its id yet and counts as alive."""
+    """Return whether the process runs here; one that just took the lock has not written its id yet and counts as alive."""
     if not holder.isdigit():
         return True
     try:

@@ -1,1 +1,1 @@
-"""What a pack run reports: the JSON and the table drawn from it."""
+"""Reports of packings and comparisons of packed models: JSON, tables for a terminal, and a page for a browser."""

@@ -1,6 +1,7 @@
-"""What files of a comparison say at equal bytes and at equal cost.
+"""Packed models side by side: a row for each file and each tensor, and what follows at equal bytes and at equal KL.
 
-Packed models side by side: sizes, scores, what each tensor got. Pure computation on what was read from the files."""
+Everything is computed from entries that were read before; no file is opened here.
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,145 +13,21 @@ from quantlab.errors import ConfigError
 from quantlab.evaluation.evaluation_record import EvaluationData
 from quantlab.report.entry import Entry, TensorFacts
 
+Sort = Literal["bytes", "predicted_kl", "bpw", "name"]
+SORTS: tuple[Sort, ...] = get_args(Sort)
+Measure = Literal["KL", "predicted KL"]
 EQUAL_BYTES = 0.005
 """Totals this close, as a share of the smallest, count as equal."""
 MOST_APART = 4.0
-"""Two files of a series are interpolated between if their costs differ by no more: 4 is one bit a weight at high rates."""
-
-Measure = Literal["KL", "predicted cost"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EqualBytes:
-    """Files of about the same total, least cost first."""
-
-    measure: Measure
-    labels: tuple[str, ...]
-    total_bytes: tuple[int, ...]
-    costs: tuple[float, ...]
-    """Nats per token."""
-    ratios: tuple[float, ...]
-    """Each cost by the least."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EqualCost:
-    """The bytes that one series of files would take for the cost of another file."""
-
-    measure: Measure
-    label: str
-    cost: float
-    """Nats per token."""
-    total_bytes: int
-    between: tuple[str, str]
-    """The files of the series with the next larger and the next smaller cost."""
-    series_bytes: float
-    """Interpolated: bytes are linear in log(cost)."""
-    ratio: float
-    """series_bytes / total_bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Point:
-    label: str
-    total_bytes: int
-    cost: float
-    series: str
-
-
-def equal_bytes(labels: Sequence[str], entries: Sequence[Entry]) -> tuple[EqualBytes, ...]:
-    """Groups of two files or more within EQUAL_BYTES of the smallest; none where costs cannot be compared."""
-    groups: list[list[int]] = []
-    for n in sorted(range(len(entries)), key=lambda n: entries[n].total_bytes):
-        if groups and entries[n].total_bytes <= (1 + EQUAL_BYTES) * entries[groups[-1][0]].total_bytes:
-            groups[-1].append(n)
-        else:
-            groups.append([n])
-    found = []
-    for group in groups:
-        measure, points = _comparable([labels[n] for n in group], [entries[n] for n in group])
-        if len(points) > 1:
-            points.sort(key=lambda p: p.cost)
-            found.append(
-                EqualBytes(
-                    measure=measure,
-                    labels=tuple(p.label for p in points),
-                    total_bytes=tuple(p.total_bytes for p in points),
-                    costs=tuple(p.cost for p in points),
-                    ratios=tuple(p.cost / points[0].cost for p in points),
-                )
-            )
-    return tuple(found)
-
-
-def equal_cost(labels: Sequence[str], entries: Sequence[Entry]) -> tuple[EqualCost, ...]:
-    """For each file and each series that it is not of: the series' bytes at the file's cost, where two of its files enclose it.
-
-    A series is files that differ in nothing but their budget. Nothing is extrapolated.
-    """
-    measure, points = _comparable(labels, entries)
-    series: dict[str, list[_Point]] = {}
-    for point in sorted(points, key=lambda p: p.cost):
-        series.setdefault(point.series, []).append(point)
-    found = []
-    for point in points:
-        for name, members in series.items():
-            pair = next(((b, a) for a, b in pairwise(members) if a.cost <= point.cost <= b.cost), None)
-            if name == point.series or pair is None or pair[0].cost > MOST_APART * pair[1].cost:
-                continue
-            size = _interpolate(pair, point.cost)
-            found.append(
-                EqualCost(
-                    measure=measure,
-                    label=point.label,
-                    cost=point.cost,
-                    total_bytes=point.total_bytes,
-                    between=(pair[0].label, pair[1].label),
-                    series_bytes=size,
-                    ratio=size / point.total_bytes,
-                )
-            )
-    return tuple(found)
-
-
-def _interpolate(pair: tuple[_Point, _Point], cost: float) -> float:
-    """Bytes at `cost`, which lies between the costs of the pair."""
-    (high, low), span = pair, math.log(pair[0].cost / pair[1].cost)
-    share = math.log(high.cost / cost) / span if span else 0.0
-    return high.total_bytes + share * (low.total_bytes - high.total_bytes)
-
-
-def _comparable(labels: Sequence[str], entries: Sequence[Entry]) -> tuple[Measure, list[_Point]]:
-    """Measured KL of the files that have one, if all are to one reference; else predicted costs of one kind."""
-    pairs = list(zip(labels, entries, strict=True))
-    measured = [(n, e, e.against.kl_mean) for n, e in pairs if e.against and e.against.kl_mean > 0]
-    if len(measured) > 1 and len({e.against.fingerprint for _, e, _ in measured if e.against}) == 1:
-        return "KL", [_point(*one) for one in measured]
-    predicted = [(n, e, e.report.predicted_kl) for n, e in pairs if e.report and e.report.predicted_kl > 0]
-    kinds = {(repr(e.report.calibration.get("fingerprint")), e.method == "trellis") for _, e, _ in predicted if e.report}
-    return "predicted cost", [_point(*one) for one in predicted] if len(kinds) == 1 else []
-
-
-def _point(label: str, entry: Entry, cost: float) -> _Point:
-    return _Point(label, entry.total_bytes, cost, _series(entry) or label)
-
-
-def _series(entry: Entry) -> str:
-    """Names everything that decides a file but its budget; empty without a report."""
-    r = entry.report
-    return repr((r.method, r.calibration, r.effort, r.widths, r.seed)) if r else ""
-
-
-Sort = Literal["bytes", "predicted_kl", "bpw", "name"]
-SORTS: tuple[Sort, ...] = get_args(Sort)
+"""Largest ratio of KL between two files of a series to interpolate between: 4 is one bit a weight at high rates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileRow:
-    """One file of the table; None where nothing tells."""
+    """One file of the table. A value that is not known is None."""
 
     label: str
-    """A, B, C, ... in the order given."""
+    """A, B, C and so on, in the order given."""
     path: str
     method: str
     budget_bytes: int | None
@@ -168,47 +45,79 @@ class FileRow:
     """Bits per byte of the reference on the same data."""
     bpb_after: float | None
     gap_bpb: tuple[float, float, float] | None
-    """After minus before, paired by token, with the ends of its 95 % interval."""
+    """Bits per byte after minus before, paired by token, and both ends of its 95 % interval."""
     kl: float | None
-    """Mean nats per token to the reference."""
+    """Mean KL to the reference, nats per token."""
     kl_q99: float | None
+    """99th percentile over positions, nats."""
     top1_flips: float | None
+    """Share of positions whose most likely token differs from the reference's."""
     is_valid: bool
     problems: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorRow:
-    """One tensor in all files; None where a file does not have it."""
+    """One tensor in all files. The cell of a file that does not have it is None."""
 
     name: str
     shape: tuple[int, ...]
     cells: tuple[TensorFacts | None, ...]
 
     def values(self, key: str) -> list[float | None]:
-        """One field of every file's cell."""
+        """Return one field of every file's cell."""
         return [None if cell is None else getattr(cell, key) for cell in self.cells]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EqualBytes:
+    """Files of about the same total bytes, sorted by KL or predicted KL."""
+
+    measure: Measure
+    labels: tuple[str, ...]
+    total_bytes: tuple[int, ...]
+    kls: tuple[float, ...]
+    """Nats per token."""
+    ratios: tuple[float, ...]
+    """Each KL divided by the smallest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EqualKL:
+    """The bytes that one series of files would take at the KL of another file."""
+
+    measure: Measure
+    label: str
+    kl: float
+    """Nats per token."""
+    total_bytes: int
+    between: tuple[str, str]
+    """Files of the series with the next larger and the next smaller KL."""
+    series_bytes: float
+    """Interpolated: bytes are taken as linear in log(KL)."""
+    ratio: float
+    """series_bytes / total_bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """All of it, ready for a table, JSON or a page."""
+    """The whole comparison, ready for a table, JSON or a page."""
 
     files: tuple[FileRow, ...]
     tensors: tuple[TensorRow, ...]
     evaluation_data: EvaluationData | None
-    """What all scores were measured on."""
+    """The data that all scores were measured on."""
     equal_bytes: tuple[EqualBytes, ...]
-    equal_cost: tuple[EqualCost, ...]
+    equal_kl: tuple[EqualKL, ...]
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return the comparison as plain JSON types."""
         return asdict(self)
 
 
 def compare_entries(entries: Sequence[Entry], *, sort: Sort = "bytes") -> Comparison:
-    """Rows for each file and tensor, and what follows from them.
+    """Return the comparison of `entries`; `sort` orders its tensors, largest difference from the first file first.
 
     Raises:
         ConfigError: scores of different evaluation data, or an unknown sort.
@@ -221,13 +130,13 @@ def compare_entries(entries: Sequence[Entry], *, sort: Sort = "bytes") -> Compar
         tensors=tuple(sorted(_tensor_rows(entries), key=lambda row: _order(row, sort))),
         evaluation_data=_common_data(entries),
         equal_bytes=equal_bytes(labels, entries),
-        equal_cost=equal_cost(labels, entries),
+        equal_kl=equal_kl(labels, entries),
         notes=tuple(_notes(labels, entries)),
     )
 
 
 def label(number: int) -> str:
-    """A, B, ... Z, then F27 and on."""
+    """Return the label of a file: A to Z, then F27 and so on."""
     return chr(ord("A") + number) if number < 26 else f"F{number + 1}"
 
 
@@ -269,12 +178,12 @@ def _tensor_rows(entries: Sequence[Entry]) -> list[TensorRow]:
 
 
 def _order(row: TensorRow, sort: Sort) -> tuple[float, str]:
-    """The largest difference from the first file comes first; with one file the largest value."""
+    """Return a sort key: the largest difference from the first file comes first; with one file, the largest value."""
     return (0.0 if sort == "name" else -spread(row.values(sort)), row.name)
 
 
 def spread(values: Sequence[float | None]) -> float:
-    """How far the values are from the first at most; with one value how large it is. 0 where the first is missing."""
+    """Return the largest difference from the first value; with one value, the value itself. 0 where the first is missing."""
     if values[0] is None:
         return 0.0
     if len(values) == 1:
@@ -283,7 +192,7 @@ def spread(values: Sequence[float | None]) -> float:
 
 
 def _common_data(entries: Sequence[Entry]) -> EvaluationData | None:
-    """The data of all scores. ConfigError, naming fields, values and files, unless it is the same for all."""
+    """Return the data that all scores were measured on. ConfigError, naming fields, values and files, if it is not one."""
     scored = [(e.path, e.evaluation.data) for e in entries if e.evaluation]
     if not scored:
         return None
@@ -298,7 +207,7 @@ def _common_data(entries: Sequence[Entry]) -> EvaluationData | None:
 
 
 def _difference(name: str, scored: Sequence[tuple[str, EvaluationData]]) -> str:
-    """`seq_len is 256 in a.qlab, 1024 in b.qlab and c.qlab`."""
+    """Return the values of one field, like `seq_len is 256 in a.qlab, 1024 in b.qlab and c.qlab`."""
     by_value: dict[Any, list[str]] = {}
     for path, data in scored:
         by_value.setdefault(getattr(data, name), []).append(path)
@@ -307,7 +216,7 @@ def _difference(name: str, scored: Sequence[tuple[str, EvaluationData]]) -> str:
 
 
 def _notes(labels: Sequence[str], entries: Sequence[Entry]) -> list[str]:
-    """What a reader of the scores must know."""
+    """Return remarks that a reader of the scores must know."""
     notes = []
     references = {e.against.fingerprint for e in entries if e.against}
     if len(references) > 1:
@@ -326,7 +235,102 @@ def _notes(labels: Sequence[str], entries: Sequence[Entry]) -> list[str]:
 
 
 def ratio(value: float | None, base: float | None) -> float | None:
-    """value / base; None unless both are there and positive."""
+    """Return value / base; None unless both are known and positive and the ratio is finite."""
     if value is None or base is None or not (value > 0 and base > 0 and math.isfinite(value / base)):
         return None
     return value / base
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    label: str
+    total_bytes: int
+    kl: float
+    series: str
+
+
+def equal_bytes(labels: Sequence[str], entries: Sequence[Entry]) -> tuple[EqualBytes, ...]:
+    """Return groups of two or more files within EQUAL_BYTES of their smallest, but for files whose KL cannot be compared."""
+    groups: list[list[int]] = []
+    for n in sorted(range(len(entries)), key=lambda n: entries[n].total_bytes):
+        if groups and entries[n].total_bytes <= (1 + EQUAL_BYTES) * entries[groups[-1][0]].total_bytes:
+            groups[-1].append(n)
+        else:
+            groups.append([n])
+    found = []
+    for group in groups:
+        measure, points = _comparable([labels[n] for n in group], [entries[n] for n in group])
+        if len(points) > 1:
+            points.sort(key=lambda p: p.kl)
+            found.append(
+                EqualBytes(
+                    measure=measure,
+                    labels=tuple(p.label for p in points),
+                    total_bytes=tuple(p.total_bytes for p in points),
+                    kls=tuple(p.kl for p in points),
+                    ratios=tuple(p.kl / points[0].kl for p in points),
+                )
+            )
+    return tuple(found)
+
+
+def equal_kl(labels: Sequence[str], entries: Sequence[Entry]) -> tuple[EqualKL, ...]:
+    """Return, for each file and each series of other files, the bytes that the series would take at the file's KL.
+
+    A series is files that differ in nothing but their budget. Two of its files must enclose the KL: nothing is extrapolated.
+    """
+    measure, points = _comparable(labels, entries)
+    series: dict[str, list[_Point]] = {}
+    for point in sorted(points, key=lambda p: p.kl):
+        series.setdefault(point.series, []).append(point)
+    found = []
+    for point in points:
+        for name, members in series.items():
+            pair = next(((b, a) for a, b in pairwise(members) if a.kl <= point.kl <= b.kl), None)
+            if name == point.series or pair is None or pair[0].kl > MOST_APART * pair[1].kl:
+                continue
+            size = _interpolate(pair, point.kl)
+            found.append(
+                EqualKL(
+                    measure=measure,
+                    label=point.label,
+                    kl=point.kl,
+                    total_bytes=point.total_bytes,
+                    between=(pair[0].label, pair[1].label),
+                    series_bytes=size,
+                    ratio=size / point.total_bytes,
+                )
+            )
+    return tuple(found)
+
+
+def _interpolate(pair: tuple[_Point, _Point], kl: float) -> float:
+    """Return the bytes at `kl`, which lies between the KL of both points."""
+    (high, low), span = pair, math.log(pair[0].kl / pair[1].kl)
+    share = math.log(high.kl / kl) / span if span else 0.0
+    return high.total_bytes + share * (low.total_bytes - high.total_bytes)
+
+
+def _comparable(labels: Sequence[str], entries: Sequence[Entry]) -> tuple[Measure, list[_Point]]:
+    """Return the measured KL of the files that have one, if all are to one reference; else their predicted KL.
+
+    Predictions are compared only where one predictor made all of them from the same calibration.
+    """
+    pairs = list(zip(labels, entries, strict=True))
+    measured = [(n, e, e.against.kl_mean) for n, e in pairs if e.against and e.against.kl_mean > 0]
+    if len(measured) > 1 and len({e.against.fingerprint for _, e, _ in measured if e.against}) == 1:
+        return "KL", [_point(*one) for one in measured]
+    predicted = [(n, e, e.report.predicted_kl) for n, e in pairs if e.report and e.report.predicted_kl > 0]
+    origins = {(repr(e.report.calibration.get("fingerprint")), e.report.predictor) for _, e, _ in predicted if e.report}
+    is_same = len(origins) == 1 and all(predictor for _, predictor in origins)
+    return "predicted KL", [_point(*one) for one in predicted] if is_same else []
+
+
+def _point(label: str, entry: Entry, kl: float) -> _Point:
+    return _Point(label, entry.total_bytes, kl, _series(entry) or label)
+
+
+def _series(entry: Entry) -> str:
+    """Return a name of everything but the budget that decides a file; empty without a report."""
+    r = entry.report
+    return repr((r.method, r.options, r.effort, r.calibration, r.seed)) if r else ""

@@ -1,11 +1,7 @@
-"""One packed model as it stands in a comparison: its file, its report, its evaluation, whichever of them are there.
+"""One packed model of a comparison: its file, its report and its evaluation, as far as they are there.
 
-What one more byte would save: the slope of a tensor's measured rate-distortion curve at the point that was chosen.
-
-A budget is spent best where all slopes are equal: then no byte would save more in another tensor.
-
-
-Where a tensor sits in its model, read off its name."""
+Two things are derived from them: the slope of a tensor's measured rate-distortion curve, and a tensor's place in its model.
+"""
 
 import math
 import re
@@ -17,10 +13,15 @@ from typing import Any
 from quantlab.evaluation.evaluation_record import Against, EvaluationRecord
 from quantlab.report.pack_report import PackReport
 
+LEAST_APART = 0.03
+"""Smallest distance of a point from the chosen one, as a share of its bytes: two roundings of one grid differ by 1 to 2 %."""
+SUFFIX = ".weight"
+_LAYERED = re.compile(r"(?P<stack>(?:[^.]+\.)*?)(?P<layer>\d{1,6})\.(?P<role>.+)", re.DOTALL)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorFacts:
-    """One quantized matrix. Where there is no report, a trellis-coded tensor has no bytes of its own: all share a stream."""
+    """One quantized matrix. Only a report knows the bytes of a trellis-coded tensor: in the file all share one stream."""
 
     name: str
     shape: tuple[int, ...]
@@ -30,16 +31,16 @@ class TensorFacts:
     bpw: float | None = None
     """8 · bytes / weights."""
     predicted_kl: float | None = None
-    """Predicted cost, nats per token."""
+    """Nats per token."""
     code_bytes: int = 0
-    """Of `bytes` the coded stream; 0 where nothing tells."""
+    """The coded stream, which is part of `bytes`; 0 where it is not known."""
     points: tuple[tuple[int, float], ...] = ()
     """(bytes, predicted_kl) of other roundings that the search measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileFacts:
-    """What the artifact itself tells."""
+    """Facts that are read from the artifact itself."""
 
     sha256: str
     bytes: int
@@ -50,12 +51,12 @@ class FileFacts:
     checkpoint: str = ""
     """Fingerprint of the model that was packed."""
     about: dict[str, Any] = field(default_factory=dict)
-    """Model, tokenizer, origin and producer as the manifest has them."""
+    """Model, tokenizer, origin and producer, from the manifest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One file of a comparison; at least one of `file` and `report` is there, and all that are belong together."""
+    """One packed model. At least one of `file` and `report` is there, and the parts that are there belong to the same file."""
 
     path: str
     file: FileFacts | None = None
@@ -67,32 +68,32 @@ class Entry:
 
     @property
     def method(self) -> str:
-        """trellis, gptq or rtn; empty where nothing tells."""
+        """Name of the method; empty where it is not known."""
         return self.report.method if self.report else self.file.method if self.file else ""
 
     @property
     def artifact_bytes(self) -> int:
-        """Of the file on disk; as reported where only the report is here."""
+        """Bytes of the file; as reported where only the report is there."""
         return self.file.bytes if self.file else self.report.artifact_bytes if self.report else 0
 
     @property
     def total_bytes(self) -> int:
-        """Artifact and counted code."""
+        """Bytes of artifact and counted code."""
         return self.artifact_bytes + (self.report.code_bytes if self.report else 0)
 
     @property
     def size_breakdown(self) -> dict[str, int]:
-        """codes, scales and so on; they add up to artifact_bytes."""
+        """Bytes of codes, scales and the other parts; their sum is artifact_bytes."""
         return self.file.size_breakdown if self.file else self.report.size_breakdown if self.report else {}
 
     @property
     def n_params(self) -> int:
-        """Parameters of the model."""
+        """Number of parameters of the model."""
         return self.file.n_params if self.file else self.report.n_params if self.report else 0
 
     @property
     def tensors(self) -> tuple[TensorFacts, ...]:
-        """The quantized matrices: from the report, which knows most, else from the file."""
+        """Quantized matrices, from the report where there is one, else from the file."""
         if self.report is None:
             return self.file.tensors if self.file else ()
         keys = ("name", "shape", "width_bits", "bytes", "bpw", "predicted_kl", "code_bytes", "points")
@@ -100,12 +101,12 @@ class Entry:
 
     @property
     def against(self) -> Against | None:
-        """What the evaluation says beside a reference."""
+        """The comparison with a reference model, if the evaluation has one."""
         return self.evaluation.against if self.evaluation else None
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Why the result does not stand; empty where score and size both survive."""
+        """Reasons why the result is not valid; empty if its size and its score both stand."""
         found = []
         if self.report is None:
             found.append("no report")
@@ -114,53 +115,47 @@ class Entry:
         if self.file is None:
             found.append("the artifact is not here")
         elif self.report and not self.report.artifact_sha256:
-            found.append("the report does not say which file was decoded again")
+            found.append("the report does not identify the file that was decoded")
         if self.evaluation is None:
             found.append("not evaluated")
         return tuple(found)
 
 
-LEAST_APART = 0.03
-"""Points closer to the chosen one, as a share of its bytes, are passed over: two roundings of one grid differ by 1 to 2 %."""
-
-
 def slope_of(tensor: TensorFacts) -> float | None:
-    """Nats per token that one more byte would save: log(predicted_kl) is linear in bytes between the nearest measured points.
+    """Return the nats per token that one more byte would save at the chosen point of a tensor's rate-distortion curve.
 
-    None where the search measured nothing far enough from the chosen point, or a larger rounding cost more.
+    A budget is spent best where all slopes are equal: then no byte would save more in another tensor. Between the nearest
+    measured points log(predicted_kl) is taken as linear in bytes. None where the search measured nothing far enough from the
+    chosen point, or where a larger rounding has a higher predicted KL.
     """
     if not tensor.bytes or not tensor.predicted_kl or tensor.predicted_kl <= 0:
         return None
-    size, cost = tensor.bytes, tensor.predicted_kl
-    below = max((p for p in tensor.points if p[0] <= (1 - LEAST_APART) * size and p[1] > 0), default=(size, cost))
-    above = min((p for p in tensor.points if p[0] >= (1 + LEAST_APART) * size and p[1] > 0), default=(size, cost))
+    size, kl = tensor.bytes, tensor.predicted_kl
+    below = max((p for p in tensor.points if p[0] <= (1 - LEAST_APART) * size and p[1] > 0), default=(size, kl))
+    above = min((p for p in tensor.points if p[0] >= (1 + LEAST_APART) * size and p[1] > 0), default=(size, kl))
     if below[0] >= above[0] or below[1] <= above[1]:
         return None
-    return cost * math.log(below[1] / above[1]) / (above[0] - below[0])
+    return kl * math.log(below[1] / above[1]) / (above[0] - below[0])
 
 
 def chosen_slope(tensors: Sequence[TensorFacts]) -> float | None:
-    """The median of the tensors' slopes: about the one slope that the search ended at; None where none is known."""
+    """Return the median of the tensors' slopes, about the one slope that the search ended at; None where none is known."""
     slopes = [slope for t in tensors if (slope := slope_of(t)) is not None]
     return median(slopes) if slopes else None
 
 
-_LAYERED = re.compile(r"(?P<stack>(?:[^.]+\.)*?)(?P<layer>\d{1,6})\.(?P<role>.+)", re.DOTALL)
-SUFFIX = ".weight"
-
-
 @dataclass(frozen=True, slots=True)
 class Place:
-    """`blocks.3.mlp.fc.weight` is layer 3 of `blocks`, role `mlp.fc`."""
+    """Place of a tensor in its model: `blocks.3.mlp.fc.weight` is layer 3 of the stack `blocks`, with the role `mlp.fc`."""
 
     stack: str
-    """What comes before the layer's number; empty where there is none."""
+    """Name before the layer's number; empty where there is none."""
     layer: int | None
     role: str
 
 
 def place_of(name: str) -> Place:
-    """Stack, layer and role of a tensor.
+    """Return stack, layer and role of a tensor, from its name.
 
     >>> place_of("blocks.3.mlp.fc.weight"), place_of("tok_emb.weight")
     (Place(stack='blocks', layer=3, role='mlp.fc'), Place(stack='', layer=None, role='tok_emb'))

@@ -1,12 +1,12 @@
-"""Figures of what is in the files: bytes by kind, bits per weight, codes.
+"""All figures of the HTML report.
 
-Figures of what bytes buy: rate and predicted_kl, slopes, predicted and measured cost.
-
-All figures of the HTML report."""
+Three show what is in the files: the size breakdown, bits per weight, and codes. Three show what the bytes achieve: bytes
+against predicted KL, the slopes of these curves, and predicted against measured KL.
+"""
 
 from collections.abc import Iterator, Sequence
 
-from quantlab.artifact.layout import CODE_LIMIT
+from quantlab.artifact.reader import MOST_COUNTED_CODE
 from quantlab.report.comparison import Comparison
 from quantlab.report.entry import Entry, TensorFacts, chosen_slope, place_of, slope_of
 from quantlab.report.plot import (
@@ -21,22 +21,39 @@ from quantlab.report.plot import (
     log_axis,
     marker,
     rows,
-    short_cost,
     short_count,
+    short_nats,
     tensor_texts,
     text,
     ticks,
 )
+from quantlab.report.tables import part_name
 
 MOST_ROLES = 14
-"""Bars of the waterfall before the smallest roles are joined."""
+"""Largest number of roles in the waterfall; the smallest beyond it are joined."""
+TANGENT = (0.92, 0.96, 1.0, 1.04, 1.08)
+"""Ends and inner points of the line with the file's slope, as shares of the chosen bytes."""
+PER = 1000
+"""Bytes in the unit of a slope."""
 TOTAL = "#8896a5"
+"""Colour of bars that are totals."""
 
 Layer = tuple[str, int | None]
+Line = list[tuple[float, float]]
+
+
+def all_figures(comparison: Comparison, entries: Sequence[Entry], counts: Sequence[dict[str, list[int]]]) -> Iterator[Figure]:
+    """Yield every figure that the files have data for; `counts` says how often each code occurs in each tensor of each file."""
+    yield from waterfalls(comparison, entries)
+    yield from heat_maps(comparison, entries)
+    yield from rate_distortion(comparison, entries)
+    yield from slopes(comparison, entries)
+    yield from code_shares(comparison, counts)
+    yield from predictions(comparison)
 
 
 def waterfalls(comparison: Comparison, entries: Sequence[Entry]) -> list[Figure]:
-    """For each file its bytes up to the budget, kind by kind; codes by role where the report tells."""
+    """Return for each file its size breakdown up to the budget, with the codes by role where a report has them."""
     longest = max(max(e.total_bytes, e.report.budget_bytes if e.report else 0) for e in entries)
     names = file_names(comparison)
     titles = names if len(names) > 1 else [""]
@@ -69,24 +86,25 @@ def _waterfall(n: int, name: str, title: str, entry: Entry, longest: int) -> Fig
     across = {"range": [0, 1.25 * longest], "nticks": 4, "tickformat": ".3~s"}
     down = rows([text(label) for label, *_ in steps])
     layout = layout_of(height=height_of(len(steps)), title=title, xaxis=across, yaxis=down)
-    return Figure(f"bytes-{n}", f"Bytes of {name} by kind", [trace], layout)
+    return Figure(f"bytes-{n}", f"Size breakdown of {name}", [trace], layout)
 
 
 def _byte_steps(entry: Entry) -> list[tuple[str, int]]:
-    kinds, by_role = dict(entry.size_breakdown), dict[str, int]()
+    """Return label and bytes of each bar; codes are split by role where those of the tensors are known and add up."""
+    parts, by_role = {part_name(key): size for key, size in entry.size_breakdown.items()}, dict[str, int]()
     for t in entry.tensors:
         role = place_of(t.name).role
         by_role[role] = by_role.get(role, 0) + t.code_bytes
     coded = sum(by_role.values())
-    if not 0 < coded <= kinds.get("codes", 0):
-        return list(kinds.items())
+    if not 0 < coded <= parts.get("codes", 0):
+        return list(parts.items())
     ranked = sorted(by_role.items(), key=lambda item: -item[1])
     others = sum(size for _, size in ranked[MOST_ROLES:])
-    return [*ranked[:MOST_ROLES], ("other roles", others), ("coder's state", kinds.pop("codes") - coded), *kinds.items()]
+    return [*ranked[:MOST_ROLES], ("other roles", others), ("coder's state", parts.pop("codes") - coded), *parts.items()]
 
 
 def heat_maps(comparison: Comparison, entries: Sequence[Entry]) -> list[Figure]:
-    """For each file that tells them the bits per weight of every layer (down) and role (across), all on one scale."""
+    """Return for each file with known sizes its bits per weight by layer (down) and role (across), all on one scale."""
     places = {row.name: place_of(row.name) for row in comparison.tensors}
     layers = sorted({(p.stack, p.layer) for p in places.values()}, key=lambda at: (at[1] is not None, at[0], at[1] or 0))
     in_layers_first = sorted(places.values(), key=lambda p: (p.layer is None, p.role))
@@ -126,7 +144,7 @@ def _heat_map(n: int, name: str, title: str, z: list[list[float | None]], layers
 
 
 def code_shares(comparison: Comparison, counts: Sequence[dict[str, list[int]]]) -> list[Figure]:
-    """How often each code occurs in all tensors of each file; page.js draws single tensors from the same counts."""
+    """Return the share of each code in all tensors of each file; page.js draws single tensors from the same counts."""
     totals = [[sum(column) for column in zip(*one.values(), strict=True)] for one in counts]
     drawn = [(n, name, t) for n, (name, t) in enumerate(zip(file_names(comparison), totals, strict=True)) if sum(t[1:-1])]
     if not drawn:
@@ -140,7 +158,7 @@ def code_shares(comparison: Comparison, counts: Sequence[dict[str, list[int]]]) 
 
 
 def _shares(n: int, name: str, total: list[int]) -> Trace:
-    """The ends hold all codes beyond them too: they are named, not drawn."""
+    """Return one file's trace. The ends of the tally count all codes beyond them too: their share is in the name, not drawn."""
     whole, beyond = sum(total), total[0] + total[-1]
     return {
         "type": "scatter",
@@ -149,32 +167,24 @@ def _shares(n: int, name: str, total: list[int]) -> Trace:
         "marker": marker(n, 4),
         "name": name + (f", {beyond / whole:.2%} beyond".replace("%", " %") if beyond else ""),
         "meta": {"file": n, "name": name},
-        "x": list(range(1 - CODE_LIMIT, CODE_LIMIT)),
+        "x": list(range(1 - MOST_COUNTED_CODE, MOST_COUNTED_CODE)),
         "y": [count / whole or None for count in total[1:-1]],
         "hovertemplate": "code %{x}: %{y:.3%}<extra></extra>",
     }
 
 
 def _reach(total: list[int]) -> int:
-    """The code that all drawn ones but a thousandth lie within, 4 at least."""
+    """Return the code, 4 at least, within which all but a thousandth of the drawn codes lie."""
     left = sum(total[1:-1]) / 1000
-    for reach in range(CODE_LIMIT - 1, 4, -1):
-        left -= total[CODE_LIMIT - reach] + total[CODE_LIMIT + reach]
+    for reach in range(MOST_COUNTED_CODE - 1, 4, -1):
+        left -= total[MOST_COUNTED_CODE - reach] + total[MOST_COUNTED_CODE + reach]
         if left < 0:
             return reach
     return 4
 
 
-TANGENT = (0.92, 0.96, 1.0, 1.04, 1.08)
-"""Of the chosen bytes, where the line of the file's slope is drawn."""
-PER = 1000
-"""Bytes in the unit of a slope."""
-
-Line = list[tuple[float, float]]
-
-
 def rate_distortion(comparison: Comparison, entries: Sequence[Entry]) -> list[Figure]:
-    """Bytes against predicted cost of every tensor: the chosen point, what else was measured, and the file's slope."""
+    """Return bytes against predicted KL of every tensor: the chosen point, other measured points, and the file's slope."""
     lines: list[Trace] = []
     points: list[Trace] = []
     for n, (name, entry) in enumerate(zip(file_names(comparison), entries, strict=True)):
@@ -190,13 +200,13 @@ def rate_distortion(comparison: Comparison, entries: Sequence[Entry]) -> list[Fi
         height=440,
         legend=len(entries) > 1,
         xaxis=log_axis(x, "bytes of the tensor", short_count),
-        yaxis=log_axis(y, "predicted cost, nats per token", short_cost),
+        yaxis=log_axis(y, "predicted KL, nats per token", short_nats),
     )
-    return [Figure("curves", "Bytes against predicted cost of every tensor", traces, layout)]
+    return [Figure("curves", "Bytes against predicted KL of every tensor", traces, layout)]
 
 
 def _curves(n: int, tensors: Sequence[TensorFacts]) -> list[Trace]:
-    """A line for each tensor through all its points, in one trace."""
+    """Return one trace with a line for each tensor through all its points."""
     lines: list[Line] = []
     for t in tensors:
         if t.points and t.bytes and t.predicted_kl:
@@ -206,19 +216,19 @@ def _curves(n: int, tensors: Sequence[TensorFacts]) -> list[Trace]:
 
 
 def _tangents(tensors: Sequence[TensorFacts], slope: float | None) -> list[Trace]:
-    """Through each chosen point a short piece of a line of the file's slope."""
+    """Return one trace with a short line of the file's slope through each chosen point."""
     if slope is None:
         return []
     lines = []
     for t in tensors:
-        size, cost = t.bytes or 0, t.predicted_kl or 0.0
-        line = [(size * at, cost - slope * size * (at - 1)) for at in TANGENT]
-        lines.append([point for point in line if point[1] > cost / 4])
+        size, kl = t.bytes or 0, t.predicted_kl or 0.0
+        line = [(size * at, kl - slope * size * (at - 1)) for at in TANGENT]
+        lines.append([point for point in line if point[1] > kl / 4])
     return [{**_broken(lines), "line": {"color": MUTED, "width": 1, "dash": "dot"}}]
 
 
 def _broken(lines: Sequence[Line]) -> Trace:
-    """One trace of many lines: plotly breaks a line where a value is missing."""
+    """Return one trace of many lines: plotly breaks a line where a value is missing."""
     both: list[tuple[float | None, float | None]] = [p for line in lines for p in (*line, (None, None))]
     values = {"x": [x for x, _ in both], "y": [y for _, y in both]}
     return {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "showlegend": False, **values}
@@ -231,7 +241,7 @@ def _chosen(n: int, name: str, tensors: Sequence[TensorFacts]) -> Trace:
 
 
 def slopes(comparison: Comparison, entries: Sequence[Entry]) -> list[Figure]:
-    """What 1,000 more bytes would save in each tensor, by the first file's slopes, with the median of each file."""
+    """Return what 1,000 more bytes would save in each tensor, sorted by the first file's slopes, with each file's median."""
     found = [{t.name: PER * slope for t in e.tensors if (slope := slope_of(t)) is not None} for e in entries]
     names = sorted({name for one in found for name in one}, key=lambda name: [-one.get(name, 0.0) for one in found])
     if not names:
@@ -244,7 +254,7 @@ def slopes(comparison: Comparison, entries: Sequence[Entry]) -> list[Figure]:
             says = hover([f"{name}: {slope:.3g}" for _, name, slope in at])
             traces.append({"type": "scatter", "mode": "markers", "name": label, "marker": marker(n, 9), **values, **says})
             medians.append(_vertical(PER * (chosen_slope(entry.tensors) or 0.0), n))
-    across = log_axis([x for trace in traces for x in trace["x"]], "nats per token for 1,000 bytes", short_cost)
+    across = log_axis([x for trace in traces for x in trace["x"]], "nats per token for 1,000 bytes", short_nats)
     layout = layout_of(height=height_of(len(names), 90), legend=len(entries) > 1, xaxis=across)
     layout |= {"yaxis": {**rows(tensor_texts(names)), "showgrid": True}, "shapes": medians}
     return [Figure("slopes", "What 1,000 more bytes would save in each tensor", traces, layout)]
@@ -256,7 +266,7 @@ def _vertical(x: float, n: int) -> Trace:
 
 
 def predictions(comparison: Comparison) -> list[Figure]:
-    """Predicted cost across, measured KL up, one marker a file; on the dotted line the prediction is exact."""
+    """Return predicted KL (across) against measured KL (up), one marker a file; on the dotted line the prediction is exact."""
     known = [(n, r.predicted_kl, r.kl) for n, r in enumerate(comparison.files) if r.predicted_kl and r.kl]
     known = [(n, predicted, kl) for n, predicted, kl in known if predicted > 0 and kl > 0]
     if not known:
@@ -272,17 +282,7 @@ def predictions(comparison: Comparison) -> list[Figure]:
     layout = layout_of(
         height=380,
         legend=True,
-        xaxis=log_axis(ends, "predicted cost, nats per token", short_cost),
-        yaxis=log_axis(ends, "measured KL, nats per token", short_cost),
+        xaxis=log_axis(ends, "predicted KL, nats per token", short_nats),
+        yaxis=log_axis(ends, "measured KL, nats per token", short_nats),
     )
-    return [Figure("predictions", "Predicted cost against measured KL", traces, layout)]
-
-
-def all_figures(comparison: Comparison, entries: Sequence[Entry], counts: Sequence[dict[str, list[int]]]) -> Iterator[Figure]:
-    """Every figure that the files have something to say for; `counts` says how often each code occurs in each tensor."""
-    yield from waterfalls(comparison, entries)
-    yield from heat_maps(comparison, entries)
-    yield from rate_distortion(comparison, entries)
-    yield from slopes(comparison, entries)
-    yield from code_shares(comparison, counts)
-    yield from predictions(comparison)
+    return [Figure("predictions", "Predicted against measured KL", traces, layout)]

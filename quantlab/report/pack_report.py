@@ -1,11 +1,10 @@
-"""The report of one packing: what went in, where every byte went, what it is predicted to cost."""
+"""The report of one packing: its inputs, the bytes of every part, and the predicted KL of every tensor."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantlab.fields import read_fields, read_json
+from quantlab.fields import json_file, read_fields, read_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,19 +15,19 @@ class TensorReport:
     shape: tuple[int, ...]
     width_bits: int
     """Width of the codes' container; the coder decides the bytes on disk."""
-    grid_size: float
-    """Row grids: the clip, the grid's end in root mean squares of a row. Shaped grids: c, in square roots of nats."""
+    setting: float
+    """Clip of a row grid, in root mean squares of a row; for the trellis the step scale c, in square roots of nats."""
     codec: str
     bytes: int
-    """Coded stream, its line in the section table, and its scales or shapes before their codec."""
+    """Coded stream, line in the section table, and scales before their codec."""
     bpw: float
     """8 · bytes / weights."""
     predicted_kl: float
-    """Predicted cost, nats per token."""
+    """Nats per token."""
     code_bytes: int = 0
-    """The coded stream alone; of all tensors they add up to the codes of size_breakdown, but for the coder's own state."""
+    """Coded stream alone; the sum over all tensors is the codes of size_breakdown less the coder's own state."""
     points: tuple[tuple[int, float], ...] = ()
-    """(bytes, predicted_kl) of other roundings that the search measured, none worse than another in both, fewest bytes first."""
+    """(bytes, predicted_kl) of other roundings that the search measured, by bytes; none is worse than another in both."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,12 +37,18 @@ class PackReport:
     checkpoint: str
     artifact: str
     method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the method."""
+    predictor: str = ""
+    """Which predictor the predicted KL is from: kronecker (both factors of the Fisher information) or diagonal.
+
+    Predictions of different predictors are not compared.
+    """
     effort: dict[str, int]
-    """Of the trellis method: states, and batches of tuning (tune_steps)."""
+    """What the method spent, by name: for the trellis its states and the batches of tuning (tune_steps)."""
     tuned: dict[str, Any]
-    """KL on held-out calibration sequences, nats per token, before and after tuning, and whether the tuned values were kept."""
+    """kl_before and kl_after, nats per token on held-out calibration sequences; accepted: whether the tuned values are used."""
     seed: int
-    widths: tuple[int, ...]
     budget_bytes: int
     artifact_bytes: int
     code_bytes: int
@@ -51,37 +56,37 @@ class PackReport:
     slack_bytes: int
     n_params: int
     bpw: float
-    """8 · artifact_bytes / n_params: everything counted, also header, scales and kept tensors."""
+    """8 · artifact_bytes / n_params: everything in the file counts, also header, scales and unquantized tensors."""
     predicted_kl: float
-    """Sum of the tensors' predicted costs, nats per token."""
+    """Sum over the tensors, nats per token."""
     size_breakdown: dict[str, int]
-    """codes, scales, kept, manifest, framing; they add up to artifact_bytes."""
+    """Bytes of codes, scales, entropy_model (side information), passthrough, manifest, framing; their sum is artifact_bytes."""
     code_files: dict[str, int]
     calibration: dict[str, Any]
     tensors_sha256: str
-    """Digest of the measured tensors; a fresh process decoded the file to the same, or there would be no report."""
+    """Digest of the measured tensors. A fresh process decoded the file to the same digest, or there would be no report."""
     timings_s: dict[str, float]
-    tensors: tuple[TensorReport, ...] = field(default=())
-    kept: tuple[dict[str, Any], ...] = field(default=())
-    """Tensors that were not quantized: name, shape, stored dtype."""
+    tensors: tuple[TensorReport, ...] = ()
+    passthrough: tuple[dict[str, Any], ...] = ()
+    """Unquantized tensors: name, shape, stored dtype."""
     producer: str = ""
     artifact_sha256: str = ""
-    """Of the file that a fresh process decoded; empty in reports of quantlab 0.1.0 before it had `compare`."""
+    """Digest of the file that a fresh process decoded."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return the report as plain JSON types."""
         return asdict(self)
 
     def to_json(self) -> bytes:
-        """The report file."""
-        return (json.dumps(self.to_dict(), indent=2) + "\n").encode()
+        """Return the report file."""
+        return json_file(self)
 
 
 def report_path(artifact: Path) -> Path:
-    """Where the report of an artifact lies unless `pack --report` said otherwise."""
+    """Return where the report of an artifact lies unless `pack --report` names another place."""
     return artifact.with_name(f"{artifact.stem}.report.json")
 
 
 def read_report(path: Path) -> PackReport:
-    """The report at `path`. ReportError if it is missing or damaged."""
+    """Return the report at `path`. ReportError if it is missing or damaged."""
     return read_fields(PackReport, read_json(path), str(path))

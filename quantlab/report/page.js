@@ -4,11 +4,11 @@
   const root = document.documentElement;
   const config = { displayModeBar: false, responsive: true, doubleClick: false };
   const PRINT_WIDTH = 660; // CSS pixels of A4 between margins, with a little room
-  const CODE_LIMIT = 64; // of quantlab.artifact.histogram
+  const MOST_COUNTED_CODE = 64; // as in quantlab/artifact/reader.py
   const HEAT_MARGIN = 90;
-  const LEAST_CELL = 26; // pixels that a number needs
+  const LEAST_CELL = 26; // pixels that a number in a cell needs
 
-  // figures: colours of text and lines are those of the page
+  // figures: text and lines take the colours of the page
   const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const coloured = (value) => {
     if (typeof value === "string") return value.startsWith("var(") ? css(value.slice(4, -1)) : value;
@@ -32,7 +32,7 @@
     if (width) Object.assign(layout, { width, autosize: false });
     for (const trace of traces) {
       const room = ((width || document.getElementById(id).clientWidth) - HEAT_MARGIN) / (trace.z?.[0].length || 1);
-      if (room < LEAST_CELL) delete trace.texttemplate; // numbers would run into each other; pointing at a cell still shows it
+      if (room < LEAST_CELL) delete trace.texttemplate; // numbers would overlap; hovering over a cell still shows its number
     }
     return Plotly.react(id, traces, layout, config);
   };
@@ -42,7 +42,7 @@
   addEventListener("beforeprint", () => { root.dataset.print = ""; drawAll(PRINT_WIDTH); });
   addEventListener("afterprint", () => { delete root.dataset.print; drawAll(); });
 
-  // codes of one tensor in place of all
+  // codes of one tensor instead of all tensors
   const choice = document.getElementById("code-tensor");
   if (choice) {
     const whole = data.figures.codes;
@@ -53,7 +53,7 @@
       const name = trace.meta.name + (beyond ? `, ${percent(beyond / sum)} beyond` : "");
       return { ...trace, name, y: tally.slice(1, -1).map((count) => (count ? count / sum : null)) };
     };
-    const reach = (tally) => Math.max(4, ...tally.map((count, at) => (count ? Math.min(Math.abs(at - CODE_LIMIT), CODE_LIMIT - 1) : 0)));
+    const reach = (tally) => Math.max(4, ...tally.map((count, at) => (count ? Math.min(Math.abs(at - MOST_COUNTED_CODE), MOST_COUNTED_CODE - 1) : 0)));
     const figureOf = (tensor) => {
       const shown = whole.data.filter((trace) => Object.hasOwn(data.codes[trace.meta.file], tensor));
       const tallies = shown.map((trace) => data.codes[trace.meta.file][tensor]);
@@ -76,7 +76,7 @@
   const value = (row, column) => row.cells[column].dataset.value;
   const compare = (column, sign) => (a, b) => {
     const [x, y] = [value(a, column), value(b, column)];
-    if (x === "" || y === "") return (x === "") - (y === ""); // missing values last, either way
+    if (x === "" || y === "") return (x === "") - (y === ""); // missing values come last in both orders
     return sign * (column ? x - y : x.localeCompare(y, undefined, { numeric: true }));
   };
   headings.forEach((heading, column) => {

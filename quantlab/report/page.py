@@ -12,22 +12,22 @@ from quantlab.report.comparison import Comparison, FileRow
 from quantlab.report.entry import Entry
 from quantlab.report.figures import all_figures
 from quantlab.report.plot import COLOURS
-from quantlab.report.tables import cost, equal_bytes_line, equal_cost_line, measures, number, printable, tensor_columns
+from quantlab.report.tables import equal_bytes_line, equal_kl_line, measures, nats, number, printable, tensor_columns
 
 PACKAGES = ("jinja2", "plotly")
 _UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
-"""What could end a script element, or a line of it, as JSON escapes."""
+"""JSON escapes of the characters that could end a script element, or a line of it."""
 
 
 def check_packages() -> None:
-    """Raise QuantlabError unless the packages that the page is made with are installed."""
+    """Raise QuantlabError unless the packages that make the page are installed."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise QuantlabError(f"the HTML report needs the package {missing[0]}", hint="pip install 'quantlab[html]'")
+        raise QuantlabError(f"the HTML report needs the package {missing[0]}", hint=f"pip install {' '.join(missing)}")
 
 
 def render_page(comparison: Comparison, entries: Sequence[Entry], counts: Sequence[dict[str, list[int]]]) -> str:
-    """The whole page; `counts` says for each file how often each code occurs in each tensor, empty where nothing tells."""
+    """Return the whole page; `counts` holds for each file the counts of each code by tensor, empty where they are not known."""
     import jinja2
     import plotly.offline
 
@@ -38,7 +38,7 @@ def render_page(comparison: Comparison, entries: Sequence[Entry], counts: Sequen
         title=", ".join(map(_name, comparison.files)),
         cards=[_card(n, row) for n, row in enumerate(comparison.files)],
         comparison=comparison,
-        sentences=[*map(equal_bytes_line, comparison.equal_bytes), *map(equal_cost_line, comparison.equal_cost)],
+        sentences=[*map(equal_bytes_line, comparison.equal_bytes), *map(equal_kl_line, comparison.equal_kl)],
         measures=[(name, [cell(row) for row in comparison.files]) for name, cell in measures(comparison.files)],
         figures=[(figure.id, figure.label) for figure in figures],
         columns=[column.name for column in tensor_columns(comparison)],
@@ -59,7 +59,7 @@ def render_page(comparison: Comparison, entries: Sequence[Entry], counts: Sequen
 
 
 def _json(value: Any) -> str:
-    """JSON that may stand inside a script element."""
+    """Return JSON that may stand inside a script element."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
 
 
@@ -68,7 +68,7 @@ def _name(row: FileRow) -> str:
 
 
 def _card(n: int, row: FileRow) -> dict[str, Any]:
-    """The headline of one file."""
+    """Return the headline numbers of one file."""
     share = f"{row.total_bytes / row.budget_bytes:.2%}".replace("%", "\u00a0%") if row.budget_bytes else ""
     return {
         "label": row.label,
@@ -81,13 +81,13 @@ def _card(n: int, row: FileRow) -> dict[str, Any]:
         "after": number(row.bpb_after, ".4f"),
         "gap": "-" if row.gap_bpb is None else f"{row.gap_bpb[0]:+.4f}",
         "interval": "" if row.gap_bpb is None else f"{row.gap_bpb[1]:+.4f} to {row.gap_bpb[2]:+.4f}",
-        "kl": cost(row.kl),
+        "kl": nats(row.kl),
         "bpw": number(row.bpw, ".3f"),
     }
 
 
 def _tensor_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    """Name, shape, weights, and text and value of each column's cell."""
+    """Yield name, shape, number of weights, and text and value of each cell."""
     columns = tensor_columns(comparison)
     for row in comparison.tensors:
         cells = [(column.text(row), column.value(row)) for column in columns]
@@ -98,7 +98,7 @@ def _tensor_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
 
 
 def _options(entries: Sequence[Entry]) -> Iterator[tuple[str, list[str], bool]]:
-    """Name, each file's value, and whether they differ: what made the files, and what names them."""
+    """Yield the name of each option or fingerprint, its value in each file, and whether the values differ."""
     columns = [dict(_facts(entry)) for entry in entries]
     for name in dict.fromkeys(name for column in columns for name in column):
         values = [column.get(name, "-") for column in columns]
@@ -110,16 +110,16 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
     if file:
         yield from _flat("file", {"path": entry.path, "sha256": file.sha256, **file.about})
     if report:
-        keys = ("checkpoint", "method", "widths", "effort", "tuned", "seed", "code_files", "calibration", "tensors_sha256")
-        yield from _flat("pack", {key: getattr(report, key) for key in (*keys, "timings_s", "producer")})
+        keys = ("checkpoint", "method", "options", "predictor", "effort", "tuned", "seed", "code_files", "calibration")
+        yield from _flat("pack", {key: getattr(report, key) for key in (*keys, "tensors_sha256", "timings_s", "producer")})
     if evaluation:
         data = {key: getattr(evaluation.data, key) for key in evaluation.data.__slots__}
-        held = {"file": entry.against.file, "fingerprint": entry.against.fingerprint} if entry.against else {}
-        yield from _flat("eval", {**data, "device": evaluation.device, "against": held, "producer": evaluation.producer})
+        reference = {"file": entry.against.file, "fingerprint": entry.against.fingerprint} if entry.against else {}
+        yield from _flat("eval", {**data, "device": evaluation.device, "against": reference, "producer": evaluation.producer})
 
 
 def _flat(name: str, value: Any, depth: int = 3) -> Iterator[tuple[str, str]]:
-    """`pack effort states` and so on, down to a depth; what lies deeper stays JSON."""
+    """Yield names like `pack effort states` with their values as text; below the depth a value stays JSON."""
     if isinstance(value, dict) and depth:
         for key, part in value.items():
             yield from _flat(f"{name} {key}", part, depth - 1)

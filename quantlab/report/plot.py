@@ -1,7 +1,8 @@
-"""What all figures of the HTML report share: plotly's own JSON as plain dicts, no plotly needed.
+"""Parts that all figures of the HTML report share: plotly's JSON format as plain dicts, made without plotly.
 
-Colours of text and lines are CSS variables (`var(--muted)`), which page.js fills in for light and dark. Text out of files is
-escaped here: plotly reads a few tags in its labels. Positions stand for labels on axes, so that equal labels stay apart.
+Colours of text and lines are CSS variables (`var(--muted)`), which page.js replaces for light and dark. Text from files is
+escaped here, because plotly interprets a few tags in its labels. Axes have positions as values and labels as their text: two
+equal labels stay two rows.
 """
 
 import math
@@ -26,7 +27,7 @@ Layout = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One plot: its place in the page, what a screen reader says, and plotly's data and layout."""
+    """One plot: the id of its element in the page, its label for screen readers, and plotly's data and layout."""
 
     id: str
     label: str
@@ -34,12 +35,12 @@ class Figure:
     layout: Layout
 
     def to_dict(self) -> dict[str, Any]:
-        """What page.js draws."""
+        """Return the part that page.js draws."""
         return {"data": self.data, "layout": self.layout}
 
 
 def file_names(comparison: Comparison) -> list[str]:
-    """`A model.qlab`, escaped; without a letter where there is one file."""
+    """Return the names of the files, escaped, like `A model.qlab`; a single file has no letter."""
     names = [text(row.path.rpartition("/")[2]) for row in comparison.files]
     if len(names) == 1:
         return names
@@ -47,7 +48,7 @@ def file_names(comparison: Comparison) -> list[str]:
 
 
 def text(name: str) -> str:
-    """A label out of a file: short, on one line, and nothing but text to plotly."""
+    """Return a name from a file as a label: short, on one line, and without markup for plotly."""
     name = printable(name)
     return _escaped(name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}…{name[-8:]}")
 
@@ -57,23 +58,23 @@ def _escaped(words: str) -> str:
 
 
 def tensor_texts(names: Sequence[str]) -> list[str]:
-    """Labels of tensors, without the suffix if all share it."""
+    """Return labels of tensors, without the suffix `.weight` if all have it."""
     same = all(name.endswith(SUFFIX) for name in names)
     return [text(name.removesuffix(SUFFIX) if same else name) for name in names]
 
 
 def marker(n: int, size: int) -> dict[str, Any]:
-    """The marker of file `n`: files differ in colour and in shape."""
+    """Return the marker of file `n`: files differ in colour and in symbol."""
     return {"color": COLOURS[n % len(COLOURS)], "symbol": SYMBOLS[n % len(SYMBOLS)], "size": size}
 
 
 def hover(lines: Sequence[str]) -> dict[str, Any]:
-    """What each point says when it is pointed at."""
+    """Return the parts of a trace that show a line of text for each point under the mouse."""
     return {"customdata": [_escaped(printable(line)) for line in lines], "hovertemplate": "%{customdata}<extra></extra>"}
 
 
 def layout_of(*, height: int, title: str = "", legend: bool = False, **more: Any) -> Layout:
-    """A layout with little around it; `title` is markup already."""
+    """Return a layout with small margins; `title` is escaped already."""
     layout: Layout = {
         "height": height,
         "margin": {"l": 8, "r": 12, "t": 34 if title or legend else 10, "b": 8},
@@ -88,22 +89,22 @@ def layout_of(*, height: int, title: str = "", legend: bool = False, **more: Any
 
 
 def height_of(rows: int, extra: int = 70) -> int:
-    """Pixels of a figure with so many labelled rows."""
+    """Return the pixels of a figure with a number of labelled rows."""
     return ROW_PX * rows + extra
 
 
 def ticks(labels: Sequence[str]) -> dict[str, Any]:
-    """Labels, markup already, at 0, 1, 2 and so on."""
+    """Return an axis with labels, escaped already, at 0, 1, 2 and so on."""
     return {"tickvals": list(range(len(labels))), "ticktext": list(labels), "zeroline": False}
 
 
 def rows(labels: Sequence[str]) -> dict[str, Any]:
-    """A y axis of labelled rows, the first on top."""
+    """Return a y axis of labelled rows, the first on top."""
     return {**ticks(labels), "range": [len(labels) - 0.4, -0.6], "showgrid": False, "tickfont": {"size": 11}}
 
 
 def log_axis(values: Sequence[float], title: str, show: Callable[[float], str]) -> dict[str, Any]:
-    """A logarithmic axis around positive values, with ticks that stay apart on a phone."""
+    """Return a logarithmic axis around positive values, with ticks that do not overlap on a phone."""
     low, high = math.log10(min(values)), math.log10(max(values))
     pad = max(0.04 * (high - low), 0.04)
     low, high = low - pad, high + pad
@@ -115,11 +116,11 @@ def log_axis(values: Sequence[float], title: str, show: Callable[[float], str]) 
 
 
 def short_count(value: float) -> str:
-    """2000 as 2k."""
+    """Return a count in short: 2000 as 2k."""
     power = 2 if value >= 1e6 else 1 if value >= 1e3 else 0
     return f"{value / 1000**power:g}{('', 'k', 'M')[power]}"
 
 
-def short_cost(value: float) -> str:
-    """0.0002 as 2e-4."""
+def short_nats(value: float) -> str:
+    """Return nats in short: 0.0002 as 2e-4."""
     return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-") if value < 0.01 else f"{value:g}"

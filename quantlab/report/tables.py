@@ -1,8 +1,4 @@
-"""What the tables of a comparison show, as text for a terminal and for a page alike.
-
-A comparison as text for people.
-
-A packing report as text for people."""
+"""Tables for people: the rows and columns of a comparison, which the page shows too, and tables of rich for a terminal."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,9 +6,10 @@ from dataclasses import dataclass
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from quantlab.report.comparison import Comparison, EqualBytes, EqualCost, FileRow, TensorRow, ratio
+from quantlab.report.comparison import Comparison, EqualBytes, EqualKL, FileRow, TensorRow, ratio
 from quantlab.report.pack_report import PackReport
 
+TERMS = "terms: see the glossary (docs/glossary.md)"
 Cell = Callable[[FileRow], str]
 
 
@@ -25,36 +22,41 @@ class TensorColumn:
     style: str
 
     def text(self, row: TensorRow) -> str:
-        """The cell as it is shown."""
+        """Return the cell as it is shown."""
         return number(self.value(row), self.style)
 
 
 def number(value: float | None, style: str = ",") -> str:
-    """A number in a format, `-` where there is none."""
+    """Return a number in a format, `-` for None."""
     return "-" if value is None else format(value, style)
 
 
-def cost(value: float | None) -> str:
-    """Nats per token with three digits."""
+def nats(value: float | None) -> str:
+    """Return nats per token with three digits."""
     return number(value, "#.3g")
 
 
 def printable(text: str) -> str:
-    """`text` on one line without control characters: names out of files may hold anything."""
+    """Return `text` on one line, with control characters as escapes: names from files may hold anything."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def part_name(key: str) -> str:
+    """Return the name of a part of the size breakdown."""
+    return printable(key).replace("_", " ")
+
+
 def measures(files: Sequence[FileRow]) -> Iterator[tuple[str, Cell]]:
-    """Name and cells of each line of the table of files; parts of a line above start with two spaces."""
+    """Yield name and cells of each line of the table of files; the parts of another line begin with two spaces."""
     yield "method", lambda row: printable(row.method) or "-"
     for kind in dict.fromkeys(kind for row in files for kind in row.size_breakdown):
-        yield f"  {printable(kind)}", lambda row, kind=kind: number(row.size_breakdown.get(kind))  # type: ignore[misc]
+        yield f"  {part_name(kind)}", lambda row, kind=kind: number(row.size_breakdown.get(kind))  # type: ignore[misc]
     yield "  code", lambda row: number(row.code_bytes)
     yield "total bytes", lambda row: number(row.total_bytes)
     yield "budget", lambda row: number(row.budget_bytes)
     yield "bits per weight", lambda row: number(row.bpw, ".3f")
-    yield "predicted cost", lambda row: cost(row.predicted_kl)
-    yield "KL", lambda row: cost(row.kl)
+    yield "predicted KL", lambda row: nats(row.predicted_kl)
+    yield "KL", lambda row: nats(row.kl)
     yield "top-1 flips", lambda row: number(row.top1_flips, ".2%").replace("%", " %")
     yield "BPB before", lambda row: number(row.bpb_before, ".4f")
     yield "BPB after", lambda row: number(row.bpb_after, ".4f")
@@ -64,9 +66,10 @@ def measures(files: Sequence[FileRow]) -> Iterator[tuple[str, Cell]]:
 
 
 def tensor_columns(comparison: Comparison) -> list[TensorColumn]:
-    """Bytes, bits per weight and predicted cost of every file: of the first as they are, of the others against it.
+    """Return the columns of the table of tensors: bytes, bits per weight and predicted KL of every file.
 
-    Of a file that does not tell its tensors' bytes the widths of the codes.
+    Bytes of the later files are differences from the first file, their predicted KL is a ratio to it. A file whose tensors'
+    bytes are not known has the width of the codes instead.
     """
     return [column for n in range(len(comparison.files)) for column in _columns_of(comparison, n)]
 
@@ -80,9 +83,9 @@ def _columns_of(comparison: Comparison, n: int) -> list[TensorColumn]:
     bpw = TensorColumn(f"bpw{mark}", _values("bpw", n), ".3f")
     if n == 0 or not _tells_bytes(comparison, 0):
         absolute = TensorColumn(f"bytes{mark}", _values("bytes", n), ",")
-        return [absolute, bpw, TensorColumn(f"cost{mark}", _values("predicted_kl", n), ".2e")]
+        return [absolute, bpw, TensorColumn(f"predicted KL{mark}", _values("predicted_kl", n), ".2e")]
     difference = TensorColumn(f"bytes{mark}-{first.strip()}", lambda row: _difference(row.values("bytes"), n), "+,")
-    times = TensorColumn(f"cost{mark}/{first.strip()}", lambda row: _times(row.values("predicted_kl"), n), "#.3g")
+    times = TensorColumn(f"predicted KL{mark}/{first.strip()}", lambda row: _times(row.values("predicted_kl"), n), "#.3g")
     return [difference, bpw, times]
 
 
@@ -104,12 +107,12 @@ def _times(values: Sequence[float | None], n: int) -> float | None:
 
 
 def render_comparison(comparison: Comparison, *, top: int) -> RenderableType:
-    """Which file is which, the table of files, that of the `top` first tensors, then what follows from them."""
+    """Return the names of the files, the table of files, that of the first `top` tensors, and what follows from them."""
     legend = [f"{row.label}  {printable(row.path)}" for row in comparison.files]
     tensors: list[RenderableType] = []
     if comparison.tensors and top:
         tensors = [_tensor_table(comparison, top), *_left_out(comparison, top), ""]
-    return Group(*legend, "", _file_table(comparison.files), "", *tensors, *_sentences(comparison))
+    return Group(*legend, "", _file_table(comparison.files), "", *tensors, *_sentences(comparison), TERMS)
 
 
 def _file_table(files: Sequence[FileRow]) -> Table:
@@ -140,7 +143,7 @@ def _left_out(comparison: Comparison, top: int) -> list[str]:
 
 def _sentences(comparison: Comparison) -> Iterator[str]:
     yield from map(equal_bytes_line, comparison.equal_bytes)
-    yield from map(equal_cost_line, comparison.equal_cost)
+    yield from map(equal_kl_line, comparison.equal_kl)
     for row in comparison.files:
         if row.problems:
             yield f"{row.label} is not valid: {', '.join(row.problems)}"
@@ -154,40 +157,40 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
 
 
 def equal_bytes_line(group: EqualBytes) -> str:
-    """Which of the files has the least cost, and by what ratio."""
-    others = zip(group.labels[1:], group.costs[1:], group.ratios[1:], strict=True)
-    more = "; ".join(f"{name} has {cost(value)}, {by:.3g} times that" for name, value, by in others)
+    """Return a sentence: which of the files has the least KL, and the ratio of the others to it."""
+    others = zip(group.labels[1:], group.kls[1:], group.ratios[1:], strict=True)
+    more = "; ".join(f"{name} has {nats(value)}, {by:.3g} times that" for name, value, by in others)
     span = f"{min(group.total_bytes):,} to {max(group.total_bytes):,}"
-    return f"at equal bytes ({span}): {group.labels[0]} has the least {group.measure}, {cost(group.costs[0])}; {more}"
+    return f"at equal bytes ({span}): {group.labels[0]} has the least {group.measure}, {nats(group.kls[0])}; {more}"
 
 
-def equal_cost_line(found: EqualCost) -> str:
-    """The bytes of a series at the cost of another file."""
+def equal_kl_line(found: EqualKL) -> str:
+    """Return a sentence: the bytes of a series at the KL of another file."""
     return (
-        f"at equal {found.measure} ({cost(found.cost)}): {found.label} takes {found.total_bytes:,} bytes; the series of "
-        f"{' and '.join(found.between)} {found.series_bytes:,.0f}, {found.ratio:.3g} times that, between its two sizes"
+        f"at equal {found.measure} ({nats(found.kl)}): {found.label} takes {found.total_bytes:,} bytes; the series of "
+        f"{' and '.join(found.between)} would take {found.series_bytes:,.0f}, {found.ratio:.3g} times that (interpolated)"
     )
 
 
 def render_report(report: PackReport) -> RenderableType:
-    """Table of the tensors, then where the bytes went, then the line that matters."""
-    return Group(_report_table(report), _bytes_line(report), *_summary(report))
+    """Return the table of tensors, the size breakdown, and the totals."""
+    return Group(_report_table(report), _bytes_line(report), *_summary(report), TERMS)
 
 
 def _report_table(report: PackReport) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("tensor", no_wrap=True)
-    for column in ("shape", "width", "grid", "codec", "bytes", "bpw", "predicted_kl"):
+    for column in ("shape", "width", "setting", "codec", "bytes", "bpw", "predicted KL"):
         table.add_column(column, justify="right", no_wrap=True)
     for t in report.tensors:
         shape = "x".join(map(str, t.shape))
-        row = (f"{t.width_bits}", f"{t.grid_size:.3g}", t.codec, f"{t.bytes:,}", f"{t.bpw:.3f}", f"{t.predicted_kl:.2e}")
+        row = (f"{t.width_bits}", f"{t.setting:.3g}", t.codec, f"{t.bytes:,}", f"{t.bpw:.3f}", f"{t.predicted_kl:.2e}")
         table.add_row(t.name, shape, *row)
     return table
 
 
 def _bytes_line(report: PackReport) -> str:
-    parts = [f"{kind} {count:,}" for kind, count in report.size_breakdown.items()]
+    parts = [f"{part_name(kind)} {count:,}" for kind, count in report.size_breakdown.items()]
     return "\nbytes: " + ", ".join([*parts, f"code {report.code_bytes:,}", f"slack {report.slack_bytes:,}"])
 
 
@@ -196,7 +199,7 @@ def _summary(report: PackReport) -> list[str]:
     return [
         f"total {report.total_bytes:,} of {report.budget_bytes:,} bytes ({share:.2f} %), {report.bpw:.3f} bits per weight "
         f"over {report.n_params:,} parameters",
-        f"predicted cost {report.predicted_kl:.5f} nats per token ({report.method}); "
+        f"predicted KL {report.predicted_kl:.5f} nats per token ({report.method}); "
         "decoded again by a fresh process: equal",  # or packing would have failed
         *_tuned_line(report),
     ]
@@ -205,6 +208,6 @@ def _summary(report: PackReport) -> list[str]:
 def _tuned_line(report: PackReport) -> list[str]:
     if not report.tuned:
         return []
-    before, after, kept = (report.tuned[key] for key in ("kl_before", "kl_after", "kept"))
-    verdict = "kept" if kept else "not kept"
+    before, after, accepted = (report.tuned[key] for key in ("kl_before", "kl_after", "accepted"))
+    verdict = "accepted" if accepted else "not accepted"
     return [f"tuning: KL on held-out calibration text {before:.5f} to {after:.5f} nats per token, {verdict}"]

@@ -1,1 +1,1 @@
-"""Run folders: what every train, pack, eval and run leaves, and what can be said about many of them."""
+"""Recorded runs: the folder that each train, pack, eval and run leaves, and what follows from many of them."""

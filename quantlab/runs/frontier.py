@@ -1,4 +1,4 @@
-"""Bits per byte against bytes: the runs that compete on one evaluation, the best of them, and their lower envelope."""
+"""Bits per byte against bytes: candidates that are scored on the same data, the best of them, and their lower envelope."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ class Candidate:
     """An artifact with its size and one score."""
 
     run: str
-    """Name of the run that packed it, else of the run that scored it."""
+    """Name of the run that packed the artifact, else of the run that scored it."""
     artifact: str
     total_bytes: int
-    """Artifact and counted code."""
+    """Bytes of artifact and counted code."""
     budget_bytes: int | None
-    """None where no packing is recorded."""
+    """None if no packing is recorded."""
     evaluation: EvaluationRecord
     problems: tuple[str, ...] = ()
 
@@ -40,13 +40,13 @@ class Candidate:
         return self.evaluation.val_bpb
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return the candidate as plain JSON types."""
         mine = {"run": self.run, "bpb": self.bpb, "bytes": self.total_bytes, "budget": self.budget_bytes}
         return mine | {"artifact": self.artifact, "data": data_id(self.evaluation.data), "problems": list(self.problems)}
 
 
 def candidates(runs: Iterable[Run]) -> list[Candidate]:
-    """Every packing with the newest score on each evaluation data, and every score of an artifact that nobody packed."""
+    """Return every packing with its newest score on each evaluation data, and every score of an artifact without a packing."""
     runs = list(runs)
     known = know(runs)
     found = [c for run in runs if run.record.packing for c in _packed(run, known.scores[run.record.packing.artifact_sha256])]
@@ -72,11 +72,11 @@ def _packed(run: Run, scores: Sequence[tuple[Run, EvaluationRecord]]) -> list[Ca
 
 
 def _unpacked(run: Run, packings: Mapping[str, Any]) -> list[Candidate]:
-    """Scores that cannot count: of a packed file without a packing on record, or of another file than the run's."""
+    """Return scores that are not valid: of a packed file without a recorded packing, or of another file than the run's."""
     record, own = run.record, own_scores(run.record)
     if not is_packed(record):
         return []
-    lost = [e for e in own if not packings.get(e.target_sha256)] if own else record.evaluations
+    without = [e for e in own if not packings.get(e.target_sha256)] if own else record.evaluations
     return [
         Candidate(
             run=run.name,
@@ -86,23 +86,23 @@ def _unpacked(run: Run, packings: Mapping[str, Any]) -> list[Candidate]:
             evaluation=evaluation,
             problems=(*run_problems(run), *(score_problems(record) or [UNKNOWN_PACKING])),
         )
-        for evaluation in lost
+        for evaluation in without
     ]
 
 
 def data_id(data: EvaluationData) -> str:
-    """Eight hex digits that name the data and how it is scored."""
+    """Return eight hex digits that name the data and how it is scored."""
     return hashlib.sha256(json.dumps(asdict(data), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def describe_data(data: EvaluationData) -> str:
-    """The data in a few words."""
+    """Return the data in a few words."""
     stride = "" if data.mode == "chunked" else f", stride {data.stride}"
     return f"{data_id(data)}: {data.tokens:,} tokens, {data.bytes:,} bytes, {data.mode}, sequences of {data.seq_len}{stride}"
 
 
 def by_data(found: Iterable[Candidate]) -> dict[EvaluationData, list[Candidate]]:
-    """Candidates whose scores can be compared, most of them first."""
+    """Return the candidates by evaluation data, the largest group first: only scores in one group can be compared."""
     groups: dict[EvaluationData, list[Candidate]] = {}
     for candidate in found:
         groups.setdefault(candidate.evaluation.data, []).append(candidate)
@@ -110,11 +110,11 @@ def by_data(found: Iterable[Candidate]) -> dict[EvaluationData, list[Candidate]]
 
 
 def one_group(groups: dict[EvaluationData, list[Candidate]], wanted: str | None) -> tuple[EvaluationData, list[Candidate]]:
-    """The group whose id begins with `wanted`; without it the only one there is.
+    """Return the group whose id begins with `wanted`, or without `wanted` the only group.
 
     Raises:
-        QuantlabError: there is none.
-        ConfigError: there are several, or none with that id.
+        QuantlabError: there is no group.
+        ConfigError: there are several groups, or none with that id.
     """
     if not groups:
         raise QuantlabError("no run has the score of a packed model", hint="score one with quantlab eval")
@@ -128,11 +128,13 @@ def one_group(groups: dict[EvaluationData, list[Candidate]], wanted: str | None)
 
 
 def best_of(found: Sequence[Candidate], budget_bytes: int | None) -> list[tuple[Candidate, int]]:
-    """The valid candidate of lowest bits per byte on each evaluation data, and among how many; smaller files win ties.
+    """Return for each evaluation data the valid candidate of lowest bits per byte, and the number of candidates.
+
+    Of equal scores the smaller file is chosen.
 
     Raises:
         QuantlabError: no candidate is valid.
-        BudgetError: none of the valid ones has at most `budget_bytes`.
+        BudgetError: no valid candidate has at most `budget_bytes`.
     """
     valid = [c for c in found if not c.problems]
     if not valid:
@@ -146,15 +148,15 @@ def best_of(found: Sequence[Candidate], budget_bytes: int | None) -> list[tuple[
 
 
 def lower_envelope(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (size, score) that no other beats in one of both without losing in the other, by size.
+    """Return the indices of the undominated points (size, score), by size; of equal points the first is returned.
 
-    Of equal points the first counts.
+    A point is dominated if another one is no larger and scores no worse.
 
     >>> lower_envelope([(3, 1.0), (1, 2.0), (2, 2.5), (2, 1.5)])
     [1, 3, 0]
     """
-    kept: list[int] = []
+    envelope: list[int] = []
     for index in sorted(range(len(points)), key=lambda i: (*points[i], i)):
-        if not kept or points[index][1] < points[kept[-1]][1]:
-            kept.append(index)
-    return kept
+        if not envelope or points[index][1] < points[envelope[-1]][1]:
+            envelope.append(index)
+    return envelope

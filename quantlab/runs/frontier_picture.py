@@ -11,10 +11,11 @@ from quantlab.evaluation.evaluation_record import EvaluationData
 from quantlab.runs.frontier import Candidate, describe_data, lower_envelope
 
 BLUE, GREY, RED = "#1f5fa8", "#8a8f98", "#b3261e"
-PACKAGES = {".png": ("matplotlib", "plots"), ".html": ("plotly", "html")}
+PACKAGES = {".png": "matplotlib", ".html": "plotly"}
 MOST_LABELS = 12
+"""Largest number of points on the envelope that are labelled with their names."""
 LEAST_WIDTH = 0.04
-"""Of the drawn sizes, as a share of the largest: below it all ticks would read the same."""
+"""Smallest range of the axis of bytes, as a share of the largest size: in a smaller range all ticks would read the same."""
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>quantlab frontier</title><style>html, body {{ height: 100%; margin: 0 }}</style></head>
@@ -24,18 +25,23 @@ _PAGE = """<!doctype html>
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """What is drawn."""
+    """The points and lines of one picture."""
 
     data: EvaluationData
     valid: list[Candidate]
     invalid: list[Candidate]
     envelope: list[Candidate]
-    """Valid ones that none beats, smallest first."""
+    """Valid candidates that no other dominates, smallest first."""
     budgets: list[int]
+
+    @property
+    def dominated(self) -> list[Candidate]:
+        """Valid candidates that are not on the envelope."""
+        return [c for c in self.valid if c not in self.envelope]
 
 
 def frontier_of(data: EvaluationData, group: list[Candidate], budget_bytes: int | None) -> Frontier:
-    """Split one evaluation's candidates. With a budget of the user's own, what is larger than it is invalid."""
+    """Return the picture of the candidates on one evaluation data. With a budget, larger files count as not valid."""
     valid = [c for c in group if not c.problems and (budget_bytes is None or c.total_bytes <= budget_bytes)]
     envelope = [valid[i] for i in lower_envelope([(c.total_bytes, c.bpb) for c in valid])]
     budgets = sorted({c.budget_bytes for c in valid if c.budget_bytes}) if budget_bytes is None else [budget_bytes]
@@ -43,21 +49,21 @@ def frontier_of(data: EvaluationData, group: list[Candidate], budget_bytes: int 
 
 
 def check_format(output: Path) -> None:
-    """Raise ConfigError unless the suffix is one that can be drawn, QuantlabError if its package is not installed."""
+    """Raise ConfigError unless the suffix is .png or .html, QuantlabError if the package for it is not installed."""
     if output.suffix not in PACKAGES:
         raise ConfigError(f"output {output} must end in {' or '.join(PACKAGES)}")
-    package, extra = PACKAGES[output.suffix]
+    package = PACKAGES[output.suffix]
     if importlib.util.find_spec(package) is None:
-        raise QuantlabError(f"{output.suffix} needs the package {package}", hint=f"pip install 'quantlab[{extra}]'")
+        raise QuantlabError(f"{output.suffix} needs the package {package}", hint=f"pip install {package}")
 
 
 def draw(frontier: Frontier, suffix: str) -> bytes:
-    """The picture's file."""
+    """Return the picture's file, by suffix."""
     return _png(frontier) if suffix == ".png" else _html(frontier)
 
 
 def short_bytes(size: float) -> str:
-    """Decimal, as budgets are: 250 kB, 16 MB."""
+    """Return a size in decimal units, as budgets are: 250 kB, 16 MB."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= scale:
             return f"{size / scale:.4g} {unit}"
@@ -65,7 +71,7 @@ def short_bytes(size: float) -> str:
 
 
 def size_range(frontier: Frontier) -> tuple[float, float]:
-    """Both ends of the axis of bytes: all points and budgets, and some room."""
+    """Return both ends of the axis of bytes: all points and budgets, with a margin."""
     sizes = [*frontier.budgets, *(c.total_bytes for c in (*frontier.valid, *frontier.invalid))]
     middle = (min(sizes) + max(sizes)) / 2
     half = max(0.56 * (max(sizes) - min(sizes)), LEAST_WIDTH / 2 * max(sizes))
@@ -102,12 +108,11 @@ def _lines(axes: Any, frontier: Frontier) -> None:
 
 
 def _points(axes: Any, frontier: Frontier) -> None:
-    beaten = [c for c in frontier.valid if c not in frontier.envelope]
     if frontier.envelope:
         style = {"drawstyle": "steps-post", "linewidth": 1.5, "markersize": 6.5, "color": BLUE, "zorder": 4}
         axes.plot(*_xy(frontier.envelope), "-o", label="lower envelope", **style)
-    if beaten:
-        axes.scatter(*_xy(beaten), s=26, color=BLUE, alpha=0.45, linewidths=0, label="valid, beaten", zorder=3)
+    if frontier.dominated:
+        axes.scatter(*_xy(frontier.dominated), s=26, color=BLUE, alpha=0.45, linewidths=0, label="valid, dominated", zorder=3)
     if frontier.invalid:
         axes.scatter(*_xy(frontier.invalid), s=34, facecolors="none", edgecolors=GREY, label="not valid", zorder=3)
     for c in frontier.envelope if len(frontier.envelope) <= MOST_LABELS else []:
@@ -123,10 +128,9 @@ def _html(frontier: Frontier) -> bytes:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    beaten = [c for c in frontier.valid if c not in frontier.envelope]
     for name, found, style in (
         ("not valid", frontier.invalid, {"marker": {"color": GREY, "size": 9, "symbol": "circle-open"}}),
-        ("valid, beaten", beaten, {"marker": {"color": BLUE, "size": 7, "opacity": 0.45}}),
+        ("valid, dominated", frontier.dominated, {"marker": {"color": BLUE, "size": 7, "opacity": 0.45}}),
         ("lower envelope", frontier.envelope, {"marker": {"color": BLUE, "size": 10}, "line": {"shape": "hv", "color": BLUE}}),
     ):
         sizes, scores = _xy(found)
@@ -149,6 +153,6 @@ def _html(frontier: Frontier) -> bytes:
 
 
 def _hover(c: Candidate) -> str:
-    """Three lines; whatever a name holds cannot become markup."""
+    """Return the lines of text for a point under the mouse; no part of a name can become markup."""
     lines = [f"{c.bpb:.4f} BPB, {c.total_bytes:,} bytes", c.artifact, c.run, *c.problems]
     return "<br>".join(line.replace("&", "&amp;").replace("<", "&lt;") for line in lines)

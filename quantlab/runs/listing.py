@@ -1,6 +1,7 @@
-"""A run as flat keys and values: what `runs list` sorts and filters by, `show` prints and `diff` compares.
+"""Runs as flat keys and values, which `runs list` sorts and filters, `show` prints and `diff` compares; and as text for people.
 
-Runs as text for people: aligned columns, and nothing that a terminal could take for a command."""
+Text has aligned columns and no control characters, so that no value of a record reaches a terminal as a command.
+"""
 
 import json
 import re
@@ -17,25 +18,30 @@ from quantlab.runs.store import JoinedRun
 
 Row = dict[str, Any]
 CONFIG = ("kind", "fingerprint", "options", "seeds", "environment", "versions", "git")
-"""First parts of the keys that say what went in."""
+"""First parts of the keys of inputs and options."""
 RESULTS = (
     *("status", "valid", "problems", "bpb", "loss", "bytes", "code_bytes", "budget"),
     *("bpw", "predicted_kl", "sha256", "data", "metrics"),
 )
-"""First parts of the keys that say what came out."""
+"""First parts of the keys of results."""
+COLUMNS = ("run", "kind", "status", "bpb", "data", "bytes", "budget", "artifact")
+"""Columns of `runs list`."""
+RIGHT = {"bpb", "bytes", "budget"}
+"""Columns that are aligned to the right."""
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b")
 
 
-def summary(entry: JoinedRun) -> Row:
-    """The keys that every run has; None where it has no value."""
-    record, packing, score = entry.run.record, entry.packing, entry.evaluation
+def summary(joined: JoinedRun) -> Row:
+    """Return the keys that every run has; a value that it does not have is None."""
+    record, packing, score = joined.run.record, joined.packing, joined.evaluation
     artifact = record.artifact
     size = packing.total_bytes if packing else artifact.bytes if artifact else None
     return {
-        "run": entry.run.name,
+        "run": joined.run.name,
         "kind": record.kind,
-        "status": entry.status,
-        "valid": entry.is_valid,
-        "problems": list(entry.problems),
+        "status": joined.status,
+        "valid": joined.is_valid,
+        "problems": list(joined.problems),
         "started": record.started,
         "seconds": record.seconds or None,
         "bpb": score.val_bpb if score else record.metrics.get("val_bpb"),
@@ -53,12 +59,12 @@ def summary(entry: JoinedRun) -> Row:
     }
 
 
-def flat(entry: JoinedRun) -> Row:
-    """The summary, and every option, metric, version and so on under a key with dots."""
-    record = entry.run.record
-    row = summary(entry)
-    if entry.evaluation:
-        row |= _dotted("data", asdict(entry.evaluation.data))
+def flat(joined: JoinedRun) -> Row:
+    """Return the summary, and every option, metric, version and so on under a dotted key."""
+    record = joined.run.record
+    row = summary(joined)
+    if joined.evaluation:
+        row |= _dotted("data", asdict(joined.evaluation.data))
     for name in ("options", "seeds", "environment", "versions", "metrics"):
         if known := getattr(record, name):
             row |= _dotted(name, known)
@@ -72,7 +78,7 @@ def _dotted(prefix: str, value: Any) -> Row:
 
 
 def resolve(key: str, known: Iterable[str]) -> str:
-    """The key itself, or the only one that ends with it after a dot: `method` for `options.method`.
+    """Return the key itself, or the only known key that ends with it after a dot: `method` for `options.method`.
 
     Raises:
         ConfigError: no run has such a key, or several keys end so.
@@ -88,7 +94,7 @@ def resolve(key: str, known: Iterable[str]) -> str:
 
 
 def matches(value: Any, wanted: str) -> bool:
-    """Whether a value is what a user typed: a text, a number, true, false, null, or a size like 16MB."""
+    """Whether a value equals what a user typed: a string, a number, true, false, null, or a size like 16MB."""
     if isinstance(value, str):
         return value == wanted
     try:
@@ -102,20 +108,20 @@ def matches(value: Any, wanted: str) -> bool:
 
 
 def where(rows: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
-    """The rows that meet every `key=value`. ConfigError for another form, or a key that no row has."""
-    kept, known = list(rows), {key for row in rows for key in row}
+    """Return the rows that meet every `key=value`. ConfigError for another form, or a key that no row has."""
+    found, known = list(rows), {key for row in rows for key in row}
     for condition in conditions:
         key, equals, wanted = condition.partition("=")
         if not equals or not key:
             raise ConfigError(f"--where must look like key=value, got {condition!r}")
         if rows:
             name = resolve(key, known)
-            kept = [row for row in kept if matches(row.get(name), wanted)]
-    return kept
+            found = [row for row in found if matches(row.get(name), wanted)]
+    return found
 
 
 def by_key(rows: Sequence[Row], key: str) -> list[Row]:
-    """The rows in order of one key, or against it with a minus before; rows without a value come last."""
+    """Return the rows sorted by one key, largest first with a minus before the key; rows without a value come last."""
     if not rows:
         return []
     name = resolve(key.removeprefix("-"), {key for row in rows for key in row})
@@ -125,26 +131,21 @@ def by_key(rows: Sequence[Row], key: str) -> list[Row]:
 
 
 def _order(value: Any) -> tuple[int, Any]:
-    """Numbers before texts before the rest."""
+    """Return a sort key: numbers come before strings, and strings before the rest."""
     if isinstance(value, bool | int | float):
         return 0, value
     return (1, value) if isinstance(value, str) else (2, json.dumps(value))
 
 
 def differences(left: Row, right: Row) -> list[tuple[str, Any, Any]]:
-    """Keys of config and results, in that order, whose values differ; a key that one does not have counts as None."""
+    """Return the keys of config and results, in that order, whose values differ; a missing key has the value None."""
     names = [n for n in dict.fromkeys([*left, *right]) if not n.startswith("data.") or (left["data"] and right["data"])]
     ordered = [n for part in (*CONFIG, *RESULTS) for n in names if n.partition(".")[0] == part]
     return [(n, left.get(n), right.get(n)) for n in ordered if left.get(n) != right.get(n)]
 
 
-RIGHT = {"bpb", "bytes", "budget"}
-_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b")
-LIST = ("run", "kind", "status", "bpb", "data", "bytes", "budget", "artifact")
-
-
 def shown(value: Any) -> str:
-    """One value in one line: numbers with separators, lists with commas, control characters as question marks."""
+    """Return one value on one line: numbers with separators, lists with commas, control characters as question marks."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
@@ -160,7 +161,7 @@ def shown(value: Any) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
-    """Lines with every column as wide as its widest cell; spaces at the end are dropped."""
+    """Return lines in which every column is as wide as its widest cell; spaces at the end are dropped."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(right))]
     return [
         "  ".join(f"{cell:{'>' if r else '<'}{w}}" for cell, w, r in zip(row, widths, right, strict=True)).rstrip()
@@ -169,8 +170,8 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
 
 
 def list_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The table of `runs list`; a last column says what is wrong where something is."""
-    names = (*LIST, "problems") if any(_problems(row) for row in rows) else LIST
+    """Return the table of `runs list`; a column of problems is added if a run has any."""
+    names = (*COLUMNS, "problems") if any(_problems(row) for row in rows) else COLUMNS
     cells = [[_cell(row, name) for name in names] for row in rows]
     return columns([names, *cells], [name in RIGHT for name in names])
 
@@ -185,18 +186,18 @@ def _cell(row: dict[str, Any], name: str) -> str:
 
 
 def _problems(row: dict[str, Any]) -> str:
-    """What the column `status` does not say already."""
+    """Return the problems of a run but for its status, which has its own column."""
     return ", ".join(shown(problem) for problem in row["problems"] if problem != row["status"])
 
 
 def show_lines(row: dict[str, Any]) -> list[str]:
-    """One key a line; keys without a value are left out."""
+    """Return one line for each key that has a value."""
     return columns(
         [(shown(key), shown(value)) for key, value in row.items() if value not in (None, "", [], {})], (False, False)
     )
 
 
 def diff_lines(left: str, right: str, found: Sequence[tuple[str, Any, Any]]) -> list[str]:
-    """Three columns: key, one run, the other. Hashes are cut to what tells them apart."""
+    """Return three columns: the key and its value in either run. Hashes are shortened."""
     cells = [(shown(key), _HASH.sub(r"\1", shown(a)), _HASH.sub(r"\1", shown(b))) for key, a, b in found]
     return columns([("key", left, right), *cells], (False, False, False))

@@ -1,4 +1,4 @@
-"""Where a run comes from: process, versions, environment and commit; and whether its process still lives."""
+"""The origin of a run: process, versions, environment and commit; and whether its process has ended."""
 
 import importlib.metadata
 import os
@@ -22,7 +22,7 @@ _GIT_SECONDS = 5.0
 
 
 def versions() -> dict[str, str]:
-    """Of quantlab, Python, the system, and of the packages that results depend on; nothing is imported for it."""
+    """Return the versions of quantlab, Python, the system and the packages that results depend on, without importing any."""
     found = {"quantlab": __version__, "python": platform.python_version(), "system": platform.platform()}
     for name in PACKAGES:
         try:
@@ -33,18 +33,18 @@ def versions() -> dict[str, str]:
 
 
 def relevant(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that change what a run computes; none whose name sounds like a secret."""
+    """Return the variables that change what a run computes, but none whose name suggests a secret."""
     names = sorted(name for name in environment if _MATTERS.fullmatch(name) and not _SECRET.search(name))
     return {name: environment[name] for name in names}
 
 
 def git_state(directory: Path) -> Git | None:
-    """Commit and dirty flag of the repository around `directory`; None without one, without a commit, or without git."""
+    """Return commit and dirty flag of the repository around `directory`; None without a repository, a commit or git."""
     commit = _git(directory, "rev-parse", "HEAD")
     if not commit:
         return None
     changed = _git(directory, "status", "--porcelain", "--untracked-files=no")
-    return Git(commit=commit, is_dirty=changed != "")  # None, an answer that took too long, may hide a change
+    return Git(commit=commit, is_dirty=changed != "")  # None means no answer in time: there may be a change
 
 
 def _git(directory: Path, *arguments: str) -> str | None:
@@ -59,12 +59,12 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 
 def this_process() -> Process:
-    """The process that asks."""
+    """Return the process that calls this."""
     return Process(host=socket.gethostname(), pid=os.getpid(), birth=_birth(os.getpid()))
 
 
 def is_gone(process: Process) -> bool:
-    """Whether the process has ended; False for one of another host, about which nothing is known here."""
+    """Whether the process has ended; False for a process of another host, which cannot be known."""
     if process.host != socket.gethostname():
         return False
     try:
@@ -72,13 +72,13 @@ def is_gone(process: Process) -> bool:
     except (ProcessLookupError, OverflowError):
         return True
     except PermissionError:
-        pass  # it lives, and belongs to somebody else
+        pass  # it is alive and belongs to another user
     birth = _birth(process.pid)
     return process.birth is not None and birth is not None and birth != process.birth
 
 
 def _birth(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat. The second field, the command in brackets, may hold spaces and brackets itself."""
+    """Return field 22 of /proc/PID/stat. The second field, the command in brackets, may itself hold spaces and brackets."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

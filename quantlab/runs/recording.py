@@ -1,9 +1,7 @@
-"""A copy of config and results for an experiment tracker, sent when a run has ended: trackio or Weights & Biases.
+"""Recording a run while it happens: `with recorder.run(kind, options) as run: ... run.result(...)`.
 
-Write a run's folder while the run happens: `with recorder.run(kind, options) as run: ... run.result(...)`.
-
-run.json is whole at every moment. It is written when the run begins, after each result, and at the end, so that a killed run
-leaves what it had.
+run.json is a whole file at every moment. It is written when the run begins, after each result, and at the end, so that a killed
+run leaves the results that it had. A mirror sends config and results to an experiment tracker when the run has ended.
 """
 
 import importlib
@@ -35,28 +33,31 @@ from quantlab.runs.run_record import (
 )
 from quantlab.runs.store import new_run_folder
 
+MOST_COPIED_BYTES = 1 << 24
+"""Larger files are named by path and hash, not copied."""
 TRACKERS = ("trackio", "wandb")
-"""Packages; both have the same init, log and finish."""
+"""Packages of trackers; both have the same functions init, log and finish."""
 PROJECT = "quantlab"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """One tracker's project."""
+    """One project of an experiment tracker, trackio or Weights & Biases."""
 
     tracker: str
     project: str = PROJECT
 
     def send(self, name: str, record: RunRecord) -> None:
-        """Make a run `name` with the record's options as its config and its numbers as its results."""
+        """Create a run `name` in the tracker: the record's inputs are its config, the record's numbers its results."""
         module = importlib.import_module(self.tracker)
-        module.init(project=self.project, name=name, config=config_of(record))
-        module.log(results_of(record))
+        module.init(project=self.project, name=name, config=_inputs(record))
+        module.log(_numbers(record))
         module.finish()
 
 
 def open_mirror(text: str) -> Mirror:
-    """The mirror of `trackio`, `wandb`, or one of them with :PROJECT. ConfigError if it is another or not installed."""
+    """Return the mirror for `trackio` or `wandb`, with or without :PROJECT. ConfigError if it is unknown or not installed."""
     tracker, _, project = text.partition(":")
     if tracker not in TRACKERS:
         raise ConfigError(f"mirror must be one of {', '.join(TRACKERS)}, got {text!r}")
@@ -65,15 +66,15 @@ def open_mirror(text: str) -> Mirror:
     return Mirror(tracker, project or PROJECT)
 
 
-def config_of(record: RunRecord) -> dict[str, Any]:
-    """What went in."""
+def _inputs(record: RunRecord) -> dict[str, Any]:
+    """Return the inputs and options of a run."""
     names = ("kind", "status", "options", "seeds", "versions", "environment", "git", "checkpoint")
     config: dict[str, Any] = plain({name: getattr(record, name) for name in names})
     return config
 
 
-def results_of(record: RunRecord) -> dict[str, float]:
-    """The numbers that came out."""
+def _numbers(record: RunRecord) -> dict[str, float]:
+    """Return the numbers among the results of a run."""
     found: dict[str, Any] = {"seconds": record.seconds, **record.metrics}
     if record.packing:
         found |= {"total_bytes": record.packing.total_bytes, "budget_bytes": record.packing.budget_bytes}
@@ -83,19 +84,14 @@ def results_of(record: RunRecord) -> dict[str, float]:
     return {key: value for key, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)}
 
 
-MOST_COPIED_BYTES = 1 << 24
-"""Larger files are named by path and hash, not copied."""
-_log = logging.getLogger(__name__)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recorder:
-    """Where the runs of one command go, and what is the same for all of them."""
+    """Records the runs of one command into a folder of runs."""
 
     folder: Path | None = None
-    """The folder of runs; None: nothing is recorded."""
+    """Folder of runs; with None nothing is recorded."""
     is_required: bool = False
-    """Whether a folder that cannot be written is an error; otherwise it is a warning and the run goes unrecorded."""
+    """Whether a folder that cannot be written is an error; otherwise it is a warning and the run is not recorded."""
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     mirror: Mirror | None = None
@@ -106,9 +102,9 @@ class Recorder:
 
         Args:
             kind: train, pack, eval or run.
-            options: all that decides the run, as resolved; dataclasses, mappings and paths are turned into JSON.
+            options: all options as resolved; dataclasses, mappings and paths are turned into JSON types.
         Raises:
-            ConfigError: the folder cannot be written, and was asked for.
+            ConfigError: the folder cannot be written, and `is_required` is set.
         """
         writer = RunWriter(self._begin(kind, options, seeds or {}), self)
         writer.open_()
@@ -121,7 +117,7 @@ class Recorder:
 
     def _begin(self, kind: str, options: Any, seeds: Mapping[str, int]) -> RunRecord:
         known: dict[str, Any] = {}
-        if self.folder is not None:  # what takes time
+        if self.folder is not None:  # these take time
             known = {"git": git_state(Path.cwd()), "versions": versions(), "environment": relevant(self.environment)}
         return RunRecord(
             kind=kind,
@@ -137,7 +133,7 @@ class Recorder:
 
 
 class RunWriter:
-    """One run on its way; without a folder it takes every result and writes none."""
+    """Writes one run while it happens; without a folder it accepts every result and writes nothing."""
 
     def __init__(self, record: RunRecord, recorder: Recorder) -> None:
         self.record = record
@@ -147,11 +143,11 @@ class RunWriter:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether results are kept: what they cost can be saved if not."""
+        """Whether results are written; if not, a caller need not compute what is only recorded."""
         return self.folder is not None
 
     def open_(self) -> None:
-        """Make the folder, if one is wanted and possible."""
+        """Make the run folder, if the recorder has a folder of runs that can be written."""
         wanted = self._recorder.folder
         if wanted is None:
             return
@@ -173,12 +169,12 @@ class RunWriter:
         problems: Iterable[str] = (),
         files: Iterable[Path] = (),
     ) -> None:
-        """Add results: checkpoint, artifact and packing replace an earlier one, the others are added to what there is.
+        """Add results: a checkpoint, artifact or packing replaces an earlier one, the others are added to those before.
 
         Args:
             artifact: the file that was made or scored; it is named by size and hash.
-            problems: why the result does not count, where the command knows.
-            files: reports and logs; small ones are copied into the run folder. One that does not exist is passed over.
+            problems: reasons why the result is not valid, if the command found any.
+            files: reports and logs; small ones are copied into the run folder. A file that does not exist is ignored.
         """
         if self.folder is None:
             return
@@ -192,14 +188,14 @@ class RunWriter:
                 evaluations=(*old.evaluations, *([evaluation] if evaluation else [])),
                 metrics=old.metrics | plain(metrics or {}),
                 problems=(*old.problems, *problems),
-                files=(*old.files, *(_kept(path, folder) for path in files if path.is_file())),
+                files=(*old.files, *(_copied(path, folder) for path in files if path.is_file())),
             )
             self._write(folder)
-        except (QuantlabError, OSError) as failure:  # hours of work do not fail with their record
+        except (QuantlabError, OSError) as failure:  # hours of work must not fail with their record
             _log.warning("warning: a result of this run is not recorded: %s", first_line(failure))
 
     def close_(self, error: BaseException | None) -> None:
-        """The end: how it went, and how long it took."""
+        """Write the end of the run: its status, error line, exit code and seconds."""
         if self.folder is None:
             return
         status, line, code = _outcome(error)
@@ -220,7 +216,7 @@ class RunWriter:
             return
         try:
             mirror.send(name, self.record)
-        except Exception as failure:  # another's code, after the work is done: never a reason to fail
+        except Exception as failure:  # foreign code, after the work is done: never a reason to fail
             _log.warning("warning: mirror %s failed: %s", mirror.tracker, first_line(failure))
 
     def _write(self, folder: Path) -> None:
@@ -232,8 +228,8 @@ def _named(path: Path) -> FileRef:
     return FileRef(path=str(path), bytes=size, sha256=digest)
 
 
-def _kept(path: Path, folder: Path) -> FileRef:
-    """The file by name and hash, copied into `folder` if it is small."""
+def _copied(path: Path, folder: Path) -> FileRef:
+    """Copy a file into `folder` if it is small; return its path, size and hash."""
     named = _named(path)
     if named.bytes > MOST_COPIED_BYTES:
         return named
@@ -242,7 +238,7 @@ def _kept(path: Path, folder: Path) -> FileRef:
 
 
 def _outcome(error: BaseException | None) -> tuple[str, str, int]:
-    """Status, error line and exit code."""
+    """Return status, error line and exit code."""
     if error is None:
         return DONE, "", 0
     if isinstance(error, KeyboardInterrupt):

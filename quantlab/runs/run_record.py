@@ -1,4 +1,4 @@
-"""What one run's folder says in run.json, as checked dataclasses."""
+"""The file run.json of a run folder, as checked dataclasses."""
 
 import json
 import math
@@ -17,33 +17,33 @@ VERSION = 1
 KINDS = ("train", "pack", "eval", "run")
 RUNNING, DONE, FAILED, INTERRUPTED = STATUSES = ("running", "done", "failed", "interrupted")
 MOST_BYTES = 1 << 22
-"""Of a run.json: a larger file is none."""
+"""Largest length of a run.json; a larger file is not read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileRef:
-    """A file by its name and content, wherever it lies."""
+    """A file, named by its path and its content."""
 
     path: str
-    """As the command was given it; relative to the run's working directory."""
+    """Path as the command got it; relative to the run's working directory."""
     bytes: int
     sha256: str
     copy: str = ""
-    """Name of its copy in the run folder; empty where it was not copied."""
+    """Name of its copy in the run folder; empty if it was not copied."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """The weights that went in, or that training made."""
+    """The weights that a run read, or that training made."""
 
     path: str
     fingerprint: str
-    """Of weights and architecture, whatever file they lie in."""
+    """Fingerprint of weights and architecture; it does not depend on the kind of file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Packing:
-    """What decides whether an artifact counts."""
+    """The facts that decide whether an artifact is valid."""
 
     artifact_sha256: str
     artifact_bytes: int
@@ -54,27 +54,27 @@ class Packing:
     method: str = ""
     bpw: float = 0.0
     predicted_kl: float = 0.0
-    """Predicted cost, nats per token."""
+    """Nats per token."""
 
     @property
     def total_bytes(self) -> int:
-        """Artifact and counted code."""
+        """Bytes of artifact and counted code."""
         return self.artifact_bytes + self.code_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Process:
-    """Who writes the run: says whether a run that has no end is still at work."""
+    """The process that writes the run. It tells whether a run without an end is still at work."""
 
     host: str
     pid: int
     birth: int | None = None
-    """Clock ticks from boot to the start of the process, where the system says it: tells a reused pid apart."""
+    """Clock ticks from boot to the start of the process, to tell apart two processes with one pid; None if not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Git:
-    """State of the working directory's repository."""
+    """State of the repository around the working directory."""
 
     commit: str
     is_dirty: bool
@@ -83,7 +83,7 @@ class Git:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """One run."""
+    """One recorded run."""
 
     version: int = VERSION
     kind: str
@@ -91,41 +91,41 @@ class RunRecord:
     status: str
     """running, done, failed or interrupted."""
     started: str
-    """UTC, as 2026-07-24T10:15:30.123456Z."""
+    """Time in UTC, as 2026-07-24T10:15:30.123456Z."""
     process: Process
     ended: str = ""
     seconds: float = 0.0
     error: str = ""
-    """The line that the command ended with."""
+    """The error line that the command ended with."""
     exit_code: int | None = None
     command: tuple[str, ...] = ()
     directory: str = ""
-    """Where the command ran."""
+    """Working directory of the command."""
     options: dict[str, Any] = field(default_factory=dict)
-    """As resolved: defaults, presets and --set included."""
+    """All options as resolved: defaults, presets and --set included."""
     seeds: dict[str, int] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     git: Git | None = None
     checkpoint: Checkpoint | None = None
     artifact: FileRef | None = None
-    """The file that was made, or that was scored: weights for train, else usually a .qlab file."""
+    """The file that was made or scored: weights for train, else usually a .qlab file."""
     packing: Packing | None = None
     evaluations: tuple[EvaluationRecord, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
-    """Other results by name."""
+    """Other results, by name."""
     problems: tuple[str, ...] = ()
-    """What the command itself found wrong with a result that it wrote: too slow, say."""
+    """Problems that the command itself found in its result, such as a clock that was exceeded."""
     files: tuple[FileRef, ...] = ()
-    """What else it left: reports and logs."""
+    """Other files that the run left: reports and logs."""
 
     def to_json(self) -> bytes:
-        """The file run.json."""
+        """Return the file run.json."""
         return (json.dumps(plain(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def read_record(path: Path) -> RunRecord:
-    """The record at `path`. ReportError if it is missing, damaged, too large to be one, or of a later version."""
+    """Return the record at `path`. ReportError if it is missing, damaged, too large, or of another version."""
     size = path.stat().st_size if path.is_file() else 0
     if size > MOST_BYTES:
         raise ReportError(f"{path} has {size:,} bytes, a record has at most {MOST_BYTES:,}")
@@ -139,7 +139,7 @@ def read_record(path: Path) -> RunRecord:
 
 
 def packing_of(report: PackReport) -> Packing:
-    """What a packing's report says about its validity. There would be no report had the file not decoded equal."""
+    """Return the facts of a packing's report. There is no report unless the file decoded to the measured tensors."""
     return Packing(
         artifact_sha256=report.artifact_sha256,
         artifact_bytes=report.artifact_bytes,
@@ -153,7 +153,7 @@ def packing_of(report: PackReport) -> Packing:
 
 
 def plain(value: Any) -> Any:
-    """`value` in JSON's types: dataclasses as objects, paths and whatever JSON has no word for as text, NaN too."""
+    """Return `value` in JSON types: dataclasses as objects; paths, NaN and other values that JSON does not have as strings."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):

@@ -1,8 +1,7 @@
-"""Folders of runs on disk: the only truth about them. There is no index; copying folders together merges them.
+"""A folder of recorded runs: reading and making run folders, and which of their results are valid.
 
-Which results count, and what runs say about each other's artifacts.
-
-Packings and scores are joined by the artifact's sha256, never by its name.
+Run folders are all there is. There is no index, so copying run folders into one folder merges them. Packings and scores belong
+together by the SHA-256 of the artifact, never by its name: a score that one run has counts for the packing of another.
 """
 
 import errno
@@ -23,12 +22,15 @@ from quantlab.runs.origin import is_gone
 from quantlab.runs.run_record import DONE, FAILED, INTERRUPTED, RECORD_NAME, RUNNING, FileRef, Packing, RunRecord, read_record
 
 MOST_HASHED_BYTES = 1 << 28
+"""Larger files are compared by size alone."""
+PACKED_SUFFIX = ".qlab"
+UNKNOWN_PACKING = "no packing of this artifact is recorded"
 _NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[a-z]+-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run folder that could be read."""
+    """One run folder that was read."""
 
     name: str
     folder: Path
@@ -36,7 +38,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """As recorded, but interrupted where the run has no end and its process is gone."""
+        """The recorded status, but interrupted if the run has no end and its process has ended."""
         status = self.record.status
         return INTERRUPTED if status == RUNNING and is_gone(self.record.process) else status
 
@@ -46,13 +48,13 @@ class Store:
     """All runs of one folder."""
 
     runs: list[Run]
-    """In order of their names, which is the order in which they began."""
+    """Sorted by name, which is the order in which they began."""
     broken: list[str]
-    """One line for each folder that looks like a run and cannot be read."""
+    """One line for each folder that looks like a run folder and cannot be read."""
 
 
 def read_store(folder: Path) -> Store:
-    """Every run in `folder`. Folders without a run.json are passed over unless they are named as runs are.
+    """Return every run in `folder`. A folder without a run.json is ignored unless it has the name of a run folder.
 
     Raises:
         ConfigError: there is no such folder.
@@ -76,7 +78,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 
 def find_run(runs: list[Run], text: str) -> Run:
-    """The run with this name, or the only one whose name begins or ends with it. ConfigError where there is none or several."""
+    """Return the run with this name, or the only one whose name begins or ends with it. ConfigError if there is not one."""
     exact = [run for run in runs if run.name == text]
     found = exact or [run for run in runs if text and (run.name.startswith(text) or run.name.endswith(text))]
     if len(found) == 1:
@@ -90,7 +92,7 @@ def find_run(runs: list[Run], text: str) -> Run:
 
 
 def whereabouts(run: Run, file: FileRef) -> str:
-    """Whether a file that a run names is still what it was; large ones are held against their size alone."""
+    """Return in words whether a file that a run names is unchanged; a large file is compared by size alone."""
     if file.copy:
         return f"copied as {file.copy}"
     place = Path(run.record.directory) / file.path
@@ -102,7 +104,7 @@ def whereabouts(run: Run, file: FileRef) -> str:
 
 
 def new_run_folder(folder: Path, record: RunRecord) -> Path:
-    """Make the folder of a run that begins, with its run.json in it from the first moment on.
+    """Make and return the folder of a run that begins; run.json is in it from the first moment on.
 
     Raises:
         QuantlabError: `folder` cannot be written.
@@ -113,7 +115,7 @@ def new_run_folder(folder: Path, record: RunRecord) -> Path:
         try:
             hidden.mkdir(parents=True)
             write_whole(hidden / RECORD_NAME, record.to_json())
-            return hidden.rename(folder / name)  # refused where a folder of that name has files, as every run's has
+            return hidden.rename(folder / name)  # fails if a folder of that name has files, which every run folder has
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise QuantlabError(f"cannot write {folder}: {error.strerror or error}") from error
@@ -121,36 +123,32 @@ def new_run_folder(folder: Path, record: RunRecord) -> Path:
             shutil.rmtree(hidden, ignore_errors=True)
 
 
-PACKED_SUFFIX = ".qlab"
-UNKNOWN_PACKING = "no packing of this artifact is recorded"
-
-
 @dataclass(frozen=True, slots=True)
 class JoinedRun:
-    """A run, and what it or another run says about its artifact."""
+    """A run with the packing and the score of its artifact, from this run or another one."""
 
     run: Run
     status: str
     packing: Packing | None
     evaluation: EvaluationRecord | None
     problems: tuple[str, ...]
-    """Why the run does not count; empty if it is valid."""
+    """Reasons why the run is not valid; empty if it is."""
 
     @property
     def is_valid(self) -> bool:
-        """Done; artifact and code within the budget and decoded again equal; the score is of that artifact."""
+        """Whether the run is done, and its artifact fits the budget, decodes to the measured tensors and is the file scored."""
         return not self.problems
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What all runs together know of artifacts, newest last."""
+    """Packings and scores of all runs, by SHA-256 of the artifact, newest last."""
 
     packings: dict[str, list[tuple[Run, Packing]]]
     scores: dict[str, list[tuple[Run, EvaluationRecord]]]
 
     def packing_of(self, sha256: str) -> tuple[Packing | None, list[str]]:
-        """The newest packing of an artifact that has no problem, else the newest with its problems."""
+        """Return the newest packing of an artifact without a problem, else the newest one and its problems."""
         found = [(packing, run_problems(run) + packing_problems(run.record)) for run, packing in self.packings[sha256]]
         if not found:
             return None, [UNKNOWN_PACKING]
@@ -158,14 +156,14 @@ class Known:
 
 
 def join(runs: Iterable[Run]) -> list[JoinedRun]:
-    """One entry for each run, in the same order."""
+    """Return every run with the packing and the score of its artifact, in the same order."""
     runs = list(runs)
     known = know(runs)
-    return [_entry(run, known) for run in runs]
+    return [_joined(run, known) for run in runs]
 
 
 def know(runs: Iterable[Run]) -> Known:
-    """Packings, and scores of runs that are done and whose file was the same before and after it was scored."""
+    """Return all packings, and the scores of runs that are done and whose file was the same before and after it was scored."""
     known = Known(defaultdict(list), defaultdict(list))
     for run in sorted(runs, key=lambda run: run.record.started):
         record = run.record
@@ -178,52 +176,52 @@ def know(runs: Iterable[Run]) -> Known:
 
 
 def own_scores(record: RunRecord) -> list[EvaluationRecord]:
-    """The scores that belong to the bytes of the run's artifact."""
+    """Return the scores that are of the run's artifact, by its SHA-256."""
     return [e for e in record.evaluations if record.artifact and e.target_sha256 == record.artifact.sha256]
 
 
 def is_packed(record: RunRecord) -> bool:
-    """Whether the run's artifact is a packed file, so that a budget applies to it."""
+    """Whether the run's artifact is a packed file, to which a budget applies."""
     return record.packing is not None or (record.artifact is not None and record.artifact.path.endswith(PACKED_SUFFIX))
 
 
 def run_problems(run: Run) -> list[str]:
-    """Why a run is not valid whatever it made: how it ended, and what it says itself."""
+    """Return the problems of a run itself: how it ended, and what its command found."""
     status, record = run.status, run.record
     ended = [] if status == DONE else [record.error if status == FAILED and record.error else status]
     return [*ended, *record.problems]
 
 
 def packing_problems(record: RunRecord) -> list[str]:
-    """Why what a run packed is not valid; nothing if it packed nothing."""
+    """Return the problems of the packing of a run; none if it packed nothing."""
     packing, problems = record.packing, []
     if packing is None:
         return []
     if (over := packing.total_bytes - packing.budget_bytes) > 0:
         problems.append(f"{over:,} bytes over the budget")
     if not packing.is_decoded_equal:
-        problems.append("not decoded again equal")
+        problems.append("the file was not decoded to the measured tensors")
     if record.artifact and record.artifact.sha256 != packing.artifact_sha256:
-        problems.append("the file is not the one that was decoded again")
+        problems.append("the artifact is not the file that was decoded")
     return problems
 
 
 def score_problems(record: RunRecord) -> list[str]:
-    """Why a run's own score is not one of its artifact."""
+    """Return the problem of a run whose own score is not of its artifact."""
     if not record.evaluations or own_scores(record):
         return []
     return ["the score is of another file than the artifact"]
 
 
-def _entry(run: Run, known: Known) -> JoinedRun:
+def _joined(run: Run, known: Known) -> JoinedRun:
     record = run.record
     own = own_scores(record) or list(record.evaluations)
-    packing, joined = record.packing, packing_problems(record)
+    packing, packing_lines = record.packing, packing_problems(record)
     if packing is None and record.artifact:
-        packing, joined = known.packing_of(record.artifact.sha256)
+        packing, packing_lines = known.packing_of(record.artifact.sha256)
         if not is_packed(record) and packing is None:
-            joined = []  # float weights: no budget applies
+            packing_lines = []  # float weights: no budget applies
     others = known.scores[packing.artifact_sha256] if packing else []
     evaluation = own[-1] if own else (others[-1][1] if others else None)
-    problems = [*run_problems(run), *joined, *score_problems(record)]
+    problems = [*run_problems(run), *packing_lines, *score_problems(record)]
     return JoinedRun(run, run.status, packing, evaluation, tuple(problems))

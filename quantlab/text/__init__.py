@@ -1,1 +1,1 @@
-"""Text for a language model: documents, tokenizer, token shards and the corpus that ships with Python."""
+"""Text for a language model: documents, tokenizer, token shards, and the corpus that ships with Python."""

@@ -1,6 +1,4 @@
-"""Validation documents that training has seen too, found by how they begin.
-
-Checks of token shards before a score on them is believed: headers, ids, documents, bytes, and train/validation overlap."""
+"""Check token shards before a score on them is believed: headers, ids, documents, bytes, and train/validation overlap."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -19,79 +17,37 @@ from quantlab.text.shards import ShardStream, open_shards
 from quantlab.text.tokenizer import TokenBytes, Tokenizer
 
 HEAD_TOKENS = 64
-
-
-def document_heads(tokens: NDArray[np.uint16], *, bos_id: int, limit: int) -> list[bytes]:
-    """The first 64 tokens after each BOS in tokens[:limit], as bytes; a shorter document gives what it has.
-
-    Documents without tokens are left out. `tokens` goes on for 64 tokens after `limit` so that no head is cut.
-    """
-    at = np.flatnonzero(tokens == bos_id)
-    starts = at + 1
-    ends = np.minimum(starts + HEAD_TOKENS, np.append(at[1:], len(tokens)))
-    is_wanted = (at < limit) & (ends > starts)
-    data = tokens.tobytes()
-    return [data[2 * start : 2 * end] for start, end in zip(starts[is_wanted].tolist(), ends[is_wanted].tolist(), strict=True)]
-
-
-class Overlap:
-    """Which validation documents begin like a training document.
-
-    Heads are compared whole, not by hash: a document is in training only if its first 64 tokens are. Pages of one web
-    site can share that much without being equal. Source: openai/parameter-golf #2127, where 80 % did.
-    """
-
-    def __init__(self) -> None:
-        self._val: Counter[bytes] = Counter()
-        self._found: set[bytes] = set()
-
-    def add_val(self, heads: Iterable[bytes]) -> None:
-        """Remember validation documents."""
-        self._val.update(heads)
-
-    def look_for(self, heads: Iterable[bytes]) -> None:
-        """Compare training documents with all validation documents added so far."""
-        self._found.update(head for head in heads if head in self._val)
-
-    @property
-    def val_documents(self) -> int:
-        """Validation documents added so far."""
-        return self._val.total()
-
-    @property
-    def found(self) -> int:
-        """Validation documents that begin like a training document seen so far."""
-        return sum(self._val[head] for head in self._found)
-
+"""Tokens at the beginning of a document by which it is recognized."""
+CHUNK_TOKENS = 2**22
+"""Tokens that are checked at once."""
+BOS_ID = 1
+"""BOS of all the challenge's tokenizers; used where no tokenizer is given."""
 
 Made = TypeVar("Made")
-
-CHUNK_TOKENS = 2**22
-BOS_ID = 1
-"""Of all the challenge's tokenizers; taken where no tokenizer is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     check: str
     is_ok: bool
     text: str
-    """One line: what was found, and for a failure what is allowed."""
+    """One line that says what was found, and for a failure what is allowed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitCount:
-    """What the shards of one split hold."""
+    """Counts of the shards of one split."""
 
     shards: int
     tokens: int
     documents: int
-    """Tokens that are BOS."""
+    """Number of tokens that are BOS."""
     max_id: int
+    """Largest token id."""
     bytes: int | None
-    """Raw bytes of all tokens but the first, by the tokenizer's table; None without one, or with ids it does not have."""
+    """Raw bytes of all tokens but the first, by the tokenizer's table; None without one or with ids that it does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,28 +57,30 @@ class DataCheck:
     findings: list[Finding]
     splits: dict[str, SplitCount]
     overlap: int | None
-    """Validation documents that begin like a training document; None when it could not be looked for."""
+    """Number of validation documents that begin like a training document; None if they could not be compared."""
 
     @property
     def is_ok(self) -> bool:
-        """No check failed."""
+        """Whether no check failed."""
         return all(finding.is_ok for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the findings and counts as JSON values."""
         return {"ok": self.is_ok, **asdict(self)}
 
 
 def check_data(
     train: str, val: str, tokenizer: Path | None = None, *, max_overlap: float = 0.01, progress: Progress = silent
 ) -> DataCheck:
-    """Check the training and validation shards that two glob patterns match. What is wrong is a finding, not an error.
+    """Check training and validation shards. What is wrong with them is a finding, not an error.
 
     Args:
+        train, val: glob patterns of the shards of each split.
+        tokenizer: SentencePiece .model file that made the tokens; without it bytes are not counted.
         max_overlap: share of the validation documents, 0 to 1, that may occur in training. The web repeats itself, so
             large corpora share some; a wrong split shares most.
     Raises:
-        ConfigError: `max_overlap` out of range.
+        ConfigError: `max_overlap` is out of range.
     """
     if not 0 <= max_overlap <= 1:
         raise ConfigError(f"max overlap must be 0 to 1, got {max_overlap}")
@@ -143,7 +101,7 @@ def check_data(
 
 
 def _try(findings: list[Finding], check: str, make: Callable[[], Made], about: Callable[[Made], str]) -> Made | None:
-    """What `make` makes; a DataError becomes a finding and None."""
+    """Return the result of `make` and note a finding about it; a DataError becomes a finding, and the result is None."""
     try:
         made = make()
     except DataError as error:
@@ -154,7 +112,7 @@ def _try(findings: list[Finding], check: str, make: Callable[[], Made], about: C
 
 
 def _about_tokenizer(tokenizer: Tokenizer) -> str:
-    # a model without the piece U+2581 is refused when it is loaded
+    # a SentencePiece model without the piece U+2581 is refused when it is loaded
     return f"{tokenizer.name}: {tokenizer.vocab_size:,} pieces, BOS {tokenizer.bos_id}, a lone space (U+2581) is a piece"
 
 
@@ -165,7 +123,7 @@ def _about_shards(stream: ShardStream) -> str:
 def _count(
     stream: ShardStream, tokenizer: Tokenizer | None, take: Callable[[list[bytes]], None], report: Callable[[int, int], None]
 ) -> SplitCount:
-    """One pass over the shards; `take` gets the heads of the documents."""
+    """Return the counts of a split in one pass over its shards; `take` is called with the heads of the documents."""
     bos_id = tokenizer.bos_id if tokenizer else BOS_ID
     table = tokenizer.token_bytes() if tokenizer else None
     documents, max_id, counts = 0, 0, list[int | None]()
@@ -182,7 +140,7 @@ def _count(
 
 
 def _count_bytes(tokens: NDArray[np.uint16], table: TokenBytes | None) -> int | None:
-    """Bytes of tokens 1 to CHUNK_TOKENS: chunk after chunk, each token but the first of the stream once."""
+    """Return the bytes of tokens 1 to CHUNK_TOKENS, so that all chunks count each token but the stream's first once."""
     if table is None or int(tokens.max()) >= len(table.base):
         return None
     target = tokens[1 : CHUNK_TOKENS + 1]
@@ -192,7 +150,7 @@ def _count_bytes(tokens: NDArray[np.uint16], table: TokenBytes | None) -> int | 
 def _split_findings(name: str, split: SplitCount, tokenizer: Tokenizer | None) -> list[Finding]:
     bos_id = tokenizer.bos_id if tokenizer else BOS_ID
     found = f"{split.documents:,} documents, each begins with BOS ({bos_id})"
-    missing = f"no BOS ({bos_id}) in {split.tokens:,} tokens: where documents begin cannot be found"
+    missing = f"no BOS ({bos_id}) in {split.tokens:,} tokens: the beginnings of documents cannot be found"
     findings = [Finding(check=f"{name} documents", is_ok=split.documents > 0, text=found if split.documents else missing)]
     if tokenizer:
         findings.append(_ids_finding(name, split, tokenizer.vocab_size))
@@ -204,16 +162,16 @@ def _split_findings(name: str, split: SplitCount, tokenizer: Tokenizer | None) -
 
 def _ids_finding(name: str, split: SplitCount, vocab_size: int) -> Finding:
     text = f"the largest is {split.max_id:,}, the tokenizer has 0 to {vocab_size - 1:,}"
-    # With a larger tokenizer than the shards' own every id is in range and every byte count wrong; the last pieces of a
-    # vocabulary are rare characters, so that a hundred tokens for each piece always hold some of the upper half.
+    # With a larger tokenizer than the shards' own, every id is in range and every byte count is wrong. The last pieces of a
+    # vocabulary are rare characters, but a hundred tokens for each piece always include some of the upper half.
     is_foreign = split.tokens > 100 * vocab_size and split.max_id < vocab_size // 2
     if is_foreign:
-        text += ": these are another tokenizer's"
+        text += ": the shards were made by another tokenizer"
     return Finding(check=f"{name} ids", is_ok=split.max_id < vocab_size and not is_foreign, text=text)
 
 
 def _known_findings(val: SplitCount) -> list[Finding]:
-    """Where the number of tokens is that of a public export, its documents and bytes must be, too."""
+    """Return the check against the public export that has this number of tokens: documents and bytes must agree too."""
     known = find_known_split(val.tokens)
     if known is None:
         return []
@@ -232,3 +190,46 @@ def _overlap_finding(found: int, documents: int, max_overlap: float) -> Finding:
     what = f"begin with the same {HEAD_TOKENS} tokens as a training document"
     text = f"{found:,} of {documents:,} validation documents with text ({share:.2%}) {what}; {max_overlap:.2%} may"
     return Finding(check="overlap", is_ok=share <= max_overlap, text=text)
+
+
+def document_heads(tokens: NDArray[np.uint16], *, bos_id: int, limit: int) -> list[bytes]:
+    """Return the first 64 tokens after each BOS in tokens[:limit], as bytes; a shorter document gives all that it has.
+
+    Documents without tokens are left out. `tokens` continues for 64 tokens after `limit` so that no head is cut.
+    """
+    at = np.flatnonzero(tokens == bos_id)
+    starts = at + 1
+    ends = np.minimum(starts + HEAD_TOKENS, np.append(at[1:], len(tokens)))
+    is_wanted = (at < limit) & (ends > starts)
+    data = tokens.tobytes()
+    return [data[2 * start : 2 * end] for start, end in zip(starts[is_wanted].tolist(), ends[is_wanted].tolist(), strict=True)]
+
+
+class Overlap:
+    """Counts validation documents that begin with the same 64 tokens as a training document.
+
+    Heads are compared whole, not by hash. Pages of one web site can share that many tokens without being equal.
+    Source: openai/parameter-golf #2127, where 80 % of the validation documents were found in training.
+    """
+
+    def __init__(self) -> None:
+        self._val: Counter[bytes] = Counter()
+        self._found: set[bytes] = set()
+
+    def add_val(self, heads: Iterable[bytes]) -> None:
+        """Remember the heads of validation documents."""
+        self._val.update(heads)
+
+    def look_for(self, heads: Iterable[bytes]) -> None:
+        """Look the heads of training documents up among all validation documents added so far."""
+        self._found.update(head for head in heads if head in self._val)
+
+    @property
+    def val_documents(self) -> int:
+        """Number of validation documents added so far."""
+        return self._val.total()
+
+    @property
+    def found(self) -> int:
+        """Number of validation documents that begin like a training document seen so far."""
+        return sum(self._val[head] for head in self._found)

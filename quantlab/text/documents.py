@@ -1,4 +1,4 @@
-"""Documents as raw bytes from text files: plain, JSON lines, and either of them compressed with zstd."""
+"""Read documents as raw bytes from plain text files and JSON lines, either of them also compressed with zstd."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -9,18 +9,19 @@ import zstandard
 from quantlab.errors import DataError
 
 CHUNK_BYTES = 2**16
+"""Bytes that are read from a file at once."""
 
 
 def read_documents(path: str | Path) -> Iterator[bytes]:
     """Yield the documents of one file.
 
-    `.jsonl`: the "text" of each line's object, as UTF-8; blank lines are skipped. Any other name: the whole file is one
-    document, byte for byte, valid UTF-8 or not. A further `.zst` is decompressed while reading. Errors come when the
-    damaged place is reached.
+    A `.jsonl` file has one document in each line, the "text" of its JSON object, as UTF-8; blank lines are skipped. A file of
+    any other name is one document, byte for byte, valid UTF-8 or not. A file whose name ends in `.zst` is decompressed while
+    it is read. An error is raised only when the damaged place is reached.
 
     Raises:
-        DataError: the file is missing, empty, damaged zstd, or a line is not JSON, has no "text", or holds half a
-            surrogate pair (an escape like "\\ud800" alone), which UTF-8 cannot express.
+        DataError: the file is missing, empty or damaged zstd; or a line is not JSON, has no "text", or holds half a surrogate
+            pair (an escape like "\\ud800" alone), which UTF-8 cannot express.
     """
     path = Path(path)
     is_compressed = path.suffix == ".zst"
@@ -44,7 +45,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def _decompressed(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the content of every zstd frame; a frame that does not end is damage (zstandard's readers are silent)."""
+    """Yield the content of every zstd frame. A frame without an end is an error here; zstandard's readers do not report it."""
     frame = None
     position = 0
     for chunk in chunks:
@@ -75,7 +76,7 @@ def _json_documents(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Split at newlines in time linear in the text, however long a line is."""
+    """Yield the lines of the text, in time linear in its length, however long a line is."""
     parts: list[bytes] = []
     for chunk in chunks:
         first, *others = chunk.split(b"\n")
@@ -88,7 +89,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def _json_text(place: str, line: bytes) -> bytes:
     try:
-        # utf-8 by name: given bytes, json.loads would guess UTF-16 from zero bytes
+        # decoded here because json.loads would guess UTF-16 from zero bytes
         record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise DataError(f"{place}: not JSON in UTF-8: {error}") from error

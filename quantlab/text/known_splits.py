@@ -1,4 +1,4 @@
-"""Figures of the challenge's public validation split, to tell a complete export from a cut or a changed one."""
+"""Figures of the challenge's public validation split, by which a complete export is told from a cut or changed one."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ class KnownSplit:
 
     name: str
     scored_tokens: int
-    """Tokens that an evaluation scores: all but the first, cut to a multiple of its sequence length."""
+    """Number of tokens that an evaluation scores: all but the first, cut to a multiple of its sequence length."""
     bytes: int
-    """Raw bytes that they stand for, to five digits."""
+    """Raw bytes that the scored tokens stand for, to five digits."""
     documents: int | None = 50_000
-    """None where the logs do not say."""
+    """Number of documents; None where the logs do not say."""
     has_table: bool = True
-    """The tokenizer's own table counts the bytes; otherwise a sidecar or another code does."""
+    """Whether the tokenizer's own table counts the bytes; otherwise a sidecar file or other code does."""
 
 
 KNOWN_SPLITS = (
@@ -27,14 +27,15 @@ KNOWN_SPLITS = (
     KnownSplit("byte260", 151_130_112, 151_080_000, has_table=False),
     KnownSplit("sp1024 of the first baseline log", 63_779_840, 155_770_000, documents=None),
 )
-"""Source: logs of merged records of openai/parameter-golf; bytes = tokens * val_loss / (ln 2 * val_bpb), to about 10,000;
-of pull request 1285 those of sp4096 and its 6,144 tokens more."""
+"""The public exports. Source: logs of merged records of openai/parameter-golf; bytes = tokens * val_loss / (ln 2 * val_bpb),
+to about 10,000; for pull request 1285 the bytes of sp4096 and of its 6,144 further tokens."""
 SEQ_LENS = (1024, 2048)
+"""Sequence lengths at which the logs were written."""
 BYTES_SLACK = 1e-3
-"""Share by which counted bytes may differ: rounding of the logs, and the tokens that the cut leaves out."""
+"""Largest relative difference of counted bytes: the logs are rounded, and the cut leaves some tokens out."""
 
 
 def find_known_split(tokens: int) -> KnownSplit | None:
-    """The public export whose logs show this number of validation tokens, at sequences of 1,024 or 2,048."""
+    """Return the public export whose logs show this number of validation tokens, at sequences of 1,024 or 2,048; else None."""
     scored = {(tokens - 1) // seq_len * seq_len for seq_len in SEQ_LENS}
     return next((known for known in KNOWN_SPLITS if known.scored_tokens in scored), None)

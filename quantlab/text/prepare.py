@@ -1,6 +1,7 @@
-"""Documents to tokens in several processes, in order: the same tokens for any number of them.
+"""Turn text into the challenge's token shards: a training and a validation split that share no document.
 
-Text to token shards of the challenge: a training and a validation split that never overlap."""
+Several processes may tokenize; the documents keep their order, and the shards are the same for any number of processes.
+"""
 
 import json
 import multiprocessing
@@ -28,150 +29,31 @@ from quantlab.text.documents import read_documents
 from quantlab.text.shards import SIDECAR_MARK, ShardWriter
 from quantlab.text.tokenizer import Tokenizer
 
+MANIFEST = "manifest.json"
+SPLITS = ("val", "train")
+"""The splits in the order of the corpus: its first documents are the validation split."""
+OUTPUTS = re.compile(r"manifest\.json|[\w.-]+_(train|val)_\d{6}\.bin")
+"""Names of the files that `prepare` writes."""
 BATCH_BYTES = 2**20
+"""Bytes of text after which a batch is full."""
 BATCH_DOCUMENTS = 2**12
+"""Documents after which a batch is full."""
 
 Tokens = NDArray[np.uint16]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Consecutive documents that one process encodes at once."""
-
-    first: int
-    """Number of the first document in the corpus, from 0."""
-    documents: list[bytes]
-
-
-Encoded = Generator[tuple[Batch, Tokens], None, None]
-
-
-def batches(documents: Iterable[bytes], split_at: int) -> Iterator[Batch]:
-    """Batches of about 1 MiB of text; no batch holds documents on both sides of number `split_at`."""
-    first, held, held_bytes = 0, list[bytes](), 0
-    for document in documents:
-        held.append(document)
-        held_bytes += len(document)
-        after = first + len(held)
-        if held_bytes >= BATCH_BYTES or len(held) == BATCH_DOCUMENTS or after == split_at:
-            yield Batch(first, held)
-            first, held, held_bytes = after, [], 0
-    if held:
-        yield Batch(first, held)
-
-
-def encode_batches(work: Iterable[Batch], tokenizer: Tokenizer, *, workers: int) -> Encoded:
-    """Yield each batch with its tokens: BOS and the tokens of every document, no EOS. `workers` 1 starts no process.
-
-    Close the iterator (`contextlib.closing`) to end the processes early. A script that asks for more than one worker
-    needs `if __name__ == "__main__"`, because each of them imports it.
-
-    Raises:
-        DataError: a document that the vocabulary cannot express; the number of the document is named.
-        QuantlabError: a process was killed.
-    """
-    if workers > 1:
-        return _in_processes(work, tokenizer, workers)
-    return ((batch, encode_batch(batch, tokenizer)) for batch in work)
-
-
-def encode_batch(batch: Batch, tokenizer: Tokenizer) -> Tokens:
-    """BOS and the tokens of every document of a batch, uint16 [N]."""
-    ids: list[int] = []
-    for number, document in enumerate(batch.documents, start=batch.first):
-        try:
-            ids += [tokenizer.bos_id, *tokenizer.encode(document)]
-        except DataError as error:
-            raise DataError(f"document {number}: {error}") from error
-    return np.array(ids, dtype=np.uint16)
-
-
-def _in_processes(work: Iterable[Batch], tokenizer: Tokenizer, workers: int) -> Encoded:
-    # spawn: a fork of a process with threads (torch, sentencepiece, a progress bar) can hang
-    context = multiprocessing.get_context("spawn")
-    model = (tokenizer.model_bytes, tokenizer.name)
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=model)
-    waiting: deque[tuple[Batch, Future[Tokens]]] = deque()
-    try:
-        for batch in work:
-            with _interrupts_held():
-                waiting.append((batch, pool.submit(_encode_in_worker, batch)))
-            if len(waiting) > 2 * workers:  # bounds the texts in memory
-                yield _next(waiting)
-        while waiting:
-            yield _next(waiting)
-    except BrokenProcessPool as error:
-        raise QuantlabError("a tokenizing process was killed (out of memory?)", hint="lower --workers") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _next(waiting: deque[tuple[Batch, Future[Tokens]]]) -> tuple[Batch, Tokens]:
-    batch, future = waiting.popleft()
-    return batch, future.result()
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block ends; a process that is started in it never sees Ctrl-C.
-
-    Both are needed: an exception in the middle of `submit` can lose a started process, for which `shutdown` then waits
-    for ever; and Ctrl-C reaches every process of a terminal, each of which would print its own traceback.
-    """
-    held: list[int] = []
-    is_main = threading.current_thread() is threading.main_thread()  # no other thread runs handlers, or may set them
-    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
-    before = {number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # what a new process inherits
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for late in held[:1]:
-            signal.raise_signal(late)
-
-
-_worker_tokenizer: Tokenizer
-
-
-def _start_worker(model_bytes: bytes, name: str) -> None:
-    global _worker_tokenizer
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker_tokenizer = Tokenizer(model_bytes, name=name)
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot end its workers, and they would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _encode_in_worker(batch: Batch) -> Tokens:
-    return encode_batch(batch, _worker_tokenizer)
-
-
-MANIFEST = "manifest.json"
-SPLITS = ("val", "train")
-"""In the order of the corpus: the first documents are the validation split."""
-OUTPUTS = re.compile(r"manifest\.json|[\w.-]+_(train|val)_\d{6}\.bin")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareConfig:
-    """How a corpus is cut into shards."""
+    """Options of cutting a corpus into shards."""
 
     name: str = "fineweb"
-    """Start of the file names: NAME_train_000000.bin."""
+    """Beginning of the file names: NAME_train_000000.bin."""
     val_docs: int = 50_000
-    """The first documents, 0 or more, are the validation split; the challenge's has 50,000."""
+    """Number of documents at the beginning, 0 or more, that are the validation split; the challenge's has 50,000."""
     shard_tokens: int = 10**8
-    """Tokens in each shard but the last of a split."""
+    """Number of tokens in each shard but the last of a split."""
     workers: int = 1
-    """Processes that tokenize; the result does not depend on it."""
+    """Number of processes that tokenize; the shards do not depend on it."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII) or SIDECAR_MARK in f"{self.name}_":
@@ -196,10 +78,13 @@ def prepare(
 ) -> dict[str, Any]:
     """Write the shards of both splits and `manifest.json` into the folder `out`, which appears whole or not at all.
 
-    Each document is BOS and its tokens, no EOS; documents keep their order. The same sources give the same bytes for any
-    number of workers. A document with U+2581 in its text gets byte pieces for it, where the challenge's exporter gives a
-    space; all others are tokenized equally.
+    Each document is BOS and its tokens, without EOS. The same sources give the same bytes for any number of workers. A document
+    with U+2581 in its text gets byte pieces for it, where the challenge's exporter writes a space; all other documents are
+    tokenized as the exporter does.
 
+    Args:
+        sources: files that `read_documents` reads, in the order of the corpus.
+        out: an absent or empty folder, or with `force` one that an earlier call wrote.
     Returns:
         The manifest.
     Raises:
@@ -224,7 +109,7 @@ def prepare(
 def _write_splits(
     sources: Sequence[Path], tokenizer: Tokenizer, folder: Path, config: PrepareConfig, progress: Progress
 ) -> Counter[str]:
-    """Tokenize everything; returns docs, bytes (of text), tokens and files of each split, as `docs_val` and so on."""
+    """Write the shards; return docs, bytes (of text), tokens and files of each split, under `docs_val` and so on."""
     stats: Counter[str] = Counter()
     finished: list[Path] = []
     work = batches(_documents(sources, finished), config.val_docs)
@@ -250,7 +135,7 @@ def _documents(sources: Iterable[Path], finished: list[Path]) -> Iterator[bytes]
 
 
 def _manifest(sources: Sequence[Path], tokenizer: Tokenizer, config: PrepareConfig, stats: Counter[str]) -> dict[str, Any]:
-    """The fields that the challenge's downloader reads, and what is needed to make the shards again; no machine's paths."""
+    """Return the fields that the challenge's downloader reads and those that tell how to make the shards again; no paths."""
     ids = {"vocab_size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id}
     model_path = Path(tokenizer.name).name
     name = Path(model_path).stem
@@ -274,3 +159,123 @@ def _manifest(sources: Sequence[Path], tokenizer: Tokenizer, config: PrepareConf
         "tokenizers": [{"name": name, "kind": "sentencepiece", **ids, "model_path": model_path, "sha256": tokenizer.sha256}],
         "datasets": [dataset],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive documents that one process encodes at once."""
+
+    first: int
+    """Number of the first document in the corpus, from 0."""
+    documents: list[bytes]
+
+
+Encoded = Generator[tuple[Batch, Tokens], None, None]
+
+
+def batches(documents: Iterable[bytes], split_at: int) -> Iterator[Batch]:
+    """Yield batches of about 1 MiB of text; no batch holds documents on both sides of document number `split_at`."""
+    first, held, held_bytes = 0, list[bytes](), 0
+    for document in documents:
+        held.append(document)
+        held_bytes += len(document)
+        after = first + len(held)
+        if held_bytes >= BATCH_BYTES or len(held) == BATCH_DOCUMENTS or after == split_at:
+            yield Batch(first, held)
+            first, held, held_bytes = after, [], 0
+    if held:
+        yield Batch(first, held)
+
+
+def encode_batches(work: Iterable[Batch], tokenizer: Tokenizer, *, workers: int) -> Encoded:
+    """Yield each batch with its tokens, in order; one worker starts no process.
+
+    Close the iterator (`contextlib.closing`) to end the processes early. A script that asks for more than one worker
+    needs `if __name__ == "__main__"`, because each worker imports it.
+
+    Raises:
+        DataError: the vocabulary cannot express a document; its number is named.
+        QuantlabError: a process was killed.
+    """
+    if workers > 1:
+        return _in_processes(work, tokenizer, workers)
+    return ((batch, encode_batch(batch, tokenizer)) for batch in work)
+
+
+def encode_batch(batch: Batch, tokenizer: Tokenizer) -> Tokens:
+    """Return BOS and the tokens of every document of a batch, without EOS, uint16 [N]."""
+    ids: list[int] = []
+    for number, document in enumerate(batch.documents, start=batch.first):
+        try:
+            ids += [tokenizer.bos_id, *tokenizer.encode(document)]
+        except DataError as error:
+            raise DataError(f"document {number}: {error}") from error
+    return np.array(ids, dtype=np.uint16)
+
+
+def _in_processes(work: Iterable[Batch], tokenizer: Tokenizer, workers: int) -> Encoded:
+    # processes are spawned, since a fork of a process with threads (torch, sentencepiece, a progress bar) can hang
+    context = multiprocessing.get_context("spawn")
+    model = (tokenizer.model_bytes, tokenizer.name)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=model)
+    waiting: deque[tuple[Batch, Future[Tokens]]] = deque()
+    try:
+        for batch in work:
+            with _interrupts_held():
+                waiting.append((batch, pool.submit(_encode_in_worker, batch)))
+            if len(waiting) > 2 * workers:  # bounds the text in memory
+                yield _next(waiting)
+        while waiting:
+            yield _next(waiting)
+    except BrokenProcessPool as error:
+        raise QuantlabError("a tokenizing process was killed (out of memory?)", hint="lower --workers") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _next(waiting: deque[tuple[Batch, Future[Tokens]]]) -> tuple[Batch, Tokens]:
+    batch, future = waiting.popleft()
+    return batch, future.result()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM until the block ends; a process that is started in the block never sees Ctrl-C.
+
+    Both are needed. An exception in the middle of `submit` can lose a started process, for which `shutdown` then waits
+    for ever. And Ctrl-C reaches every process of a terminal, each of which would print its own traceback.
+    """
+    held: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()  # only the main thread runs handlers and may set them
+    numbers = (signal.SIGINT, signal.SIGTERM) if is_main else ()
+    before = {number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by a new process
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in held[:1]:
+            signal.raise_signal(late)
+
+
+_worker_tokenizer: Tokenizer
+
+
+def _start_worker(model_bytes: bytes, name: str) -> None:
+    global _worker_tokenizer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker_tokenizer = Tokenizer(model_bytes, name=name)
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent has ended: a killed parent cannot, and the worker would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_in_worker(batch: Batch) -> Tokens:
+    return encode_batch(batch, _worker_tokenizer)

@@ -1,6 +1,8 @@
-"""Token shards of the Parameter Golf challenge: 256 little-endian int32 of header, then uint16 tokens.
+"""Token shards of the Parameter Golf challenge: read, streamed from disk, and written.
 
-Shards of a token stream that is longer than memory."""
+A shard is a header of 256 little-endian int32 (magic, version, number of tokens, zeros) and then its tokens as little-endian
+uint16.
+"""
 
 import glob
 import operator
@@ -23,18 +25,20 @@ MAGIC = 20240520
 VERSION = 1
 HEADER_BYTES = 256 * 4
 SIDECAR_MARK = "_bytes_"
-"""Files with this in their name hold byte counts in the shard format; the challenge's own glob matches them too."""
+"""Files with this in their name hold byte counts in the shard format; the challenge's own globs match them too."""
 OPEN_SHARDS = 128
-"""Shards that a stream keeps mapped: each holds a file descriptor, of which a process often has only 1,024."""
+"""Shards that a stream keeps mapped. Each takes a file descriptor, and a process often has only 1,024."""
+MAX_SHARDS = 10**6
+"""Most shards of one split: their numbers have six digits, and a seventh would sort wrong."""
 
 
 def read_shard(path: str | Path) -> NDArray[np.uint16]:
-    """Read one token shard.
+    """Return the tokens of one shard.
 
     Returns:
         uint16 [N], N >= 1.
     Raises:
-        DataError: file missing, wrong magic or version, count below 1, or size other than 1024 + 2 N bytes.
+        DataError: the file is missing, has another magic or version, a count below 1, or a size other than 1024 + 2 N bytes.
     Source: openai/parameter-golf train_gpt.py, load_data_shard.
     """
     path = Path(path)
@@ -44,7 +48,7 @@ def read_shard(path: str | Path) -> NDArray[np.uint16]:
     except OSError as error:
         raise DataError(f"cannot read token shard {path}: {error.strerror}") from error
     if len(tokens) != count:
-        raise DataError(f"token shard {path}: changed while it was read, got {len(tokens):,} of {count:,} tokens")
+        raise DataError(f"token shard {path} changed while it was read: got {len(tokens):,} of {count:,} tokens")
     return tokens.astype(np.uint16, copy=False)
 
 
@@ -52,9 +56,9 @@ def write_shard(path: str | Path, tokens: NDArray[np.integer]) -> None:
     """Write one token shard, whole or not at all.
 
     Args:
-        tokens: any integer dtype, [N], N from 1 to 2**31 - 1, ids 0 to 65535.
+        tokens: ids from 0 to 65535 of any integer dtype, [N], N from 1 to 2**31 - 1.
     Raises:
-        DataError: not a vector of integers, empty, too many, or an id that uint16 cannot hold.
+        DataError: tokens is not a vector of integers, is empty or too long, or has an id that uint16 cannot hold.
         QuantlabError: the file cannot be written.
     """
     path, tokens = Path(path), np.asarray(tokens)
@@ -63,14 +67,14 @@ def write_shard(path: str | Path, tokens: NDArray[np.integer]) -> None:
 
 
 def shard_header(count: int) -> bytes:
-    """The 1,024 bytes before a shard's `count` tokens."""
+    """Return the header of a shard of `count` tokens, 1,024 bytes."""
     header = np.zeros(256, dtype="<i4")
     header[:3] = MAGIC, VERSION, count
     return header.tobytes()
 
 
 def count_tokens(path: Path) -> int:
-    """Tokens of one shard by its header, which fits the file's size. Raises DataError as `read_shard` does."""
+    """Return the number of tokens in a shard's header, checked against the file's size. DataError as for `read_shard`."""
     try:
         with path.open("rb") as file:
             return _token_count(path, file.read(HEADER_BYTES), path.stat().st_size)
@@ -79,9 +83,9 @@ def count_tokens(path: Path) -> int:
 
 
 def read_shards(pattern: str) -> NDArray[np.uint16]:
-    """Read every shard that the glob pattern matches, in the order of their names, as one stream.
+    """Return the tokens of every shard that the glob pattern matches, in the order of their names, as one stream.
 
-    The challenge's byte sidecars (`fineweb_val_bytes_000000.bin`) match its token globs; they are left out.
+    The challenge's byte sidecars (`fineweb_val_bytes_000000.bin`), which match its token globs too, are left out.
 
     Returns:
         uint16 [N].
@@ -92,9 +96,9 @@ def read_shards(pattern: str) -> NDArray[np.uint16]:
 
 
 def open_shards(pattern: str) -> "ShardStream":
-    """Every shard that the glob pattern matches, in the order of their names, as one stream that stays on disk.
+    """Return every shard that the glob pattern matches, in the order of their names, as one stream that stays on disk.
 
-    Headers and sizes are checked here; byte sidecars are left out, as `read_shards` does.
+    Headers and sizes are checked here. Byte sidecars are left out, as in `read_shards`.
 
     Raises:
         DataError: no token shard matches, or one is damaged.
@@ -103,7 +107,7 @@ def open_shards(pattern: str) -> "ShardStream":
 
 
 def match_shards(pattern: str) -> list[Path]:
-    """Token shards that the glob pattern matches, sorted by name, without sidecars. Raises DataError for none."""
+    """Return the token shards that the glob pattern matches, sorted by name, without sidecars. DataError if there are none."""
     paths = [path for path in map(Path, sorted(glob.glob(pattern))) if SIDECAR_MARK not in path.name]
     if not paths:
         raise DataError(f"no token shard matches {pattern!r} (files with {SIDECAR_MARK!r} in the name are not tokens)")
@@ -111,16 +115,16 @@ def match_shards(pattern: str) -> list[Path]:
 
 
 class ShardStream:
-    """Token shards on disk as one vector, uint16 [N]: of each slice only the pages it covers are read.
+    """Token shards on disk as one vector, uint16 [N]; only the pages that a slice covers are read.
 
-    Threads may share it. A pickle holds the file names alone; whoever loads it checks the headers again.
+    Threads may share a stream. A pickle holds only the file names, and unpickling checks the headers again.
     """
 
     dtype: np.dtype[np.uint16] = np.dtype(np.uint16)
     ndim = 1
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Check every header, in order. Raises DataError as `read_shard` does."""
+        """Check every header, in order. DataError as for `read_shard`."""
         self.paths = tuple(paths)
         self._ends = list(accumulate(count_tokens(path) for path in self.paths))
         self._map = lru_cache(maxsize=OPEN_SHARDS)(self._open)
@@ -139,11 +143,11 @@ class ShardStream:
     def __getitem__(self, key: int) -> np.uint16: ...
 
     def __getitem__(self, key: slice | int) -> Any:
-        """A copy of a slice, cut at the end as numpy does, or one token.
+        """Return one token, or a copy of a slice, which ends at the stream's end as in numpy.
 
         Raises:
-            IndexError: a negative index or bound, a step other than 1, or one token past the end.
-            DataError: a shard has gone since it was checked.
+            IndexError: an index or bound is negative, a step is not 1, or an index is past the end.
+            DataError: a shard has changed or gone since it was checked.
         """
         if isinstance(key, slice):
             return self._slice(key)
@@ -153,11 +157,11 @@ class ShardStream:
         return self._slice(slice(index, index + 1))[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        """All tokens in memory; without this np.asarray would fetch them one by one."""
+        """Return all tokens in memory; without this method np.asarray would fetch them one by one."""
         return self[:].astype(dtype or self.dtype, copy=False)
 
     def max(self) -> int:
-        """The largest token id; the first call reads every shard."""
+        """Return the largest token id; the first call reads every shard."""
         if self._max is None:
             self._max = max(int(self._map(shard).max()) for shard in range(len(self.paths)))
         return self._max
@@ -179,61 +183,35 @@ class ShardStream:
         path = self.paths[shard]
         try:
             tokens = np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES)
-        except (OSError, ValueError) as error:  # ValueError: shorter than its header by now
-            raise DataError(f"token shard {path}: changed since it was checked: {error}") from error
+        except (OSError, ValueError) as error:  # ValueError: the file is shorter than its header by now
+            raise DataError(f"token shard {path} changed since it was checked: {error}") from error
         expected = self._ends[shard] - (self._ends[shard - 1] if shard else 0)
         if len(tokens) != expected:
-            raise DataError(f"token shard {path}: changed since it was checked, has {len(tokens):,} of {expected:,} tokens")
+            raise DataError(f"token shard {path} changed since it was checked: it has {len(tokens):,} of {expected:,} tokens")
         return tokens.view(np.ndarray)
 
 
-def _token_count(path: Path, header: bytes, size: int) -> int:
-    """Number of tokens, checked against the file size before anything is allocated for them."""
-    if len(header) < HEADER_BYTES:
-        raise DataError(f"token shard {path}: {size:,} bytes, shorter than its header of {HEADER_BYTES:,}")
-    magic, version, count = (int(value) for value in np.frombuffer(header, dtype="<i4", count=3))
-    if magic != MAGIC:
-        raise DataError(f"token shard {path}: magic {magic}, must be {MAGIC}")
-    if version != VERSION:
-        raise DataError(f"token shard {path}: version {version}, only {VERSION} is known")
-    if count < 1:
-        raise DataError(f"token shard {path}: {count} tokens, must be 1 or more")
-    expected = HEADER_BYTES + 2 * count
-    if size != expected:
-        raise DataError(f"token shard {path}: {size:,} bytes, must be {expected:,} for its {count:,} tokens")
-    return count
-
-
-def _check_tokens(path: Path, tokens: NDArray[np.integer]) -> None:
-    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-        raise DataError(f"token shard {path}: tokens must be a vector of integers, got {tokens.dtype} {tokens.shape}")
-    if not 1 <= len(tokens) < 2**31:
-        raise DataError(f"token shard {path}: {len(tokens):,} tokens, must be 1 to 2**31 - 1")
-    for token in (int(tokens.min()), int(tokens.max())):
-        if not 0 <= token < 2**16:
-            raise DataError(f"token shard {path}: token id {token}, must be 0 to 65535")
-
-
-MAX_SHARDS = 10**6
-"""Their numbers have six digits; a seventh would sort wrong."""
-
-
 class ShardWriter:
-    """Cuts a stream of tokens into PREFIX_000000.bin, PREFIX_000001.bin and so on, each full but the last.
+    """Cuts a stream of tokens into PREFIX_000000.bin, PREFIX_000001.bin and so on; all but the last are full.
 
-    A context manager; leaving it completes the last shard. A shard gets its header when it is complete, so one that an
-    error left behind is no token shard to any reader.
+    This is a context manager, and leaving it completes the last shard. A shard gets its header when it is complete, so readers
+    refuse what an error left behind.
     """
 
     def __init__(self, prefix: Path, shard_tokens: int) -> None:
-        """`prefix`: folder and the start of the names. `shard_tokens`: of each shard, 1 to 2**31 - 1."""
+        """Write no file yet.
+
+        Args:
+            prefix: folder and beginning of the file names.
+            shard_tokens: tokens in each full shard, 1 to 2**31 - 1.
+        """
         if not 1 <= shard_tokens < 2**31:
             raise ConfigError(f"shard tokens must be 1 to 2**31 - 1, got {shard_tokens:,}")
         self.prefix, self.shard_tokens = prefix, shard_tokens
         self.files = 0
-        """Shards begun so far."""
+        """Number of shards begun so far."""
         self.tokens = 0
-        """Tokens written so far, in all shards."""
+        """Number of tokens written so far, in all shards."""
         self._file: BinaryIO | None = None
         self._filled = 0
 
@@ -244,11 +222,11 @@ class ShardWriter:
         if self._file and kind is None:
             self._complete(self._file)
         elif self._file:
-            with suppress(OSError):  # a full disk says so again when the buffer is flushed
+            with suppress(OSError):  # a full disk fails again when the buffer is flushed
                 self._file.close()
 
     def write(self, tokens: NDArray[np.uint16]) -> None:
-        """Append tokens, uint16 [N]. Raises QuantlabError when the disk is full or the folder gone."""
+        """Append tokens, uint16 [N]. QuantlabError if the disk is full or the folder is gone."""
         self.tokens += len(tokens)
         while len(tokens):
             file = self._file or self._begin()
@@ -261,7 +239,9 @@ class ShardWriter:
 
     def _begin(self) -> BinaryIO:
         if self.files == MAX_SHARDS:
-            raise ConfigError(f"more than {MAX_SHARDS:,} shards of {self.shard_tokens:,} tokens", hint="raise --shard-tokens")
+            raise ConfigError(
+                f"the tokens need more than {MAX_SHARDS:,} shards of {self.shard_tokens:,}", hint="raise --shard-tokens"
+            )
         self.files += 1
         with self._naming_errors():
             self._file = self._path.open("wb")
@@ -286,3 +266,30 @@ class ShardWriter:
             yield
         except OSError as error:
             raise QuantlabError(f"cannot write {self._path}: {error.strerror or error}") from error
+
+
+def _token_count(path: Path, header: bytes, size: int) -> int:
+    """Return the number of tokens, checked against the file's size before anything is allocated for them."""
+    if len(header) < HEADER_BYTES:
+        raise DataError(f"token shard {path}: {size:,} bytes, shorter than its header of {HEADER_BYTES:,}")
+    magic, version, count = (int(value) for value in np.frombuffer(header, dtype="<i4", count=3))
+    if magic != MAGIC:
+        raise DataError(f"token shard {path}: magic {magic}, must be {MAGIC}")
+    if version != VERSION:
+        raise DataError(f"token shard {path}: version {version}, only {VERSION} is known")
+    if count < 1:
+        raise DataError(f"token shard {path}: {count} tokens, must be 1 or more")
+    expected = HEADER_BYTES + 2 * count
+    if size != expected:
+        raise DataError(f"token shard {path}: {size:,} bytes, must be {expected:,} for its {count:,} tokens")
+    return count
+
+
+def _check_tokens(path: Path, tokens: NDArray[np.integer]) -> None:
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise DataError(f"token shard {path}: tokens must be a vector of integers, got {tokens.dtype} {list(tokens.shape)}")
+    if not 1 <= len(tokens) < 2**31:
+        raise DataError(f"token shard {path}: {len(tokens):,} tokens, must be 1 to 2**31 - 1")
+    for token in (int(tokens.min()), int(tokens.max())):
+        if not 0 <= token < 2**16:
+            raise DataError(f"token shard {path}: token id {token}, must be 0 to 65535")

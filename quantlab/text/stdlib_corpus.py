@@ -1,7 +1,7 @@
-"""A text corpus that is already on the machine: English and Python from the standard library of the running CPython.
+"""A text corpus that is on every machine: English and Python from the standard library of the running CPython.
 
-The documentation topics of pydoc, and for each module its docstrings and its source without them. Python versions
-differ, so does the corpus: scores compare on one version only.
+It consists of pydoc's documentation topics and, for each module, of its docstrings and of its source without them. The corpus
+differs between Python versions, so scores can be compared on one version only.
 """
 
 import ast
@@ -19,12 +19,13 @@ from typing import Literal
 from quantlab.errors import DataError
 
 MIN_BYTES = 200
+"""Shortest document of the corpus."""
 MAX_SOURCE_BYTES = 300_000
-"""A source file above this is generated data; the largest written by hand has 229,000."""
+"""A larger source file is generated data; the largest that was written by hand has 229,000 bytes."""
 REPEAT_BYTES = 30
-"""Lines from this length on can be repeated text; shorter ones ("return None", "See also:") repeat by nature."""
+"""Only lines of this length or more can show repeated text; shorter ones ("return None", "See also:") repeat by nature."""
 VAL_SHARE = 20
-"""One name in this many is held out (on CPython 3.11 that is 5 % of the bytes too)."""
+"""One name in this many is in the validation split (on CPython 3.11 that is 5 % of the bytes too)."""
 SKIPPED_FOLDERS = frozenset(
     ["site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"]
 )
@@ -39,15 +40,15 @@ class Document:
     """One text of the corpus."""
 
     name: str
-    """Where it comes from: `topic/if`, `json.decoder/docs` or `json.decoder/code`."""
+    """Origin of the text: `topic/if`, `json.decoder/docs` or `json.decoder/code`."""
     text: bytes
-    """UTF-8, stripped, 200 bytes or more."""
+    """Text in UTF-8, stripped, 200 bytes or more."""
     split: Literal["train", "val"]
-    """Which side it is on; both documents of a module are on the same."""
+    """Split of the text; both documents of a module are in the same."""
 
 
 def stdlib_documents() -> list[Document]:
-    """The corpus, sorted by name; the same Python version gives the same documents.
+    """Return the corpus, sorted by name; the same Python version gives the same documents.
 
     Raises:
         DataError: this Python ships no readable sources or no pydoc topics.
@@ -57,22 +58,22 @@ def stdlib_documents() -> list[Document]:
 
 
 def shuffled(documents: Iterable[Document], *, seed: int) -> list[Document]:
-    """Documents in an order given by a hash of seed and name: the same for every Python version and input order."""
+    """Return the documents in order of a hash of seed and name: the same for every Python version and input order."""
     return sorted(documents, key=lambda document: hashlib.sha256(f"{seed}:{document.name}".encode()).digest())
 
 
 def split_of(name: str) -> Literal["train", "val"]:
-    """The side of a module or topic.
+    """Return the split of a module or topic.
 
-    The name of the module decides, not that of the document: its docstrings describe its source, so to train on
-    the one and be scored on the other would be leakage.
+    The module's name decides, not the document's: docstrings describe the source, so training on one and scoring on the other
+    would be leakage.
     """
     digest = hashlib.sha256(name.encode()).digest()
     return "val" if int.from_bytes(digest[:8], "big") % VAL_SHARE == 1 else "train"
 
 
 def topic_documents() -> list[Document]:
-    """Every documentation topic of pydoc. Raises DataError when this Python comes without them."""
+    """Return every documentation topic of pydoc. DataError if this Python comes without them."""
     try:
         topics: dict[str, str] = import_module("pydoc_data.topics").topics
     except ImportError as error:
@@ -81,12 +82,12 @@ def topic_documents() -> list[Document]:
 
 
 def module_documents(root: Path) -> list[Document]:
-    """For each .py module below root: its docstrings and its source without them, in no particular order.
+    """Return for each .py module below `root` its docstrings and its source without them, in no particular order.
 
     Files that do not parse are left out, as are tests, tables and installed packages.
 
     Raises:
-        DataError: no module below root has source.
+        DataError: no module below `root` has source.
     """
     documents: list[Document] = []
     for path in sorted(root.rglob("*.py")):
@@ -100,21 +101,21 @@ def module_documents(root: Path) -> list[Document]:
 
 
 def without_repeats(documents: Sequence[Document]) -> list[Document]:
-    """Documents sorted by name, without paragraphs seen in an earlier one, nor those that then fall under 200 bytes.
+    """Return the documents sorted by name, without repeated paragraphs and without those that are then below 200 bytes.
 
-    Licences, boilerplate and topics within topics repeat, often with another year or author; none of it may be in both
-    splits. So a paragraph goes when more than half of it is lines of earlier documents. Val comes before train: that
-    keeps the text that scores whole, and takes from training what it would leak.
+    Licences, boilerplate and topics within topics repeat, often with another year or author, and must not be in both splits.
+    So a paragraph is removed if more than half of it is lines of earlier documents. Validation comes before training: its text
+    stays whole, and training loses what would leak.
     """
     seen: set[bytes] = set()
     kept: list[Document] = []
     for document in sorted(documents, key=lambda document: (document.split == "train", document.name)):
-        paragraphs = re.split(rb"\n\s*?\n", document.text)  # lazy: of two blank lines one stays
+        paragraphs = re.split(rb"\n\s*?\n", document.text)  # lazy, so that one of two blank lines stays
         text = b"\n\n".join(paragraph for paragraph in paragraphs if not _is_repeat(paragraph, seen)).strip()
         if len(text) >= MIN_BYTES and text not in seen:
             kept.append(Document(name=document.name, text=text, split=document.split))
         seen.update(_long_lines(document.text))
-        seen.add(text)  # finds two equal documents of short lines only
+        seen.add(text)  # finds equal documents that have short lines only
     return sorted(kept, key=lambda document: document.name)
 
 
@@ -139,9 +140,9 @@ def _is_wanted(path: Path, relative: Path) -> bool:
 
 
 def _split_source(path: Path) -> tuple[str, str] | None:
-    """(docstrings, source without docstrings) of a file; None where it does not parse."""
+    """Return (docstrings, source without docstrings) of a file; None if it does not parse."""
     try:
-        with tokenize.open(path) as file:  # reads the coding line, makes every newline "\n"
+        with tokenize.open(path) as file:  # honours the coding line and makes every newline "\n"
             source = file.read()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in old modules
@@ -153,7 +154,7 @@ def _split_source(path: Path) -> tuple[str, str] | None:
 
 
 def _scopes(node: ast.AST) -> Iterator[_Scoped]:
-    """Everything with a docstring, in the order of the source. Expressions, half of ast.walk's time, are left out."""
+    """Yield all nodes with a docstring, in source order; expressions, which take half of ast.walk's time, are not visited."""
     if isinstance(node, _Scoped) and ast.get_docstring(node, clean=False) is not None:
         yield node
     for field in ("body", "cases", "handlers", "orelse", "finalbody"):
@@ -162,7 +163,7 @@ def _scopes(node: ast.AST) -> Iterator[_Scoped]:
 
 
 def _without(statements: list[ast.stmt], source: str) -> str:
-    """Source without these statements (sorted by line), and without the lines that they leave blank."""
+    """Return the source without these statements (sorted by line) and without the lines that they leave blank."""
     lines = source.encode("utf-8").split(b"\n")  # ast counts columns in UTF-8 bytes
     for statement in reversed(statements):
         first, last = statement.lineno - 1, (statement.end_lineno or statement.lineno) - 1

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from quantlab.artifact.container import DIGEST_BYTES, HEADER, SECTION, Section, read_container, write_container
-from quantlab.artifact.decode import decode_artifact, digest, parse_artifact, read_artifact
-from quantlab.artifact.layout import describe
+from quantlab.artifact.decode import decode_artifact, digest, parse_artifact
 from quantlab.artifact.manifest import GridTensor, Manifest, TrellisTensor
-from quantlab.artifact.shaped_grid import shaped_steps
+from quantlab.artifact.reader import open_artifact
+from quantlab.artifact.shaped_grid import grid_steps
 from quantlab.artifact.verify import digest_in_fresh_process
-from quantlab.artifact.writer import GridPayload, TrellisPayload, encode_artifact, keep, smallest_section
+from quantlab.artifact.writer import GridPayload, TrellisPayload, encode_artifact, passthrough_payload, smallest_section
 from quantlab.coding.codecs import codes_to_bytes
 from quantlab.errors import FormatError, QuantlabError
 from quantlab.format_rules import next_states
@@ -51,7 +51,7 @@ def follow(wanted, states, on_path):
 
 
 def trellis_payload(name, q, *, states, level=-333, classes=9, bits=8, tables=0):
-    """Codes near q on a shaped grid; classes differ by row and column, most of the difference told by the step."""
+    """Return codes near q; scale classes differ by row and column, and most of the difference follows from the steps."""
     a, b = ((np.arange(n) % 9 * 3 - 11).astype(np.int8) for n in q.shape)
     rows, columns = ((np.arange(n) % 5 - 2).astype(np.int8) for n in q.shape)
     codes = follow(q, states, on_path_of(classes, rows, columns)) if states > 1 else q
@@ -66,14 +66,14 @@ def payloads():
     return [
         grid_payload("blocks.0.mlp.fc.weight", q, scale),
         grid_payload("tok_emb.weight", q[:3], scale[:3], bits=8, exponent=2),
-        keep("gain", torch.linspace(-2, 2, 9)),
-        keep("wide", torch.tensor([1e-30, 1e30])),
-        keep("scalar", torch.tensor(0.5)),
-        keep("half", torch.arange(4).half()),
-        keep("brain", torch.tensor([[1.0, -3.25], [1e30, 0.0]], dtype=torch.bfloat16)),
-        keep("steps", torch.tensor([2**40, -1])),
-        keep("mask", torch.tensor([True, False])),
-        keep("empty", torch.zeros(0, 3)),
+        passthrough_payload("gain", torch.linspace(-2, 2, 9)),
+        passthrough_payload("wide", torch.tensor([1e-30, 1e30])),
+        passthrough_payload("scalar", torch.tensor(0.5)),
+        passthrough_payload("half", torch.arange(4).half()),
+        passthrough_payload("brain", torch.tensor([[1.0, -3.25], [1e30, 0.0]], dtype=torch.bfloat16)),
+        passthrough_payload("steps", torch.tensor([2**40, -1])),
+        passthrough_payload("mask", torch.tensor([True, False])),
+        passthrough_payload("empty", torch.zeros(0, 3)),
         trellis_payload("blocks.0.attn.c_q.weight", q, states=8),
         trellis_payload("blocks.0.attn.proj.weight", 30 * q[:5].astype(int), states=1, bits=16, classes=40),
     ]
@@ -89,7 +89,7 @@ ABOUT = {
 
 @functools.cache
 def sample() -> bytes:
-    return encode_artifact(payloads(), **ABOUT)
+    return encode_artifact(payloads(), **ABOUT).data
 
 
 def test_tensors_come_back_bit_for_bit():
@@ -112,7 +112,7 @@ def test_tensors_come_back_bit_for_bit():
 @settings(deadline=None, max_examples=50)
 def test_any_codes_round_trip(q, exponent):
     scale = np.linspace(0, 2, len(q))
-    data = encode_artifact([grid_payload("w", q, scale, exponent=exponent)])
+    data = encode_artifact([grid_payload("w", q, scale, exponent=exponent)]).data
     steps = np.ldexp(scale.astype(np.float16).astype(np.float64), exponent)
     assert (decode_artifact(*parse_artifact(data))["w"] == (q * steps[:, None]).astype(np.float32)).all()
 
@@ -122,7 +122,7 @@ def test_golden_file_is_written_and_read_the_same(request):
     if request.config.getoption("--update-golden"):
         path.write_bytes(sample())
     assert sample() == path.read_bytes(), "the format changed: bump VERSION and docs/format.md"
-    tensors = decode_artifact(*read_artifact(path))
+    tensors = open_artifact(path).arrays()
     assert digest(tensors) == "46056377030699263bc58262673c3cd16ebe0169eddb1036ded52ec66b208bb8"
 
 
@@ -159,7 +159,7 @@ def _set(manifest, index, **values):
         (lambda m, s: _set(m, 0, name=3), "name must be a string"),
         (lambda m, s: _set(m, 0, name="__metadata__"), "__metadata__"),
         (lambda m, s: m.update(tokenizer={"sha256": 5}), "tokenizer needs sha256"),
-        (lambda m, s: _set(m, 0, shape="88"), "shape a list"),
+        (lambda m, s: _set(m, 0, shape="88"), "shape must be a list"),
         (lambda m, s: _set(m, 0, shape=[-8, -6]), "whole numbers"),
         (lambda m, s: _set(m, 0, shape=[8.0, 6]), "whole numbers"),
         (lambda m, s: _set(m, 0, shape=[True, 48]), "whole numbers"),
@@ -170,8 +170,8 @@ def _set(manifest, index, **values):
         (lambda m, s: _set(m, 0, bits=True), "bits must be one of"),
         (lambda m, s: _set(m, 0, bits=16), "bits must be one of"),
         (lambda m, s: _set(m, 0, bits=3), "beyond ±3"),
-        (lambda m, s: _set(m, 0, exponent=1000), "exponent must be"),
-        (lambda m, s: _set(m, 0, exponent=127), "beyond float32"),
+        (lambda m, s: _set(m, 0, exponent=1000), "exponent must lie in"),
+        (lambda m, s: _set(m, 0, exponent=127), "beyond the range of float32"),
         (lambda m, s: _set(m, 10, exponent=1), "unknown key 'exponent'"),
         (lambda m, s: _set(m, 2, dtype="object"), "dtype 'object'"),
         (lambda m, s: _set(m, 2, dtype="float64"), "differ at section 2"),
@@ -182,7 +182,7 @@ def _set(manifest, index, **values):
         (lambda m, s: s.__setitem__(0, smallest_section(b"\xff" * s[0].raw_bytes)), "scale is negative or not finite"),
         (lambda m, s: s.__setitem__(6, Section(0, 48, bytes([128]) * 48)), "beyond ±31"),
         (lambda m, s: s.__setitem__(6, Section(2, 48, b"junk")), "brotli"),
-        (lambda m, s: s.__setitem__(6, Section(99, 48, b"junk")), "codec number 99"),
+        (lambda m, s: s.__setitem__(6, Section(99, 48, b"junk")), "codec 99 is unknown"),
     ],
 )
 def test_hostile_content_is_refused_by_name(change, message):
@@ -191,24 +191,24 @@ def test_hostile_content_is_refused_by_name(change, message):
 
 
 def _larger_steps(manifest, sections):
-    """Steps of 2**180; shares of classes grow by as much as shapes do, so that the stream still fits."""
+    """Make steps of 2**180; shares of scale classes grow by as much as scale units do, so that the stream still fits."""
     _set(manifest, 10, level=7680)
-    shapes, classes = (np.frombuffer(sections[n].decode(), np.int8).astype(int) for n in (1, 3))
-    for number, values in ((1, np.full(25, 120)), (3, classes + 120 - shapes)):
+    units, shares = (np.frombuffer(sections[n].decode(), np.int8).astype(int) for n in (1, 3))
+    for number, values in ((1, np.full(25, 120)), (3, shares + 120 - units)):
         sections[number] = Section(0, 25, values.astype(np.int8).tobytes())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m, s: _set(m, 10, level=7681), "level must be -7680 to 7680, got 7681"),
-        (lambda m, s: _larger_steps(m, s), "a weight is beyond float32"),
-        (lambda m, s: _set(m, 10, level=1.0), "level must be"),
+        (lambda m, s: _set(m, 10, level=7681), "level must lie in -7680 to 7680, got 7681"),
+        (lambda m, s: _larger_steps(m, s), "a weight is beyond the range of float32"),
+        (lambda m, s: _set(m, 10, level=1.0), "level must lie in"),
         (lambda m, s: _set(m, 10, states=2), "states must be one of 1, 4, 8, 16, 32, got 2"),
         (lambda m, s: _set(m, 10, states=True), "states must be one of"),
-        (lambda m, s: _set(m, 10, classes=501), "classes must be -500 to 500"),
-        (lambda m, s: _set(m, 10, tables=-1), "tables must be 0 to 127"),
-        (lambda m, s: _set(m, 10, tables=1), "context 0: table set 1 of 1"),
+        (lambda m, s: _set(m, 10, classes=501), "classes must lie in -500 to 500"),
+        (lambda m, s: _set(m, 10, tables=-1), "tables must lie in 0 to 127"),
+        (lambda m, s: _set(m, 10, tables=1), "context 0 names table set 1, there are 1"),
         (lambda m, s: _set(m, 10, bits=4), "beyond ±7, the range of 4 bits"),
         (lambda m, s: _set(m, 10, bits=9), "bits must be one of 2, 3, 4, 5, 6, 7, 8, 16"),
         (lambda m, s: _set(m, 10, shape=[48]), "2 dimensions"),
@@ -257,7 +257,7 @@ def test_huge_trellises_in_a_small_file_are_refused_at_once(shape):
         tracemalloc.stop()
 
 
-def test_planes_that_disagree_with_their_stream_are_refused_or_decode_to_other_tensors():
+def test_contexts_that_disagree_with_their_stream_are_refused_or_decode_to_other_tensors():
     """Shapes and classes decide which table reads a symbol: changed, the stream hardly ever comes out even."""
     right, refused = decode_artifact(*parse_artifact(sample())), 0
     for number in (1, 3):
@@ -276,11 +276,11 @@ def test_planes_that_disagree_with_their_stream_are_refused_or_decode_to_other_t
 
 
 def trellis_only():
-    """A larger file of trellises alone, by formula, with escapes, raw bits and narrow classes."""
+    """A larger file of trellises alone, by formula, with escapes, raw bits and low scale classes."""
     wave = np.rint(20 * np.sin(np.arange(40)[:, None] * 0.7 + np.arange(30) ** 1.5)).astype(int)
     wave[3, 5] = 900
     many = [trellis_payload(f"w{n}", wave[:, : 30 - n], states=n, bits=16, classes=c) for n, c in ((4, 12), (8, 8), (32, 45))]
-    return encode_artifact([*many, keep("gain", torch.linspace(-2, 2, 9))])
+    return encode_artifact([*many, passthrough_payload("gain", torch.linspace(-2, 2, 9))]).data
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -330,12 +330,12 @@ def test_trellis_tensors_come_back_bit_for_bit(shape, states, level, classes, sc
     """weight = (t - ½ on the path) · step, the step a float32 next to 2**(level/64 + (a + b)/4): one product, rounded once."""
     q = np.rint(scale * np.random.default_rng(seed).standard_normal(shape)).astype(int)
     payload = trellis_payload("w", q, states=states, level=level, classes=classes, bits=16)
-    weights = decode_artifact(*parse_artifact(encode_artifact([payload])))["w"]
+    weights = decode_artifact(*parse_artifact(encode_artifact([payload]).data))["w"]
     a, b = payload.a_O.astype(int), payload.b_I.astype(int)
     on_path = on_path_of(classes, payload.rows_O - payload.a_O, payload.columns_I - payload.b_I) & (states > 1)
     values = payload.codes_OI - 0.5 * on_path
     exact = np.exp2(level / 64 + (a[:, None] + b) / 4)  # float64
-    steps = shaped_steps(level, payload.a_O, payload.b_I)
+    steps = grid_steps(level, payload.a_O, payload.b_I)
     assert weights.dtype == np.float32 and np.array_equal(weights, values.astype(np.float32) * steps)
     np.testing.assert_allclose(steps, exact, rtol=2**-24 * 1.001)
 
@@ -376,19 +376,19 @@ def test_digest_tells_names_shapes_types_and_bits_apart():
 def test_describe_accounts_for_every_byte(tmp_path):
     path = tmp_path / "m.qlab"
     path.write_bytes(sample())
-    about = describe(path)
+    about = open_artifact(path).describe()
     assert sum(about["size_breakdown"].values()) == about["artifact_bytes"] == len(sample())
     assert [t["name"] for t in about["tensors"]] == [p.entry.name for p in payloads()]
 
 
-def test_kept_floats_lose_at_most_half_a_float16_unit_of_the_largest():
+def test_unquantized_floats_lose_at_most_half_a_float16_unit_of_the_largest():
     values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    entry = keep("w", values)
+    entry = passthrough_payload("w", values)
     assert entry.entry.dtype == "float16"
-    back = decode_artifact(*parse_artifact(encode_artifact([entry])))["w"]
+    back = decode_artifact(*parse_artifact(encode_artifact([entry]).data))["w"]
     assert np.abs(back - values.numpy()).max() <= 2.0**-11 * values.abs().max()
-    assert keep("w", values * 1e-9).entry.dtype == "float32"
-    assert keep("w", values, exact=True).entry.dtype == "float32"
+    assert passthrough_payload("w", values * 1e-9).entry.dtype == "float32"
+    assert passthrough_payload("w", values, exact=True).entry.dtype == "float32"
 
 
 def test_manifest_round_trips():
@@ -399,4 +399,4 @@ def test_manifest_round_trips():
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FormatError, match=r"cannot read .*absent\.qlab: No such file"):
-        read_artifact(tmp_path / "absent.qlab")
+        open_artifact(tmp_path / "absent.qlab")

@@ -86,7 +86,7 @@ def test_overlapping_or_missing_sections_cannot_be_expressed():
 def test_section_checksum_names_the_section():
     data = write_container(MANIFEST, SECTIONS)
     table = SECTION.pack(0, 5, 5, 123)
-    with pytest.raises(FormatError, match="section 0: checksum"):
+    with pytest.raises(FormatError, match="section 0: its checksum"):
         read_container(resealed(data[: HEADER.size] + table + data[HEADER.size + SECTION.size :]))
 
 
@@ -104,7 +104,7 @@ def test_a_manifest_that_is_no_object_is_refused(text):
 def test_a_manifest_bomb_is_refused_before_it_is_unpacked():
     magic, version, *_ = HEADER.unpack_from(write_container({}, []))
     data = HEADER.pack(magic, version, 0, 1, 2**32 - 1, HEADER.size + 1 + DIGEST_BYTES) + b"x" + bytes(DIGEST_BYTES)
-    with pytest.raises(FormatError, match="manifest of 4294967295 bytes"):
+    with pytest.raises(FormatError, match="manifest has 4294967295 bytes"):
         read_container(resealed(data))
 
 

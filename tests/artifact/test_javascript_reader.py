@@ -24,12 +24,12 @@ for (const path of process.argv.slice(2)) {
 }
 """
 KINDS = {"int64": "BigInt64Array", "bool": "Uint8Array"}
-"""Where the name does not follow from numpy's."""
+"""Names of typed arrays that do not follow from numpy's names."""
 
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    """Those that meet every branch of the decoder in Python."""
+    """Return the files that meet every branch of the decoder in Python."""
     return artifacts()
 
 

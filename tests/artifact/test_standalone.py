@@ -18,11 +18,12 @@ from quantlab.artifact.decode import decode_artifact, parse_artifact
 from quantlab.artifact.emit import emit_decoder, minify
 from quantlab.artifact.manifest import GridTensor, TrellisTensor
 from quantlab.artifact.shaped_grid import _SIGNIFICANDS, context_of
-from quantlab.artifact.writer import GridPayload, TrellisPayload, encode_artifact, keep
+from quantlab.artifact.writer import GridPayload, TrellisPayload, encode_artifact, passthrough_payload
 from quantlab.coding import tables
 from quantlab.coding.codecs import CODECS, SELF_CONTAINED
-from quantlab.coding.contexts import MAX_CLASS, classes_of, shifts_of
+from quantlab.coding.contexts import classes_of
 from quantlab.coding.symbols import from_symbols
+from quantlab.format_rules import MAX_CLASS, shifts_of
 
 STREAM = 5  # the section that no byte codec may touch
 
@@ -38,36 +39,36 @@ def trellis_payload(name, shape, states, rng, *, classes=16, spread=4, tables=0,
 
 
 def raw_payloads():
-    """Every dtype that is kept, and shapes of none, one and many elements."""
+    """Return payloads of every unquantized dtype, and of none, one and many elements."""
     values = torch.linspace(-3, 3, 21).reshape(3, 7)
     floats = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
     integers = [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64]
     return [
-        *(keep(f"float {dtype}", (values * 1.1).to(dtype), exact=True) for dtype in floats),
-        *(keep(f"integer {dtype}", (values * 40).abs().to(dtype)) for dtype in integers),
-        keep("negative", torch.tensor([[-(2**40)], [-1]])),
-        keep("bool", values > 0.5),
-        keep("scalar", torch.tensor(0.5)),
-        keep("empty", torch.zeros(0, 3)),
-        keep("empty brain", torch.zeros(2, 0, dtype=torch.bfloat16)),
-        keep("wide", torch.tensor([1e-30, -1e30, float("inf")]), exact=True),
+        *(passthrough_payload(f"float {dtype}", (values * 1.1).to(dtype), exact=True) for dtype in floats),
+        *(passthrough_payload(f"integer {dtype}", (values * 40).abs().to(dtype)) for dtype in integers),
+        passthrough_payload("negative", torch.tensor([[-(2**40)], [-1]])),
+        passthrough_payload("bool", values > 0.5),
+        passthrough_payload("scalar", torch.tensor(0.5)),
+        passthrough_payload("empty", torch.zeros(0, 3)),
+        passthrough_payload("empty brain", torch.zeros(2, 0, dtype=torch.bfloat16)),
+        passthrough_payload("wide", torch.tensor([1e-30, -1e30, float("inf")]), exact=True),
     ]
 
 
 def artifacts():
     """Files that between them meet every branch of the decoder."""
     rng = np.random.default_rng(0)
-    kept = raw_payloads()
+    unquantized = raw_payloads()
     mixed = [trellis_payload(f"states {s}", (37, 23), s, rng, tables=k % 2) for k, s in enumerate((1, 4, 8, 16, 32))]
-    narrow = [trellis_payload(f"narrow {s}", (40, 31), s, rng, classes=3) for s in (1, 8)]
-    wide = [trellis_payload(f"wide {s}", (19, 70), s, rng, classes=60, spread=9, largest=1) for s in (1, 32)]
+    low = [trellis_payload(f"low {s}", (40, 31), s, rng, classes=3) for s in (1, 8)]
+    high = [trellis_payload(f"high {s}", (19, 70), s, rng, classes=60, spread=9, largest=1) for s in (1, 32)]
     small = [trellis_payload(f"small {shape}", shape, 8, rng) for shape in ((1, 1), (9, 5), (1, 40), (40, 1), (0, 4), (4, 0))]
     large = [trellis_payload(f"large {s}", (900, 700), s, rng, spread=1) for s in (8, 1)]
     return {
-        "mixed": encode_artifact([*mixed, *kept], origin={"seed": 0}),
-        "interleaved": encode_artifact([kept[0], *narrow, kept[1], *wide, *small, *kept[2:]]),
-        "large": encode_artifact([*large, keep("gain", torch.ones(900))]),
-        "raw": encode_artifact(kept),
+        "mixed": encode_artifact([*mixed, *unquantized], origin={"seed": 0}).data,
+        "interleaved": encode_artifact([unquantized[0], *low, unquantized[1], *high, *small, *unquantized[2:]]).data,
+        "large": encode_artifact([*large, passthrough_payload("gain", torch.ones(900))]).data,
+        "raw": encode_artifact(unquantized).data,
     }
 
 
@@ -95,14 +96,14 @@ def assert_same_tensors(got, data):
 
 
 def test_the_files_hold_what_they_are_for(files):
-    """Escapes, raw bits, narrow and wide classes, more lanes than columns, and several codecs."""
+    """Escapes, raw bits, low and high scale classes, more lanes than columns, and several codecs."""
     manifest, sections = parse_artifact(files["interleaved"])
     assert int.from_bytes(sections[STREAM].stored[:4], "little") > 0 < int.from_bytes(sections[STREAM].stored[4:8], "little")
     assert manifest.lanes > min(t.shape[1] for t in manifest.tensors if t.kind == "trellis_grid" and t.shape[1])
     assert parse_artifact(files["large"])[0].lanes >= 64
     rng = np.random.default_rng(0)
-    wide = trellis_payload("w", (19, 70), 32, rng, classes=60, spread=9, largest=1)
-    class_OI = classes_of(context_of(wide.entry, wide.a_O, wide.b_I, wide.rows_O, wide.columns_I))
+    high = trellis_payload("w", (19, 70), 32, rng, classes=60, spread=9, largest=1)
+    class_OI = classes_of(context_of(high.entry, high.a_O, high.b_I, high.rows_O, high.columns_I))
     assert shifts_of(class_OI).max() == 14 and class_OI.max() == MAX_CLASS
     assert {s.codec for data in files.values() for s in parse_artifact(data)[1]} >= {0, 1, 4}
 
@@ -182,7 +183,7 @@ def test_any_trellis_tensors_are_read(tmp_path_factory, shapes, states, classes,
         trellis_payload(f"w{k}", shape, states, rng, classes=classes, spread=spread, level=level, tables=k % 3)
         for k, shape in enumerate(shapes)
     ]
-    data = encode_artifact(made)
+    data = encode_artifact(made).data
     path = tmp_path_factory.getbasetemp() / "any.qlab"
     path.write_bytes(data)
     assert_same_tensors(standalone.load(path), data)
@@ -190,7 +191,7 @@ def test_any_trellis_tensors_are_read(tmp_path_factory, shapes, states, classes,
 
 def test_every_changed_byte_and_every_cut_raises_one_line(emitted, tmp_path):
     rng = np.random.default_rng(0)
-    data = encode_artifact([trellis_payload("w", (5, 4), 8, rng), keep("gain", torch.ones(5))])
+    data = encode_artifact([trellis_payload("w", (5, 4), 8, rng), passthrough_payload("gain", torch.ones(5))]).data
     path = tmp_path / "m.qlab"
     for at in range(len(data)):
         for damaged in (data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :], data[:at]):
@@ -203,7 +204,7 @@ def test_every_changed_byte_and_every_cut_raises_one_line(emitted, tmp_path):
 def test_files_with_row_grids_are_refused(emitted, tmp_path):
     entry = GridTensor(name="w", shape=(2, 2), bits=6, exponent=0)
     grid = GridPayload(entry, np.ones(2, np.float16), Section(0, 4, bytes(4)))
-    (tmp_path / "m.qlab").write_bytes(encode_artifact([grid]))
+    (tmp_path / "m.qlab").write_bytes(encode_artifact([grid]).data)
     with pytest.raises(ValueError, match="not a trellis artifact"):
         emitted(tmp_path / "m.qlab")
 
@@ -277,5 +278,5 @@ def test_source_beyond_the_minifier_is_refused(body):
 
 
 def test_statements_of_the_module_beyond_the_minifier_are_refused():
-    with pytest.raises(ValueError, match="Expr of the module is not handled"):
+    with pytest.raises(ValueError, match="Expr outside functions is not handled"):
         minify("def load(path):\n return 1\nprint(3)\n")

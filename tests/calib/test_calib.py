@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantlab.calib.collect import PRIOR, collect
+from quantlab.calib.collect import PRIOR_COUNT, collect
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens, sample_sequences
 from quantlab.calib.statistics import read_statistics, write_statistics
 from quantlab.calib.watch import Prediction, expected_squares, is_logits, sample_labels
@@ -69,15 +69,15 @@ def test_statistics_equal_plain_autograd(monkeypatch):
         # float32 forward and backward against the same; only the order of sums differs
         (use,) = stats.uses(name)
         torch.testing.assert_close(use.H_II.double(), (H[name] / 35).detach(), rtol=1e-4, atol=1e-9)
-        # a table's rows count a little more than seen
-        wanted = (g[name] + PRIOR) / (35 + PRIOR * len(g[name])) if name == "emb.weight" else g[name] / 35
+        # an embedding's rows have a prior count
+        wanted = (g[name] + PRIOR_COUNT) / (35 + PRIOR_COUNT * len(g[name])) if name == "emb.weight" else g[name] / 35
         torch.testing.assert_close(use.g_O.double(), wanted.detach(), rtol=1e-4, atol=1e-9)
     assert stats.tokens == 35
 
 
 def test_fisher_factors_equal_plain_autograd():
     """Each token's H counts by its |g|² and its G by its |x|², of all uses; labels drawn the same way, but the head's g² are
-    their expectation over labels, each row a little larger than seen."""
+    their expectation over labels, each row with a prior count."""
     model = TwoTables()
     stats = measure(model, SHAPES, seed=3)
     generator = torch.Generator().manual_seed(3)
@@ -102,7 +102,7 @@ def test_fisher_factors_equal_plain_autograd():
         G = (g * x.square().sum(1, keepdim=True)).T @ g
         if name == "head.weight":
             seen = (squares * x.square().sum(1, keepdim=True)).sum(0)
-            G = (seen + PRIOR * seen.sum() / 35) / (1 + PRIOR * 10 / 35)
+            G = (seen + PRIOR_COUNT * seen.sum() / 35) / (1 + PRIOR_COUNT * 10 / 35)
         scale = (lengths.sum() * 35) ** -0.5
         (use,) = stats.fisher_uses(name)
         torch.testing.assert_close(use.H_II.double(), H * scale, rtol=1e-4, atol=1e-8)  # float32 products
@@ -161,7 +161,7 @@ def test_a_tied_embedding_and_very_tall_matrices_keep_only_the_diagonal_of_g(mon
     assert tall.shape == (128,) and square.shape == (64, 64)
     G_O = full.fishers["blocks.0.mlp.fc.weight"].g_O.diagonal()
     tokens = IDS.numel()
-    assert torch.allclose(tall, (G_O + PRIOR * G_O.sum() / tokens) / (1 + PRIOR * 128 / tokens), rtol=1e-4)
+    assert torch.allclose(tall, (G_O + PRIOR_COUNT * G_O.sum() / tokens) / (1 + PRIOR_COUNT * 128 / tokens), rtol=1e-4)
 
 
 def test_batches_do_not_change_the_sums(monkeypatch, toy_state):
@@ -184,7 +184,7 @@ def test_a_tied_embedding_is_measured_in_both_roles(toy_state):
     head, table = stats.uses("tok_emb.weight")
     assert head.H_II.trace() == pytest.approx(64, rel=1e-3)  # rms_norm's epsilon
     expected = model(IDS).detach().softmax(-1).flatten(0, 1).sum(0)
-    wanted = ((torch.bincount(IDS.flatten(), minlength=400) + expected) / 2 + PRIOR) / (IDS.numel() + PRIOR * 400)
+    wanted = ((torch.bincount(IDS.flatten(), minlength=400) + expected) / 2 + PRIOR_COUNT) / (IDS.numel() + PRIOR_COUNT * 400)
     assert torch.allclose(table.g_O, wanted, rtol=1e-4)
     assert table.H_II.shape == (64,) and (table.H_II > 0).all()
 

@@ -11,15 +11,12 @@ from pathlib import Path
 
 import torch._dynamo  # noqa: F401 - the first optimizer step would import it, in every fork
 
-from quantlab import child_process as child
+from quantlab import child_process
 from quantlab.cli.main import run
-from quantlab.jobs import pack
+from quantlab.jobs import packer
 from quantlab.methods.trellis import rounder
-from quantlab.pipeline import packing_stages as calibrate
-from quantlab.pipeline import packing_stages as report
-from quantlab.pipeline import result
-from quantlab.pipeline import training_stages as data
-from quantlab.trainer import training_loop as training
+from quantlab.pipeline import packing_stages, result, training_stages
+from quantlab.trainer import training_loop
 
 
 def kill(*args, **options):
@@ -40,14 +37,14 @@ def kill_at(module, name, count=1):
 
 
 POINTS = {
-    "data, between two files": lambda: kill_at(data, "write_shard", 2),
-    "train, after 3 of 6 steps": lambda: kill_at(training, "save_checkpoint", 4),
-    "calibrate, before its only file": lambda: kill_at(calibrate, "write_statistics"),
-    "pack, after 3 tensors": lambda: kill_at(rounder, "round_on_paths", 4),
-    "pack, when the file is read back": lambda: kill_at(pack, "_verify"),
-    "evaluate, with its process at work": lambda: kill_at(child, "_follow"),
-    "report": lambda: kill_at(report, "render"),
-    "between the results' files": lambda: kill_at(result, "_write_new", 2),
+    "data, between two files": lambda: kill_at(training_stages, "write_shard", 2),
+    "train, after 3 of 6 steps": lambda: kill_at(training_loop, "save_checkpoint", 4),
+    "calibrate, before its only file": lambda: kill_at(packing_stages, "write_statistics"),
+    "pack, after 3 tensors": lambda: kill_at(rounder, "round_with_feedback", 4),
+    "pack, when the file is read back": lambda: kill_at(packer, "_verify"),
+    "evaluate, with its process at work": lambda: kill_at(child_process, "_follow", 2),  # the first is of reading back
+    "report": lambda: kill_at(packing_stages, "render_report"),
+    "between the results' files": lambda: kill_at(result, "_write_changed", 2),
     "": lambda: None,
 }
 

@@ -1,6 +1,7 @@
 """The commands as a user types them: output, exit code, and one clear line for every mistake."""
 
 import json
+import logging
 import resource
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantlab.artifact.decode import decode_artifact, read_artifact
+from quantlab.artifact.reader import open_artifact
 from quantlab.cli.main import run
 from quantlab.text.shards import write_shard
 
@@ -114,15 +115,15 @@ def test_eval_compares_an_artifact_with_its_checkpoint(artifact, toy_checkpoint,
     assert "KL" in capsys.readouterr().out
 
 
-def test_eval_finds_the_tokenizer_beside_the_target_and_says_so(artifact, tokenizer, tmp_path, capsys):
+def test_eval_finds_the_tokenizer_beside_the_target_and_says_so(artifact, tokenizer, tmp_path, capsys, caplog):
     (tmp_path / "m.qlab").write_bytes(artifact.read_bytes())
     (tmp_path / "t.txt").write_bytes(b"x = 1\n" * 100)
     arguments = ["eval", str(tmp_path / "m.qlab"), "--text", str(tmp_path / "t.txt"), "--seq-len", "16"]
     fails(capsys, arguments, 2, "no tokenizer", "tokenizer.model does not exist")
     (tmp_path / "tokenizer.model").write_bytes(tokenizer.model_bytes)
+    caplog.set_level(logging.INFO)  # which `main` sends to stderr
     assert run(arguments) == 0
-    out, err = capsys.readouterr()
-    assert "val_bpb" in out and f"tokenizer {tmp_path / 'tokenizer.model'}" in err
+    assert "val_bpb" in capsys.readouterr().out and caplog.messages == [f"tokenizer {tmp_path / 'tokenizer.model'}"]
 
 
 MODEL_FILE = """
@@ -158,7 +159,7 @@ def test_a_model_of_the_users_own(tmp_path, tokenizer_file, capsys):
     assert run([str(a) for a in [*packing, "--model", spec, *FAST]]) == 0
     capsys.readouterr()
     (tmp_path / "t.txt").write_bytes(b"x = 1\n" * 100)
-    kept = decode_artifact(*read_artifact(tmp_path / "my.qlab"))["table"]
+    kept = open_artifact(tmp_path / "my.qlab").arrays()["table"]
     assert np.array_equal(kept, state["table"].numpy())  # a buffer keeps every bit, a parameter would become float16
     scoring = ["eval", tmp_path / "my.qlab", "--text", tmp_path / "t.txt", "--tokenizer", tokenizer_file, "--seq-len", "16"]
     fails(capsys, scoring, 2, "packed from a model of its own")
@@ -182,9 +183,9 @@ def test_bad_input_is_one_clear_line(toy_checkpoint, toy_state, artifact, tmp_pa
     torch.save({**toy_state, "blocks.1.mlp.fc.weight": torch.zeros(9, 9)}, tmp_path / "shape.pt")
     fails(capsys, packing(tmp_path / "shape.pt"), 1, "no model matches", "blocks.1.mlp.fc.weight", "[9, 9]")
     fails(capsys, packing(toy_checkpoint, "--widths", "5,x"), 2, "widths must be whole numbers", "'5,x'")
-    fails(capsys, packing(toy_checkpoint, "--widths", "12"), 2, "widths of trellis must be among 2,3,4,5,6,7,8,16, got 12")
+    fails(capsys, packing(toy_checkpoint, "--widths", "12"), 2, "widths must be among 2,3,4,5,6,7,8,16, got 12")
     fails(capsys, packing(toy_checkpoint, "--states", "7"), 2, "states must be one of 1, 4, 8, 16, 32, got 7")
-    fails(capsys, packing(toy_checkpoint, "--method", "magic"), 2, "method must be one of trellis, gptq, rtn, got 'magic'")
+    fails(capsys, packing(toy_checkpoint, "--method", "magic"), 2, "method must be one of gptq, rtn, trellis, got 'magic'")
     fails(capsys, packing(toy_checkpoint, "--calib", "web"), 2, "calibration source must be self")
     fails(capsys, packing(toy_checkpoint, "--stats", tmp_path / "absent"), 1, "cannot read statistics")
     fails(capsys, packing(toy_checkpoint, "--report", out), 2, "--report and --output are both", "m.qlab")
@@ -291,7 +292,7 @@ def test_help_says_that_model_runs_the_users_code(capsys):
 def test_a_demo_does_not_fill_a_folder_of_other_files(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("mine")
     fails(capsys, ["demo", "--out", tmp_path], 2, "thesis.tex")
-    fails(capsys, ["demo", "--out", tmp_path / "thesis.tex"], 2, "is no folder")
+    fails(capsys, ["demo", "--out", tmp_path / "thesis.tex"], 2, "is a file")
     fails(capsys, ["demo", "--out", tmp_path / "d", "--minutes", "0"], 2, "minutes must be 0.1 to 600, got 0")
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
 

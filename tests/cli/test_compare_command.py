@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from test_cli import fails
 
-from quantlab.artifact.decode import read_artifact
-from quantlab.artifact.layout import CODE_LIMIT
+from quantlab.artifact.reader import MOST_COUNTED_CODE, open_artifact
 from quantlab.cli.main import run
 from quantlab.evaluation.evaluation_record import read_evaluation
-from quantlab.jobs.compare import read_code_counts, read_entry
+from quantlab.jobs.compare import read_entry
 from quantlab.report.page import PACKAGES
 
 TEXT = b"import os\n\ndef main():\n    return 0\n" * 30
@@ -135,11 +134,11 @@ def test_codes_of_the_report_add_up_to_those_of_the_file(packed):
 
 def test_every_code_is_counted(packed):
     for name in "ab":
-        tensors, _ = read_artifact(packed / f"{name}.qlab")
-        counts = read_code_counts(packed / f"{name}.qlab")
-        shapes = {t.name: t.shape for t in tensors.tensors if t.kind != "raw"}
+        artifact = open_artifact(packed / f"{name}.qlab")
+        counts = artifact.code_counts()
+        shapes = {t.name: t.shape for t in artifact.manifest.tensors if t.kind != "raw"}
         assert {n: sum(tally) for n, tally in counts.items()} == {n: rows * columns for n, (rows, columns) in shapes.items()}
-        assert all(len(tally) == 2 * CODE_LIMIT + 1 for tally in counts.values())
+        assert all(len(tally) == 2 * MOST_COUNTED_CODE + 1 for tally in counts.values())
 
 
 def test_what_belongs_to_another_file_is_refused_by_name(files, capsys):

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from quantlab.artifact.emit import emit_decoder
 from quantlab.cli.main import run
 
-FAST = ["--calib-tokens", "1024", "--calib-seq-len", "64", "--states", "4", "--no-tune"]
+FAST = ["--calib-tokens", "1024", "--calib-seq-len", "64", "--no-tune"]
 
 
 def pack(toy_checkpoint, tmp_path, *options, budget="60000"):

@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 
 from quantlab.cli.main import run
-from quantlab.models.checkpoint import read_metadata
-from quantlab.pipeline import training_stages as train_stage
+from quantlab.jobs import train as train_job
+from quantlab.pipeline import training_stages
 from quantlab.pipeline.hashes import FileHashes
 from quantlab.pipeline.packing_stages import build
 from quantlab.pipeline.read import read_pipeline
-from quantlab.pipeline.stage import Job
+from quantlab.pipeline.stage import StageJob
 from quantlab.pipeline.stage_folder import LOCK_NAME, locked_folder
 from quantlab.progress import silent
+from quantlab.tensor_file import read_metadata
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["data", "train", "calibrate", "pack", "evaluate", "report"]
@@ -70,7 +71,7 @@ def write_pipeline(folder, tokenizer_file, text=PIPELINE):
 
 @pytest.fixture(scope="module")
 def folder(tokenizer_file, tmp_path_factory):
-    """A pipeline that has run once: p.toml, its texts, and p.run."""
+    """A pipeline that has run once: p.toml, its texts, and p.out."""
     folder = tmp_path_factory.mktemp("pipeline")
     assert run(["run", write_pipeline(folder, tokenizer_file)]) == 0
     return folder
@@ -107,29 +108,29 @@ def test_the_last_line_says_what_counts(folder, capsys):
     capsys.readouterr()
     assert run(["run", str(folder / "p.toml")]) == 0
     *lines, clock, last = capsys.readouterr().out.splitlines()
-    report = json.loads((folder / "p.run/model.report.json").read_text())
-    score = json.loads((folder / "p.run/model.eval.json").read_text())
+    report = json.loads((folder / "p.out/model.report.json").read_text())
+    score = json.loads((folder / "p.out/model.eval.json").read_text())
     assert last == (
-        f"{folder}/p.run/model.qlab: {report['total_bytes']:,} of 40,000 bytes, BPB {score['against']['val_bpb']:.4f} before, "
+        f"{folder}/p.out/model.qlab: {report['total_bytes']:,} of 40,000 bytes, BPB {score['against']['val_bpb']:.4f} before, "
         f"{score['val_bpb']:.4f} after, KL {score['against']['kl_mean']:.5f} nats per token, valid"
     )
-    assert (folder / "p.run/model.qlab").stat().st_size == report["artifact_bytes"] <= 40_000
+    assert (folder / "p.out/model.qlab").stat().st_size == report["artifact_bytes"] <= 40_000
     assert [line.split()[0] for line in lines] == ["stage", *STAGES]
     assert re.fullmatch(r"clock: \d+\.\d s inside, \d+\.\d s outside", clock)
 
 
 def test_the_artifact_is_that_of_the_single_commands(folder, tmp_path, capsys):
     options = ["--budget", "40kB", "--no-tune", "--states", "4", "--calib-tokens", "512", "--calib-seq-len", "32"]
-    train = next((folder / "p.run").glob("train-*"))
+    train = next((folder / "p.out").glob("train-*"))
     assert run(["train", str(train / "train.toml"), "--out", str(tmp_path / "t")]) == 0
     model, tokenizer = tmp_path / "t/model.safetensors", ["--tokenizer", str(folder / "tiny.model")]
     assert model.read_bytes() == (train / "model.safetensors").read_bytes()
     assert run(["pack", str(model), "-o", str(tmp_path / "m.qlab"), *options, *tokenizer]) == 0
-    assert (tmp_path / "m.qlab").read_bytes() == (folder / "p.run/model.qlab").read_bytes()
+    assert (tmp_path / "m.qlab").read_bytes() == (folder / "p.out/model.qlab").read_bytes()
 
 
 def test_a_second_run_does_nothing_and_takes_no_time(folder, capsys):
-    before = {path: path.stat().st_mtime_ns for path in (folder / "p.run").rglob("*") if path.is_file()}
+    before = {path: path.stat().st_mtime_ns for path in (folder / "p.out").rglob("*") if path.is_file()}
     started = time.process_time()
     assert stages(folder / "p.toml", capsys=capsys) == dict.fromkeys(STAGES, False)
     assert time.process_time() - started < 0.5
@@ -142,7 +143,7 @@ stage      key           plan
 data       KEY  up to date
 train      KEY  up to date
 calibrate  KEY  up to date
-pack       KEY  runs: budget_bytes 41000, was 40000, method gptq, was trellis, ...
+pack       KEY  runs: budget_bytes 41000, was 40000, options.states 8, was 4, ...
 evaluate   KEY  runs: pack is new
 report     KEY  runs: evaluate is new
 3 of 6 stages to run
@@ -180,7 +181,7 @@ report     KEY  runs: evaluate is new
 @pytest.mark.parametrize(
     ("options", "plan"),
     [
-        (["--set", "pack.budget=41kB", "--set", "pack.method=gptq"], PLAN),
+        (["--set", "pack.budget=41kB", "--set", "pack.states=8", "--set", "pack.emit_decoder=true"], PLAN),
         (["--from", "train"], FORCED),
         (["--set", 'matrix.pack.budget=["40kB", "41kB"]', "--out", "absent"], NEW),
     ],
@@ -199,18 +200,18 @@ def test_a_dry_run_for_a_program(folder, capsys):
     assert run(["run", str(folder / "p.toml"), "--dry-run", "--json", "--set", "report.html=true"]) == 0
     about = json.loads(capsys.readouterr().out)
     assert [s["runs"] for s in about["cells"][0]["stages"]] == [False] * 5 + [True]
-    assert about["cells"][0]["stages"][5]["why"] == "html true, was false" and about["out"] == f"{folder}/p.run"
+    assert about["cells"][0]["stages"][5]["why"] == "html true, was false" and about["out"] == f"{folder}/p.out"
 
 
 def test_a_changed_option_runs_the_stages_that_it_reaches(copied, capsys):
-    before = (copied / "p.run/model.qlab").read_bytes()
-    (copied / "p.run/decoder.py").write_text("of a pipeline that had one")
+    before = (copied / "p.out/model.qlab").read_bytes()
+    (copied / "p.out/decoder.py").write_text("of a pipeline that had one")
     ran = stages(copied / "p.toml", "--set", "evaluate.mode=sliding", "--set", "evaluate.stride=16", capsys=capsys)
     assert ran == dict.fromkeys(STAGES[:4], False) | dict.fromkeys(STAGES[4:], True)
-    assert (copied / "p.run/model.qlab").read_bytes() == before and not (copied / "p.run/decoder.py").exists()
-    assert json.loads((copied / "p.run/model.eval.json").read_text())["data"]["mode"] == "sliding"
+    assert (copied / "p.out/model.qlab").read_bytes() == before and not (copied / "p.out/decoder.py").exists()
+    assert json.loads((copied / "p.out/model.eval.json").read_text())["data"]["mode"] == "sliding"
     assert not any(stages(copied / "p.toml", capsys=capsys).values())  # both results are kept
-    assert json.loads((copied / "p.run/model.eval.json").read_text())["data"]["mode"] == "chunked"
+    assert json.loads((copied / "p.out/model.eval.json").read_text())["data"]["mode"] == "chunked"
 
 
 UNSCORED = PIPELINE.replace('val = "text:val.txt"\n', "")
@@ -224,10 +225,10 @@ def test_a_matrix_shares_what_its_cells_have_in_common(tmp_path, tokenizer_file,
     assert [stage["is_new"] for stage in first["stages"]] == [True] * 5
     assert [stage["is_new"] for stage in last["stages"]] == [False] * 3 + [True] * 2
     assert not failed["valid"] and failed["artifact"] is None and first["bpb_after"] is None
-    results = tmp_path / "p.run/cells"
+    results = tmp_path / "p.out/cells"
     assert sorted(p.name for p in results.iterdir()) == ["pack.budget=30kB", "pack.budget=40kB"]
     assert (results / "pack.budget=30kB/model.qlab").stat().st_size <= 30_000 < last["total_bytes"] <= 40_000
-    assert len(list((tmp_path / "p.run").glob("pack-*/stage.json"))) == 2
+    assert len(list((tmp_path / "p.out").glob("pack-*/stage.json"))) == 2
     out = fails(capsys, [path], 3, "below the smallest reachable size")
     assert [line.rpartition(", ")[2] for line in out.splitlines()] == ["valid", "not valid", "valid"]
 
@@ -244,7 +245,7 @@ def test_a_run_with_work_to_do_is_recorded(copied, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
     stages(copied / "p.toml", "--from", "report", *runs, capsys=capsys)
     (path,) = (tmp_path / "runs").glob("*-run-*/run.json")
-    record, result = json.loads(path.read_text()), json.loads((copied / "p.run/result.json").read_text())["cells"][0]
+    record, result = json.loads(path.read_text()), json.loads((copied / "p.out/result.json").read_text())["cells"][0]
     assert (record["kind"], record["status"], record["seeds"]) == ("run", "done", {"calibrate": 0, "train": 5})
     assert record["artifact"]["sha256"] == record["packing"]["artifact_sha256"] == result["artifact_sha256"]
     assert record["evaluations"][0]["val_bpb"] == result["bpb_after"] and record["options"]["pack"]["budget"] == "40kB"
@@ -253,7 +254,7 @@ def test_a_run_with_work_to_do_is_recorded(copied, tmp_path, capsys):
 
 def test_another_result_of_an_earlier_stage_makes_later_ones_stale(copied, capsys):
     """As after a training that the clock ended, made again under the same key."""
-    (record,) = (copied / "p.run").glob("train-*/stage.json")
+    (record,) = (copied / "p.out").glob("train-*/stage.json")
     about = json.loads(record.read_text())
     model = record.parent / "model.safetensors"
     model.write_bytes(model.read_bytes().replace(b'"gpt_config"', b'"gpt_c0nfig"'))
@@ -270,7 +271,7 @@ def test_another_result_of_an_earlier_stage_makes_later_ones_stale(copied, capsy
 
 
 def test_a_damaged_stage_is_named_and_can_be_made_anew(copied, capsys):
-    path, place = copied / "p.toml", copied / "p.run"
+    path, place = copied / "p.toml", copied / "p.out"
     (page,) = place.glob("report-*/report.txt")
     page.write_text("other")
     fails(capsys, [path], 1, "report.txt is not what the stage report wrote")
@@ -285,16 +286,16 @@ def test_a_damaged_stage_is_named_and_can_be_made_anew(copied, capsys):
     assert not any(stages(path, capsys=capsys).values())
 
 
-def test_only_one_process_works_in_a_run_folder(copied, capsys):
+def test_only_one_process_works_in_an_output_directory(copied, capsys):
     path = copied / "p.toml"
-    with locked_folder(copied / "p.run"):
-        fails(capsys, [path], 2, f"p.run is in use by process {os.getpid()}")
+    with locked_folder(copied / "p.out"):
+        fails(capsys, [path], 2, f"p.out is in use by process {os.getpid()}")
         assert run(["run", str(path), "--dry-run"]) == 0
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (copied / "p.run" / LOCK_NAME).write_text(f"{gone.pid}\n")
+    (copied / "p.out" / LOCK_NAME).write_text(f"{gone.pid}\n")
     assert not any(stages(path, capsys=capsys).values())
-    assert (copied / "p.run" / LOCK_NAME).read_text() == f"{os.getpid()}\n"
+    assert (copied / "p.out" / LOCK_NAME).read_text() == f"{os.getpid()}\n"
 
 
 def test_mistakes_are_one_clear_line(folder, tmp_path, capsys, monkeypatch):
@@ -304,7 +305,7 @@ def test_mistakes_are_one_clear_line(folder, tmp_path, capsys, monkeypatch):
     fails(capsys, [path, "--set", "data.val=text:absent.txt"], 1, "data.val: cannot read", "absent.txt")
     fails(capsys, [path, "--set", "pack.budget"], 2, "--set must look like key=value")
     (tmp_path / "thesis.tex").write_text("mine")
-    fails(capsys, [path, "--out", tmp_path], 2, "is no run folder: it holds thesis.tex")
+    fails(capsys, [path, "--out", tmp_path], 2, "is not the output directory of a pipeline: it holds thesis.tex")
     fails(capsys, [path, "--out", tmp_path / "thesis.tex"], 2, "is a file")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     monkeypatch.setenv("RANK", "0")
@@ -321,7 +322,7 @@ def test_a_budget_of_bytes_or_seconds_that_is_not_met_ends_with_3(copied, capsys
 
 
 def test_a_checkpoint_is_packed_without_training_and_its_decoder_counts(folder, tmp_path, capsys):
-    (checkpoint,) = (folder / "p.run").glob("train-*/model.safetensors")
+    (checkpoint,) = (folder / "p.out").glob("train-*/model.safetensors")
     (tmp_path / "p.toml").write_text(
         f'[pack]\nbudget = "45kB"\ncheckpoint = "{checkpoint}"\nstates = 1\ntune = false\nemit_decoder = true\n'
         f'[calibrate]\nsource = "text:{folder}/train.txt"\ntokens = 512\nseq_len = 32\n[report]\nhtml = false\n'
@@ -331,7 +332,7 @@ def test_a_checkpoint_is_packed_without_training_and_its_decoder_counts(folder, 
     assert run(["run", *arguments]) == 0
     (cell,) = json.loads(capsys.readouterr().out)["cells"]
     assert [stage["stage"] for stage in cell["stages"]] == ["calibrate", "pack", "report"]
-    decoder = tmp_path / "p.run/decoder.py"
+    decoder = tmp_path / "p.out/decoder.py"
     assert cell["code_bytes"] == decoder.stat().st_size and cell["total_bytes"] <= 45_000
 
 
@@ -345,30 +346,42 @@ def test_sources_are_cut_into_splits_and_training_tokens_can_calibrate(folder, t
     for part in (pipeline.train.data, pipeline.train, pipeline.calibrate):
         place = part.stage.folder(tmp_path)
         place.mkdir()
-        done = part.stage.work(Job(tmp_path, place, silent, 0))
+        done = part.stage.work(StageJob(tmp_path, place, silent, 0))
         assert all((place / name).is_file() for name in (*done.outputs, *done.logs))
     source = json.loads(read_metadata(pipeline.calibrate.statistics(tmp_path))["quantlab_statistics"])
     assert source["source"]["file"] == "text_train_*.bin"
-    assert pipeline.train.data.has_validation and pipeline.evaluate is not None
+    assert config.data.has_validation and pipeline.evaluate is not None
 
 
-def test_several_processes_are_told_what_one_would_be(folder, tmp_path, monkeypatch, capsys):
-    """Their command line runs here, in one process, on the run folder's data."""
+def test_several_processes_are_told_what_one_would_be(folder, tmp_path, monkeypatch):
+    """Their request is answered here, in one process, on the data of the output directory."""
 
-    def in_one(arguments, *, processes, progress, lock):
-        assert (processes, lock) == (2, 7) and run(arguments) == 0
-        return capsys.readouterr().out
+    def in_one(module, request, *, processes, progress, lock):
+        assert (module, processes, lock) == (train_job.__name__, 2, 7)
+        return train_job._answer(json.loads(json.dumps(request)), progress)
 
-    monkeypatch.setattr(train_stage, "run_quantlab", in_one)
-    root = shutil.copytree(folder / "p.run", tmp_path / "run")
+    monkeypatch.setattr(training_stages, "run_child", in_one)
+    root = shutil.copytree(folder / "p.out", tmp_path / "out")
     config = read_pipeline(folder / "p.toml", ["train.processes=2"])[0].config
     stage = build(config, FileHashes()).train.stage
     stage.folder(root).mkdir()
-    capsys.readouterr()
-    done = stage.work(Job(root, stage.folder(root), silent, 7))
-    (alone,) = (folder / "p.run").glob("train-*")
-    assert 0 < done.inside_seconds < 60 and list(done.outputs) == ["model.safetensors", "tokenizer.model"]
+    outcome = stage.work(StageJob(root, stage.folder(root), silent, 7))
+    (alone,) = (folder / "p.out").glob("train-*")
+    assert 0 < outcome.inside_seconds < 60 and list(outcome.outputs) == ["model.safetensors", "tokenizer.model"]
     assert (stage.folder(root) / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
+
+
+def test_an_evaluation_in_several_processes_is_that_of_one(folder, tmp_path):
+    root = shutil.copytree(folder / "p.out", tmp_path / "out")
+    config = read_pipeline(folder / "p.toml", ["evaluate.processes=2"])[0].config
+    stage = build(config, FileHashes()).evaluate.stage
+    stage.folder(root).mkdir()
+    seen = []
+    with locked_folder(root) as lock:
+        stage.work(StageJob(root, stage.folder(root), lambda *call: seen.append(call[0]), lock))
+    two, one = (json.loads((place / "model.eval.json").read_text()) for place in (stage.folder(root), folder / "p.out"))
+    assert "compare" in seen and two["data"] == one["data"]
+    assert two["val_bpb"] == pytest.approx(one["val_bpb"], abs=1e-9) and two["against"]["kl_mean"] == one["against"]["kl_mean"]
 
 
 @pytest.mark.slow
@@ -384,7 +397,7 @@ def test_kill_in_every_stage_then_the_same_command_gives_the_same_file(folder, t
     assert [k["done"] for k in killed if k["point"][:3] != "bet"] == [sorted(STAGES[: STAGES.index(s)]) for s in at[:-1]]
     assert at == ["data", "train", "calibrate", "pack", "pack", "evaluate", "report", "between"]
     for name in ("model.qlab", "model.eval.json", "tokenizer.model"):
-        assert (out / name).read_bytes() == (folder / "p.run" / name).read_bytes(), name
+        assert (out / name).read_bytes() == (folder / "p.out" / name).read_bytes(), name
     attempts = {s["stage"]: s["attempts"] for s in json.loads((out / "result.json").read_text())["cells"][0]["stages"]}
     assert attempts == {"data": 2, "train": 2, "calibrate": 2, "pack": 3, "evaluate": 2, "report": 2}
     log = next(out.glob("train-*/train.log")).read_text()

@@ -1,17 +1,17 @@
-"""Codes, contexts and a slow reader that the tests of the entropy coder share."""
+"""Codes, contexts and a slow reader, shared by the tests of the entropy coder."""
 
 import numpy as np
 
-from quantlab.coding.contexts import TABLE_CLASSES, TensorContext, classes_of
+from quantlab.coding.contexts import TensorContext, classes_of
 from quantlab.coding.tables import TableSet
-from quantlab.format_rules import next_states
+from quantlab.format_rules import TABLE_CLASSES, next_states
 
-RANGES = {"narrow": (-40, 8), "path": (9, 27), "wide": (28, 83), "mixed": (0, 40), "beyond": (-900, 900)}
-"""Sums of shares of rows and columns, by name."""
+RANGES = {"low": (-40, 8), "path": (9, 27), "high": (28, 83), "mixed": (0, 40), "beyond": (-900, 900)}
+"""Scale classes by name: lowest and highest sum of the shares of row and column."""
 
 
 def path_codes(k, states, class_OI):
-    """Codes of a context from any whole numbers, weight by weight along the anti-diagonals; `k` itself for one state."""
+    """Return codes of a context from any whole numbers, weight by weight along the anti-diagonals; `k` itself for one state."""
     if states == 1:
         return np.array(k, np.int16)
     table, code = next_states(states), np.zeros(k.shape, np.int16)
@@ -36,8 +36,8 @@ def context_of(shape=(2, 3), states=1, rows=(0, 0), columns=(0, 0, 0), tables=0,
     )
 
 
-def make_plane(rng, shape, states, kind="mixed", tables=0):
-    """Random codes about as large as their classes say, and their context."""
+def random_codes(rng, shape, states, kind="mixed", tables=0):
+    """Return random codes about as large as their scale classes say, and their context."""
     low, high = RANGES[kind]
     rows = rng.integers(low // 2, high // 2 + 1, shape[0])
     columns = rng.integers(low - low // 2, high - high // 2 + 1, shape[1])
@@ -50,7 +50,7 @@ def make_plane(rng, shape, states, kind="mixed", tables=0):
 
 
 def set_of(table):
-    """A set of equal tables."""
+    """Return a set of equal tables."""
     return TableSet((table,) * TABLE_CLASSES)
 
 
@@ -65,8 +65,8 @@ class ScalarReader:
 
     def __init__(self, stream, lanes):
         count, raw_bytes = (int.from_bytes(stream[at : at + 4], "little") for at in (0, 4))
-        strands = (lanes + 31) // 32
-        lengths = [int.from_bytes(stream[8 + 4 * s : 12 + 4 * s], "little") for s in range(strands - 1)]
+        groups = (lanes + 31) // 32
+        lengths = [int.from_bytes(stream[8 + 4 * s : 12 + 4 * s], "little") for s in range(groups - 1)]
         escapes = stream[8 + 4 * len(lengths) :]
         self.escapes = [int.from_bytes(escapes[2 * e : 2 + 2 * e], "little", signed=True) for e in range(count)]
         numbers = escapes[2 * count + raw_bytes :]
@@ -76,7 +76,7 @@ class ScalarReader:
         self.words = [[words.pop(0) for _ in range(length)] for length in lengths] + [words]
 
     def table_symbol(self, lane, table, frequencies):
-        """A symbol, or None for the escape."""
+        """Return a symbol, or None for the escape."""
         slot, start = self.state[lane] % 4096, 0
         order = [(None, frequencies[0])] + [(table.low + s, frequencies[table.low + s + 128]) for s in range(table.n)]
         for value, frequency in order:  # noqa: B007
@@ -96,7 +96,7 @@ class ScalarReader:
         return int(low or "0", 2)
 
     def symbols(self, classes):
-        """Symbols of all weights: a list of (class, table set) in, a list out."""
+        """Return the symbols of all weights, given a list of (scale class, table set)."""
         symbols = []
         for first in range(0, len(classes), len(self.state)):
             piece = classes[first : first + len(self.state)]
@@ -116,7 +116,7 @@ class ScalarReader:
 
 
 def _code_row(symbols, classes, before, states):
-    """Codes of one row and the states that it passes on; `before` are those of the row above."""
+    """Return the codes of one row and the states that it passes on; `before` are those of the row above."""
     codes, after = [], []
     for j, (symbol, number) in enumerate(zip(symbols, classes, strict=True)):
         state = before[j + 1] if j + 1 < len(before) else 0
@@ -131,7 +131,7 @@ def _code_row(symbols, classes, before, states):
 
 
 def scalar_decode(stream, contexts, sets, lanes):
-    """What every reader must return."""
+    """Return what every reader must return."""
     reader, decoded = ScalarReader(stream, lanes), []
     classes = [
         [[min(max(int(row) + int(column), 0), 83) for column in context.columns_I] for row in context.rows_O]

@@ -32,7 +32,7 @@ def test_bytes_round_trip(raw):
 
 @pytest.mark.parametrize("count", [4095, 4096, 8192, 65_536, 140_001])
 def test_long_arrays_round_trip(count):
-    """In one or more lanes, in one or more chunks."""
+    """Arrays of one or more lanes, and of one or more chunks."""
     raw = laplacian(count, 30)
     assert decode_bytes(encode_bytes(raw), count) == raw
 
@@ -41,7 +41,7 @@ def test_long_arrays_round_trip(count):
 @pytest.mark.parametrize(("count", "slack_bytes"), [(200, 20), (1000, 25), (10_000, 50), (50_000, 85)])
 @pytest.mark.parametrize("deviation", [0.3, 0.7, 1.5])
 def test_size_is_near_the_entropy(count, slack_bytes, deviation, centre):
-    """Wherever the values lie: supports wrap around."""
+    """The size does not depend on where the values lie: supports wrap around."""
     raw = laplacian(count, deviation, centre)
     assert len(encode_bytes(raw)) <= entropy_bytes(raw) + slack_bytes
 
@@ -59,7 +59,7 @@ SAMPLE = laplacian(90, 3) + b"\x7f"  # one escape
 
 
 def outcome(stored, raw_bytes):
-    """The bytes, or None where decode_bytes raised FormatError."""
+    """Return the bytes, or None where decode_bytes raised FormatError."""
     try:
         return decode_bytes(stored, raw_bytes)
     except FormatError:
@@ -67,7 +67,7 @@ def outcome(stored, raw_bytes):
 
 
 def test_a_change_of_any_byte_is_refused_or_gives_other_bytes():
-    """But for altered logarithms that give the same frequencies."""
+    """The exception: altered logarithms that give the same frequencies."""
     stored = encode_bytes(SAMPLE)
     states_at = 3 + ((stored[1] + 1) * (stored[2] & 15) + 7) // 8
     for at in range(len(stored)):
@@ -101,7 +101,7 @@ def test_junk_gives_format_error_or_bytes(junk, raw_bytes, packing):
         (b"\5\0\1", "0 values from 5"),
         (b"\0\1\x01", "table of 2 bits is cut"),
         (b"\0\1\x01\x20", "does not end in zeros"),
-        (b"\0\0\x18\xff", "logarithm 510"),
+        (b"\0\0\x18\xff", "a logarithm of 510"),
         (b"\0\1\x01\x40\0\0", "within the states of 1 lanes"),
         (b"\0\1\x01\x40\0\0\0\0", "start in state 0"),
     ],
@@ -117,7 +117,7 @@ def test_a_hostile_length_stops_with_the_words():
 
 
 def test_the_stream_is_that_of_the_format():
-    """Support 254 to 1, logarithms of 3 bits in octaves: 4 (the escape), 4, 3, 1, 3; one state, one word, escaped 100."""
+    """Support 254 to 1; logarithms of 3 bits, in units of 1: 4 (the escape), 4, 3, 1, 3; one state, one word, escaped 100."""
     raw = bytes([0, 255, 0, 1, 0, 254, 0, 0, 100, 0, 0, 255, 1, 0, 0, 0])
     stored = bytes.fromhex("fe0433" + "9196" + "46f8a607" + "fee7" + "64")
     assert encode_bytes(raw) == stored

@@ -78,7 +78,7 @@ def test_a_bomb_is_stopped_near_the_claimed_length(number, monkeypatch):
 
 
 def test_unknown_codec_is_named():
-    with pytest.raises(FormatError, match="codec number 77 is unknown"):
+    with pytest.raises(FormatError, match="codec 77 is unknown"):
         decode(77, b"", 0)
 
 

@@ -1,15 +1,15 @@
-"""Classes, codes and symbols: each rule of the format on its own."""
+"""Scale classes, codes and symbols: each rule of the format on its own."""
 
 import numpy as np
 import pytest
-from coder_samples import context_of, make_plane
+from coder_samples import context_of, random_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantlab.coding.contexts import MAX_CLASS, TABLE_CLASSES, classes_of, raw_bits, shifts_of, tables_of
+from quantlab.coding.contexts import classes_of, raw_bits
 from quantlab.coding.symbols import code_limits, from_symbols, join_low_bits_, low_bits, to_symbols
 from quantlab.errors import FormatError
-from quantlab.format_rules import STATES, next_states
+from quantlab.format_rules import MAX_CLASS, STATES, TABLE_CLASSES, next_states, shifts_of, tables_of
 
 
 def test_classes_are_sums_of_shares_within_bounds():
@@ -17,7 +17,7 @@ def test_classes_are_sums_of_shares_within_bounds():
     assert classes_of(context).tolist() == [[0, 0, 83], [0, 83, 83]]
 
 
-def test_a_raw_bit_an_octave_from_28_on():
+def test_a_raw_bit_more_for_each_power_of_two_from_28_on():
     class_I = np.arange(MAX_CLASS + 1, dtype=np.uint8)
     assert shifts_of(class_I).tolist() == [0] * 28 + [shift for shift in range(1, 15) for _ in range(4)]
     assert tables_of(class_I).tolist() == [*range(28), *([24, 25, 26, 27] * 14)]
@@ -27,12 +27,12 @@ def test_a_raw_bit_an_octave_from_28_on():
 @given(seed=st.integers(0, 2**32), shape=st.tuples(st.integers(0, 5), st.integers(0, 5)))
 @settings(max_examples=30, deadline=None)
 def test_raw_bits_are_the_sum_of_the_shifts(seed, shape):
-    _, context = make_plane(np.random.default_rng(seed), shape, 1, "beyond")
+    _, context = random_codes(np.random.default_rng(seed), shape, 1, "beyond")
     assert raw_bits(context) == shifts_of(classes_of(context)).sum()
 
 
-def test_narrow_weights_pass_the_state_on():
-    """Anti-diagonal (0, 2), (1, 1), (2, 0): the state after an odd k reaches the third weight through the narrow second one."""
+def test_weights_that_bypass_the_trellis_pass_the_state_on():
+    """Anti-diagonal (0, 2), (1, 1), (2, 0): the state after an odd k passes the second weight, which bypasses, to the third."""
     class_OI = np.full((3, 3), 20, np.uint8)
     class_OI[1, 1] = 8
     state = next_states(8)[0, 1]

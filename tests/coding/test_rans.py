@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from coder_samples import RANGES, context_of, equal, make_plane, path_codes, scalar_decode, set_of
+from coder_samples import RANGES, context_of, equal, path_codes, random_codes, scalar_decode, set_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -36,13 +36,13 @@ KINDS = st.sampled_from(sorted(RANGES))
 )
 @example(drawn=[], lanes=1, seed=0)
 @example(drawn=[], lanes=64, seed=0)
-@example(drawn=[((7, 11), 8, "wide"), ((6, 9), 1, "path")], lanes=64, seed=1)
-@example(drawn=[((1, 1), 8, "path"), ((0, 5), 4, "wide"), ((5, 0), 4, "mixed"), ((1, 9), 32, "wide")], lanes=4, seed=1)
+@example(drawn=[((7, 11), 8, "high"), ((6, 9), 1, "path")], lanes=64, seed=1)
+@example(drawn=[((1, 1), 8, "path"), ((0, 5), 4, "high"), ((5, 0), 4, "mixed"), ((1, 9), 32, "high")], lanes=4, seed=1)
 @settings(max_examples=40, deadline=None)
 def test_every_reader_inverts_every_writer(drawn, lanes, seed):
     """Two table sets: fitted ones, and ones in which almost everything escapes."""
     rng = np.random.default_rng(seed)
-    made = [make_plane(rng, shape, states, kind, tables=int(rng.integers(2))) for shape, states, kind in drawn]
+    made = [random_codes(rng, shape, states, kind, tables=int(rng.integers(2))) for shape, states, kind in drawn]
     codes, contexts = [code for code, _ in made], [context for _, context in made]
     counts = np.zeros((28, 256), np.int64) + sum(rans_numba.histogram(c, p) for c, p in made)
     sets = [fit_tables(counts), set_of(ClassTable(0, b"\x03\x00"))]
@@ -55,19 +55,19 @@ def test_every_reader_inverts_every_writer(drawn, lanes, seed):
 @pytest.mark.parametrize("states", STATES)
 @pytest.mark.parametrize(
     ("shape", "lanes", "kind"),
-    [((37, 300), 64, "mixed"), ((5, 700), 512, "path"), ((300, 3), 16, "narrow"), ((1, 2049), 2048, "wide")],
+    [((37, 300), 64, "mixed"), ((5, 700), 512, "path"), ((300, 3), 16, "low"), ((1, 2049), 2048, "high")],
 )
-def test_larger_planes_round_trip(states, shape, lanes, kind):
-    code, context = make_plane(np.random.default_rng(states), shape, states, kind)
+def test_larger_tensors_round_trip(states, shape, lanes, kind):
+    code, context = random_codes(np.random.default_rng(states), shape, states, kind)
     sets = [fitted([code], [context])]
     stream = rans_numba.encode([code], [context], sets, lanes)
     assert equal(rans.decode(stream, [context], sets, lanes), [code])
     assert equal(rans_numba.decode(stream, [context], sets, lanes), [code])
 
 
-def test_planes_share_a_byte_of_raw_bits_and_may_be_larger_than_a_chunk():
+def test_tensors_share_a_byte_of_raw_bits_and_may_be_larger_than_a_chunk():
     rng = np.random.default_rng(4)
-    made = [make_plane(rng, shape, 1, "wide") for shape in ((3, 1), (300, 500), (1, 1))]
+    made = [random_codes(rng, shape, 1, "high") for shape in ((3, 1), (300, 500), (1, 1))]
     codes, contexts = [code for code, _ in made], [context for _, context in made]
     assert raw_bits(contexts[0]) % 8 and sum(raw_bits(context) for context in contexts) > 8 * rans.MAX_LANES
     sets = [fitted(codes, contexts)]
@@ -87,7 +87,7 @@ def test_extreme_codes_round_trip_with_and_without_support(states, extremes, num
         assert equal(rans.decode(stream, [context], [set_of(table)], 16), [code])
 
 
-def test_a_constant_plane_costs_next_to_nothing():
+def test_a_constant_tensor_costs_next_to_nothing():
     code, context = np.full((500, 64), 3, np.int16), context_of((500, 64), 1, [0] * 500, [0] * 64)
     tables = fitted([code], [context])
     stream = rans_numba.encode([code], [context], [tables], 16)
@@ -160,15 +160,15 @@ def test_damage_is_named(decode):
         decode(stream[:4] + b"\xff" * 4 + stream[8:], contexts, sets, 4)
     with pytest.raises(FormatError, match="has 3 bytes of raw bits, its contexts need 3 bits"):
         decode(stream[:4] + b"\3" + stream[5:raw_at] + bytes(2) + stream[raw_at:], contexts, sets, 4)
-    with pytest.raises(FormatError, match="unused raw bits"):
+    with pytest.raises(FormatError, match="unused bits"):
         decode(stream[:raw_at] + bytes([stream[raw_at] | 16]) + stream[raw_at + 1 :], contexts, sets, 4)
     with pytest.raises(FormatError, match="starts in state 0"):
         decode(stream[: raw_at + 1] + bytes(4) + stream[raw_at + 5 :], contexts, sets, 4)
-    with pytest.raises(FormatError, match="strands end after"):
+    with pytest.raises(FormatError, match="lane groups end after"):
         decode(stream[:-2], contexts, sets, 4)
     with pytest.raises(FormatError, match="11 escapes for 12 places"):
         decode(bytes([stream[0] - 1]) + stream[1:8] + stream[10:], contexts, sets, 4)
-    with pytest.raises(FormatError, match="symbols reach -16384"):
+    with pytest.raises(FormatError, match="symbols reach from -16384"):
         decode(stream[:8] + b"\0\xc0" * stream[0] + stream[raw_at:], contexts, sets, 4)
     with pytest.raises(FormatError, match="beyond 16 bits"):
         decode(stream[: raw_at - 4] + b"\xff\x7f" + stream[raw_at - 2 :], contexts, sets, 4)
@@ -177,22 +177,22 @@ def test_damage_is_named(decode):
 @pytest.mark.parametrize(
     ("context", "message"),
     [
-        (context_of(shape=(2, 4)), "classes of (2,) rows and (3,) columns, shape (2, 4)"),
-        (context_of(states=5), "trellis of 5 states"),
-        (context_of(tables=1), "table set 1 of 1"),
-        (context_of(rows=(0, 1001)), "classes of rows reach 0 to 1001, allowed are ±1000"),
-        (context_of(columns=(-32768, 0, 0)), "classes of columns reach -32768 to 0"),
-        (context_of(dtype=np.uint8), "classes of rows are uint8"),
+        (context_of(shape=(2, 4)), "scale classes of (2,) rows and (3,) columns, the shape is (2, 4)"),
+        (context_of(states=5), "a trellis has 5 states"),
+        (context_of(tables=1), "context 0 names table set 1, there are 1"),
+        (context_of(rows=(0, 1001)), "scale classes of rows reach from 0 to 1001, allowed are ±1000"),
+        (context_of(columns=(-32768, 0, 0)), "scale classes of columns reach from -32768 to 0"),
+        (context_of(dtype=np.uint8), "scale classes of rows are uint8"),
     ],
 )
-def test_planes_that_fit_no_tables_are_refused(context, message):
+def test_contexts_that_fit_no_tables_are_refused(context, message):
     for call in (rans.decode, rans_numba.decode, rans.encode, rans_numba.encode):
         with pytest.raises(FormatError, match=re.escape(message)):
             call(b"" if "decode" in call.__name__ else [np.zeros((2, 3), np.int16)], [context], [PLAIN], 16)
 
 
 def test_table_sets_have_a_fixed_number_of_classes():
-    with pytest.raises(FormatError, match="table set of 2 classes, 28 expected"):
+    with pytest.raises(FormatError, match="a table set has 2 tables, 28 expected"):
         rans.decode(bytes(100), [], [TableSet((ClassTable(0, b"\0"),) * 2)], 16)
 
 
@@ -205,9 +205,9 @@ def test_numbers_of_lanes_have_bounds(lanes):
 @pytest.mark.parametrize(
     ("code", "states", "message"),
     [
-        (np.full((2, 3), -32768, np.int16), 1, "codes must be -32767 to 32767"),
-        (np.full((2, 3), -32767, np.int16), 4, "codes must be -32766 to 32767"),
-        (np.full((2, 3), 3, np.int16), 4, "codes of classes below 9 must be even"),
+        (np.full((2, 3), -32768, np.int16), 1, "codes must lie in -32767 to 32767"),
+        (np.full((2, 3), -32767, np.int16), 4, "codes must lie in -32766 to 32767"),
+        (np.full((2, 3), 3, np.int16), 4, "codes of scale classes below 9 must be even"),
         (np.full((2, 4), 1, np.int16), 1, r"codes are int16 \(2, 4\)"),
         (np.full((2, 3), 1, np.int8), 1, "codes are int8"),
     ],
@@ -253,7 +253,7 @@ def test_raw_low_bits_cost_little_beyond_the_entropy_of_whole_symbols():
 
 
 def test_lanes_waste_about_three_bytes_each():
-    code, context = make_plane(np.random.default_rng(2), (40, 4096), 1, "mixed")
+    code, context = random_codes(np.random.default_rng(2), (40, 4096), 1, "mixed")
     tables = fitted([code], [context])
     for lanes in (16, 256, 2048):
         waste = len(rans_numba.encode([code], [context], [tables], lanes)) - rans_numba.code_bits(code, context, tables) / 8 - 8
@@ -265,8 +265,8 @@ def test_lanes_follow_the_size():
     assert [lanes_for(size) for size in sizes] == [16, 16, 32, 224, 2048, 2048]
 
 
-def test_each_strand_has_its_own_words():
-    """Two strands of constant and of random symbols: nearly all words are the second one's."""
+def test_each_lane_group_has_its_own_words():
+    """Two lane groups, of constant and of random symbols: nearly all words are the second one's."""
     rng, context = np.random.default_rng(1), context_of((64, 64), 1, [15] * 64, [0] * 64)
     code = np.zeros((64, 64), np.int16)
     code[:, 32:] = np.rint(2 * rng.standard_normal((64, 32)))
@@ -274,7 +274,7 @@ def test_each_strand_has_its_own_words():
     stream = rans_numba.encode([code], [context], sets, 64)
     first, words = int.from_bytes(stream[8:12], "little"), (len(stream) - 12 - 4 * 64) // 2
     assert 0 < first < 0.7 * (words - first)
-    for change, message in ((1, "strands end after"), (words, "its strands need")):
+    for change, message in ((1, "lane groups end after"), (words, "its lane groups need")):
         altered = stream[:8] + (first + change).to_bytes(4, "little") + stream[12:]
         for decode in (rans.decode, rans_numba.decode):
             with pytest.raises(FormatError, match=message):

@@ -10,11 +10,8 @@ from hypothesis import strategies as st
 from quantlab.coding.codecs import encode_smallest
 from quantlab.coding.tables import (
     FREQUENCY_SHIFT,
-    OFFSET,
     PLACE_MASK,
     SYMBOL_SHIFT,
-    TABLE_CLASSES,
-    TOTAL,
     ClassTable,
     TableSet,
     fit_tables,
@@ -22,6 +19,7 @@ from quantlab.coding.tables import (
     sets_to_bytes,
 )
 from quantlab.errors import FormatError
+from quantlab.format_rules import OFFSET, TABLE_CLASSES, TOTAL
 
 
 @st.composite
@@ -43,7 +41,7 @@ TABLE_SETS = st.lists(table_sets(), max_size=3)
 
 
 def gaussian_counts(classes=TABLE_CLASSES, weights=3_000_000, seed=0):
-    """Counts of rounded Gaussians whose deviations grow by a quarter of an octave a class."""
+    """Counts of rounded Gaussians whose deviations grow by a quarter of a power of two for each class."""
     rng = np.random.default_rng(seed)
     counts = np.zeros((classes, 256), np.int64)
     for c in range(classes):
@@ -137,7 +135,7 @@ def test_a_far_symbol_escapes_when_rare_and_is_in_the_support_when_common():
 @pytest.mark.parametrize("shift", [-1, 1])
 @pytest.mark.parametrize("side", ["low", "high"])
 def test_no_neighbouring_support_is_cheaper(shift, side):
-    """By the integer frequencies, with 4 bits a stored logarithm and 0.1 % for what rounding does."""
+    """Costs are those of the integer frequencies, with 4 bits a stored logarithm; rounding may change them by 0.1 %."""
     for row in gaussian_counts(classes=12, weights=24_000):
         best = fit_tables(row[None]).classes[0]
         low, end = best.low + shift * (side == "low"), best.low + best.n + shift * (side == "high")

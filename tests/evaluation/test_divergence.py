@@ -75,7 +75,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 def test_what_cannot_be_compared_is_named():
     with pytest.raises(DataError, match="9 tokens are too few"):
         measure_divergence(A, B, TOKENS, seq_len=5)
-    with pytest.raises(ShapeError, match=r"\[4, 2, 3\] and \[4, 2, 2\]"):
+    with pytest.raises(ShapeError, match=r"their logits are \[4, 2, 2\] and \[4, 2, 3\]"):
         measure_divergence(A, Table([[0.5, 0.5]] * 3), TOKENS, seq_len=2)
     with pytest.raises(QuantlabError, match="predictions are not finite"):
         measure_divergence(A, Table([[0.5, 0.5, float("nan")]] * 3), TOKENS, seq_len=2)

@@ -1,4 +1,4 @@
-"""The account of scored tokens refuses what an honest pass over a text cannot do, and counts what it did."""
+"""The ledger refuses what a valid pass over a text cannot do, and counts what was scored."""
 
 import math
 
@@ -64,9 +64,9 @@ def test_counts_of_shares_add_up():
         ((1, 2), (1,), "token 1 is scored a second time"),
         ((), (1, 2, 2), "token 2 is scored a second time"),
         ((), (1, 2, 1), "token 1 is scored a second time"),
-        ((1,), (3,), "token 2 is not scored: 3 comes before it"),
-        ((), (1, 2, 4), "token 3 is not scored: 4 comes before it"),
-        ((), (2, 1), "token 1 is not scored: 2 comes before it"),
+        ((1,), (3,), "token 2 must be scored before token 3"),
+        ((), (1, 2, 4), "token 3 must be scored before token 4"),
+        ((), (2, 1), "token 1 must be scored before token 2"),
         ((), (0, 1), "token 0 must not be scored here"),
         ((1, 2, 3, 4, 5, 6), (7, 8), "token 8 must not be scored here"),
         ((1, 2, 3, 4, 5, 6, 7), (7,), "token 7 is scored a second time"),
@@ -103,7 +103,7 @@ def test_what_is_left_is_named():
 def test_a_loss_that_is_not_finite_is_named():
     account = ledger()
     for value in (math.nan, math.inf):
-        with pytest.raises(QuantlabError, match=f"loss is {value} at token 2 of the text: must be finite"):
+        with pytest.raises(QuantlabError, match=f"loss is {value} at token 2 of the text: it must be finite"):
             account.write(np.array([1, 2]), np.array([1.0, value], dtype=np.float32))
 
 

@@ -1,4 +1,4 @@
-"""Each rule is broken by a model that breaks it, and by no honest one."""
+"""Each probe fails for a model that breaks its rule, and for no valid model."""
 
 import math
 
@@ -17,7 +17,7 @@ IDS = torch.from_numpy(np.random.default_rng(0).integers(0, V, (4, 33)))
 
 
 class Toy(nn.Module):
-    """Honest: logits of the running mean of embeddings."""
+    """A valid model: logits of the running mean of embeddings."""
 
     def __init__(self):
         super().__init__()
@@ -33,7 +33,7 @@ class Toy(nn.Module):
 
 
 class Table(nn.Module):
-    """Honest: a row of logits for each token, whatever comes before it."""
+    """A valid model: a row of logits for each token, whatever comes before it."""
 
     def forward(self, ids):
         return torch.arange(V * V).view(V, V).sin()[ids]

@@ -287,7 +287,7 @@ def test_shares_of_any_number_of_processes_add_up(size):
     ("wrong", "message"),
     [
         (slice(0, -1), "token 298 is not scored, and 2 more"),
-        (slice(1, None), "token 1 is not scored: 10 comes before it"),
+        (slice(1, None), "token 1 must be scored before token 10"),
     ],
 )
 def test_windows_that_leave_tokens_out_are_refused(monkeypatch, wrong, message):
@@ -370,7 +370,7 @@ def test_a_loss_that_is_not_finite_is_named(table):
     table.table.data[3, 2] = -math.inf
     tokens = np.array([0, 1, 1, 1, 1, 1, 3, 2, 1])
     for batch_tokens in (1, 1000):
-        with pytest.raises(QuantlabError, match="loss is inf at token 7 of the text: must be finite"):
+        with pytest.raises(QuantlabError, match="loss is inf at token 7 of the text: it must be finite"):
             score_tokens(table, tokens, BY_HAND, seq_len=4, batch_tokens=batch_tokens)
 
 

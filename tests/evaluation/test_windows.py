@@ -127,5 +127,5 @@ def test_options_that_do_not_fit_are_refused():
 def test_streams_without_targets_or_documents_are_refused():
     with pytest.raises(DataError, match="1 tokens are too few: the first is never a target, so 2 are needed"):
         scored_part(np.zeros(1), "sliding", 4)
-    with pytest.raises(DataError, match=r"mode document needs BOS \(id 1\) before each document, the first token is 7"):
+    with pytest.raises(DataError, match=r"mode document needs BOS \(id 1\) before each document, but the first token is 7"):
         windows_of(np.array([7, 1, 7]), "document", seq_len=4, stride=2, bos_id=BOS)

@@ -14,5 +14,5 @@ def test_a_second_demo_may_fill_the_folder_of_the_first(tmp_path):
         (tmp_path / name).touch()
     _refuse_foreign(tmp_path)
     (tmp_path / "small.qlab").touch()
-    with pytest.raises(ConfigError, match="it has small.qlab"):
+    with pytest.raises(ConfigError, match="holds small.qlab, which no demo wrote"):
         _refuse_foreign(tmp_path)

@@ -6,25 +6,23 @@ import time
 
 import pytest
 
-from quantlab.calib.sources import CalibrationConfig
 from quantlab.errors import BudgetError, ConfigError
-from quantlab.jobs import pack as job
-from quantlab.jobs.pack import PackConfig, pack
+from quantlab.jobs import packer
+from quantlab.jobs.pack import pack
 from quantlab.jobs.workspace import folder_of
 from quantlab.methods.trellis import rounder
-from quantlab.models.loading import load_checkpoint
 
-CONFIG = PackConfig(budget_bytes=50_000, calibration=CalibrationConfig(tokens=2048, seq_len=64), tune_steps=2)
+CONFIG = {"budget": 50_000, "calib_tokens": 2048, "calib_seq_len": 64, "tune_steps": 2}
 
 
 def packed(checkpoint, path, config=CONFIG, **options):
-    pack(load_checkpoint(checkpoint, None), config, path, checkpoint=checkpoint, **options)
+    pack(checkpoint, output=path, force=True, **config, **options)
     return path.read_bytes()
 
 
 def stop_after(monkeypatch, count):
     """Make the packing die at its `count`-th tensor."""
-    calls, real = [0], rounder.round_on_paths
+    calls, real = [0], rounder.round_with_feedback
 
     def dying(*args, **options):
         calls[0] += 1
@@ -32,7 +30,7 @@ def stop_after(monkeypatch, count):
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(rounder, "round_on_paths", dying)
+    monkeypatch.setattr(rounder, "round_with_feedback", dying)
     return calls
 
 
@@ -45,7 +43,7 @@ def test_a_stopped_packing_goes_on_to_the_same_bytes(toy_checkpoint, tmp_path, m
             packed(toy_checkpoint, tmp_path / "m.qlab")
     assert not (tmp_path / "m.qlab").exists() and folder_of(tmp_path / "m.qlab").is_dir()
     with monkeypatch.context() as patch:
-        patch.setattr(job, "measure_statistics", None)  # they were kept: measuring again would fail
+        patch.setattr(packer, "measure_statistics", None)  # they were kept: measuring again would fail
         calls = stop_after(patch, 10_000)
         assert packed(toy_checkpoint, tmp_path / "m.qlab", resume=True) == whole
     everything = stop_after(monkeypatch, 10_000)
@@ -76,7 +74,7 @@ def test_resume_refuses_work_of_other_options(toy_checkpoint, tmp_path, monkeypa
         stop_after(patch, 1)
         with pytest.raises(KeyboardInterrupt):
             packed(toy_checkpoint, tmp_path / "m.qlab")
-    other = PackConfig(budget_bytes=51_000, calibration=CONFIG.calibration, tune_steps=2)
+    other = CONFIG | {"budget": 51_000}
     with pytest.raises(ConfigError, match="left by another checkpoint, budget or options"):
         packed(toy_checkpoint, tmp_path / "m.qlab", other, resume=True)
     packed(toy_checkpoint, tmp_path / "m.qlab", other)  # without --resume it begins anew
@@ -84,5 +82,5 @@ def test_resume_refuses_work_of_other_options(toy_checkpoint, tmp_path, monkeypa
 
 def test_an_impossible_budget_leaves_nothing(toy_checkpoint, tmp_path):
     with pytest.raises(BudgetError):
-        packed(toy_checkpoint, tmp_path / "m.qlab", PackConfig(budget_bytes=3000, calibration=CONFIG.calibration))
+        packed(toy_checkpoint, tmp_path / "m.qlab", CONFIG | {"budget": 3000})
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What all tests of kernels import: Triton's interpreter made exact, and memory in which a missed cell shows."""
+"""A fixture for all tests of kernels: Triton's interpreter made exact, and memory in which a missed cell shows."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""benchmarks/kernels.py runs: on a CPU at toy size, by the twins; its figures are of a GPU alone."""
+"""benchmarks/kernels.py runs: on a CPU at toy size, by reference implementations; its figures are of a GPU alone."""
 
 import subprocess
 import sys

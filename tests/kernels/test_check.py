@@ -19,12 +19,12 @@ from quantlab.kernels.check import check_kernels
 CPU = torch.device("cpu")
 
 
-def test_all_twins_pass():
+def test_all_reference_implementations_pass():
     checks = check_kernels(CPU)
     assert {c.kernel.split()[0] for c in checks} == {
         "unpack", "dequant_matmul", "fake_quant", "softcap_cross_entropy", "rans_decode", "trellis_codes", "gptq_block",
     }  # fmt: skip
-    assert [c.kernel for c in checks if not c.ok] == [] and {c.runs_as for c in checks} == {"twin"}
+    assert [c.kernel for c in checks if not c.ok] == [] and {c.runs_as for c in checks} == {"reference"}
 
 
 def test_all_kernels_pass_under_the_interpreter(monkeypatch):

@@ -1,4 +1,4 @@
-"""Products with packed codes: kernel and twin against float64, parts of the columns, the gradient of x."""
+"""Products with packed codes: kernel and reference implementation against float64, parts of columns, the gradient of x."""
 
 import pytest
 import torch
@@ -11,17 +11,17 @@ from packed_samples import DTYPES, SHAPES, sample, surrounded
 import quantlab.kernels.dequant_matmul as module
 from quantlab.errors import ShapeError
 from quantlab.kernels.dequant_matmul import FUSED_ROWS, dequant_matmul, dequant_matmul_ref, dequant_matmul_triton, splits_of
-from quantlab.kernels.packed import WIDTHS, pack
+from quantlab.kernels.packed import PACKED_WIDTHS, pack
 from quantlab.kernels.unpack import unpack
 
 TOLERANCE = {torch.float32: 2**-20, torch.bfloat16: 2.01 * 2**-8, torch.float16: 2.01 * 2**-11}
-"""Of Σ |x·w|: x · column_scale, or the weight, is rounded, and then the sum; in float32, 513 terms in any order."""
+"""Share of Σ |x·w|: x · column_scale, or the weight, is rounded, and then the sum; in float32, 513 terms in any order."""
 SMALLEST = {torch.float32: 0.0, torch.bfloat16: 0.0, torch.float16: 2**-21}
-"""Of Σ |w|, and of the sum: half of the smallest float16 per x · column_scale, of which column_scale is at least 0.08."""
+"""Share of Σ |w|, and of the sum: half of the smallest float16 per x · column_scale, whose column_scale is at least 0.08."""
 
 
 def inputs(rows, columns, dtype, seed=0):
-    """Of order 1, with NaN before and after them in memory."""
+    """Return inputs of order 1, with NaN before and after them in memory."""
     return surrounded(torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(dtype))
 
 
@@ -33,13 +33,13 @@ def assert_product(y, x, w_OI):
 
 @settings(deadline=None, max_examples=30)
 @given(shape=st.sampled_from(SHAPES), bits=st.integers(2, 8), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 2**31))
-def test_twin_is_the_product(shape, bits, dtype, seed):
+def test_reference_is_the_product(shape, bits, dtype, seed):
     s = sample(shape, bits=bits, has_classes=seed % 2 == 0, seed=seed)
     x = inputs(3, shape[1], dtype, seed)
     assert_product(dequant_matmul_ref(x, s.packed), x, s.w_OI)
 
 
-@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("bits", PACKED_WIDTHS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernel_is_the_product_for_every_width_and_dtype(bits, dtype):
     for n, (rows, shape) in enumerate([(1, (1, 1)), (3, (5, 17)), (3, (5, 513))]):
@@ -133,7 +133,7 @@ def test_gradient_of_x_is_the_product_with_the_transpose(is_on_kernel, dtype, mo
     M=st.integers(1, 64),
     R=st.integers(1, 10**5),
     I=st.integers(1, 10**5),
-    bits=st.sampled_from(WIDTHS),
+    bits=st.sampled_from(PACKED_WIDTHS),
     periods=st.integers(1, 200),
 )
 def test_parts_are_few_enough(M, R, I, bits, periods):

@@ -1,4 +1,4 @@
-"""Weights on a grid of row times column scales: kernel against twin in every bit, twin against float64, gradients by hand."""
+"""Weights on a grid of row times column scales: the kernel equals its reference implementation, gradients by hand."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ SHAPES = [(1, 1), (1, 500), (63, 63), (33, 257), (100, 1)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LIMITS = [None, 1, 7]
 SUM_TOLERANCE = 1e-4
-"""Of float32 sums of up to 500 terms below 7 · 4: half a unit in the last place of each partial sum, 2**-24 · 500 · 3."""
+"""Error of float32 sums of up to 500 terms below 7 · 4: half a unit in the last place of each partial sum, 2**-24 · 500 · 3."""
 
 
 def sample(shape, dtype=torch.float32, seed=0):
@@ -44,7 +44,7 @@ def sample(shape, dtype=torch.float32, seed=0):
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_kernel_and_twin_give_the_same_bits(shape, dtype, limit):
+def test_kernel_and_reference_give_the_same_bits(shape, dtype, limit):
     _, w, row, column = sample(shape, dtype)
     out = fake_quant_triton(w, row, column, limit)
     assert out.dtype == dtype

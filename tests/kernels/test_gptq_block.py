@@ -1,4 +1,4 @@
-"""The inner loop of GPTQ: kernel against twin, twin against float64, and what its errors are for."""
+"""The inner loop of GPTQ: kernel and reference implementation against float64, and what its errors are for."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 SHAPES = [(1, 1, 1), (2, 9, 33), (1, 63, 5), (1, 128, 7), (1, 2, 500)]
 ERROR_TOLERANCE = 1e-5
-"""Of errors near 1: float32 sums of up to 128 products, with and without fused multiply-add."""
+"""Allowed where errors are near 1: float32 sums of up to 128 products, with and without fused multiply-add."""
 TIE = 1e-4
 """Steps from the middle between two codes within which float32 may choose either: the same sums, divided by steps of 0.1."""
 
@@ -43,12 +43,12 @@ def in_float64(w, steps, limit, U):
     return codes.to(torch.int8), errors, margins
 
 
-def of_twin(w, steps, limit, U):
+def by_reference(w, steps, limit, U):
     codes, errors = zip(*(gptq_block_ref(*m[:2], limit, m[2]) for m in zip(w, steps, U, strict=True)), strict=True)
     return torch.stack(codes), torch.stack(errors)
 
 
-@pytest.mark.parametrize("function", [of_twin, gptq_block_triton])
+@pytest.mark.parametrize("function", [by_reference, gptq_block_triton])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_codes_are_those_of_float64_where_no_tie_is_near(shape, function):
     """A row is compared up to its first near-tie: after one, codes may differ, and all later weights with them."""
@@ -63,10 +63,10 @@ def test_codes_are_those_of_float64_where_no_tie_is_near(shape, function):
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
-def test_kernel_and_twin_agree_on_these_seeds(shape):
+def test_kernel_and_reference_agree_on_these_seeds(shape):
     w, steps, U = sample(shape, seed=1)
     codes, errors = gptq_block_triton(w, steps, 7, U)
-    wanted, wanted_errors = of_twin(w, steps, 7, U)
+    wanted, wanted_errors = by_reference(w, steps, 7, U)
     assert torch.equal(codes, wanted)
     torch.testing.assert_close(errors, wanted_errors, rtol=0, atol=ERROR_TOLERANCE)
 
@@ -76,7 +76,7 @@ def test_kernel_and_twin_agree_on_these_seeds(shape):
 def test_errors_are_what_later_columns_need(seed, limit):
     """Whichever codes are chosen: w - codes · step = errors · U_jj, of weights that have all earlier errors in them."""
     w, steps, U = sample((1, 9, 16), seed=seed)
-    for function in (of_twin, gptq_block_triton):
+    for function in (by_reference, gptq_block_triton):
         codes, errors = function(w, steps, limit, U)
         rest = w.double()
         for j in range(9):
@@ -101,11 +101,11 @@ def test_a_matrix_has_the_same_bits_alone_and_in_a_batch():
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_the_block_is_read_above_its_diagonal_alone():
-    """As a view into a larger factor, whose other half may hold anything."""
+    """The block is a view into a larger factor, whose other half may hold anything."""
     w, steps, U = sample((2, 16, 5))
     larger = torch.full((2, 40, 40), torch.nan)
     larger[:, 8:24, 8:24] = torch.where(torch.ones(16, 16).triu().bool(), U, torch.inf)
-    for function in (of_twin, gptq_block_triton):
+    for function in (by_reference, gptq_block_triton):
         wanted, got = (function(w, steps, 15, factor) for factor in (U, larger[:, 8:24, 8:24]))
         assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
 

@@ -10,13 +10,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 sys.path.append(str(Path(__file__).parents[1] / "coding"))
-from coder_samples import RANGES, equal, make_plane, set_of
+from coder_samples import RANGES, equal, random_codes, set_of
 
 from quantlab.coding import rans, rans_device, rans_numba
-from quantlab.coding.lanes import read_symbols, strands_of
+from quantlab.coding.lanes import read_symbols
 from quantlab.coding.tables import ClassTable, fit_tables
 from quantlab.errors import FormatError, ShapeError
-from quantlab.format_rules import STATES
+from quantlab.format_rules import STATES, lane_groups_of
 from quantlab.kernels import launch, rans_decode, trellis_codes
 
 CPU = torch.device("cpu")
@@ -30,9 +30,9 @@ def no_stale_output(monkeypatch):
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(101))
 
 
-@pytest.fixture(params=["kernel", "twin"])
+@pytest.fixture(params=["kernel", "reference"])
 def decoder(request, monkeypatch):
-    """rans_device.decode by the kernels in Triton's interpreter, or by their twins."""
+    """rans_device.decode by the kernels in Triton's interpreter, or by their references."""
     if request.param == "kernel":
         for module in (rans_decode, trellis_codes):
             monkeypatch.setattr(module, "on_kernel", lambda *_: True)
@@ -43,7 +43,7 @@ def sample(seed, shapes, lanes, states=None, kinds=None):
     rng = np.random.default_rng(seed)
     states, kinds = states or rng.choice(STATES, len(shapes)), kinds or rng.choice(sorted(RANGES), len(shapes))
     made = [
-        make_plane(rng, shape, int(one), str(kind), tables=int(rng.integers(2)))
+        random_codes(rng, shape, int(one), str(kind), tables=int(rng.integers(2)))
         for shape, one, kind in zip(shapes, states, kinds, strict=True)
     ]
     codes, contexts = [code for code, _ in made], [context for _, context in made]
@@ -66,7 +66,7 @@ def test_the_kernels_decode_the_codes_of_the_numpy_reader(decoder, seed, lanes):
 
 @pytest.mark.parametrize("states", STATES)
 def test_paths_of_every_trellis(decoder, states):
-    codes, contexts, sets, stream = sample(states, [(12, 140), (70, 10)], 32, [states] * 2, ["mixed", "wide"])
+    codes, contexts, sets, stream = sample(states, [(12, 140), (70, 10)], 32, [states] * 2, ["mixed", "high"])
     assert equal([tensor.numpy() for tensor in decoder(stream, contexts, sets, 32)], codes)
 
 
@@ -77,9 +77,9 @@ def test_an_empty_stream_has_no_codes(decoder):
 
 def test_damage_is_named(decoder):
     _, contexts, sets, stream = sample(1, [(9, 70)], 32, [8], ["path"])
-    with pytest.raises(FormatError, match="strands end after"):
+    with pytest.raises(FormatError, match="lane groups end after"):
         decoder(stream[:-2], contexts, sets, 32)
-    with pytest.raises(FormatError, match="strands end after"):
+    with pytest.raises(FormatError, match="lane groups end after"):
         decoder(stream + bytes(2), contexts, sets, 32)
     with pytest.raises(FormatError, match="cannot hold"):
         decoder(b"\xff" * 4 + stream[4:], contexts, sets, 32)
@@ -95,8 +95,8 @@ def outcome(decode, *arguments):
 @given(at=st.integers(0, 10**6), change=st.integers(1, 255))
 @settings(max_examples=15, deadline=None)
 def test_altered_streams_have_the_outcome_of_the_numpy_reader(at, change):
-    """By the twin: the kernel equals it by the tests above."""
-    _, contexts, sets, stream = sample(2, [(9, 40), (5, 30)], 32, [8, 1], ["mixed", "wide"])
+    """Only the reference implementation runs here: the kernel equals it by the tests above."""
+    _, contexts, sets, stream = sample(2, [(9, 40), (5, 30)], 32, [8, 1], ["mixed", "high"])
     at %= len(stream)
     altered = stream[:at] + bytes([stream[at] ^ change]) + stream[at + 1 :]
     slow = outcome(rans.decode, altered, contexts, sets, 32)
@@ -110,13 +110,13 @@ def test_altered_streams_have_the_outcome_of_the_numpy_reader(at, change):
 @example(count=0, lanes=64, n_words=0, seed=0)
 @settings(max_examples=12, deadline=None)
 def test_any_states_and_words_are_read_alike(count, lanes, n_words, seed):
-    """Kernel, twin and numpy on random states and words, also where strands run beyond all words."""
+    """Kernel, reference and numpy on random states and words, also where lane groups run beyond all words."""
     rng = np.random.default_rng(seed)
     tables = set_of(ClassTable(-3, bytes([60, 24, 20, 12, 9, 14, 30, 40])))
     table = rng.integers(0, 28, count).astype(np.uint16)
     states = rng.integers(2**16, 2**32, lanes)
     words = np.append(rng.integers(0, 2**16, n_words), 0).astype(np.uint16)
-    used = rng.integers(0, n_words + 1, strands_of(lanes))
+    used = rng.integers(0, n_words + 1, lane_groups_of(lanes))
     tensors = [
         torch.from_numpy(a.copy())
         for a in (table.view(np.int16), rans_device._short_entries(tables), words.view(np.int16), used, states)
@@ -129,14 +129,14 @@ def test_any_states_and_words_are_read_alike(count, lanes, n_words, seed):
 
 def test_wrong_arguments_are_named():
     z = torch.zeros
-    with pytest.raises(ShapeError, match="expected .*int16"):
+    with pytest.raises(ShapeError, match="must be .*int16"):
         rans_decode.rans_decode(z(3), z(4096), z(1), z(1), z(32))
     good = [z(3, dtype=torch.int16), z(4096, dtype=torch.int32), z(1, dtype=torch.int16), z(2, dtype=torch.int64)]
-    with pytest.raises(ShapeError, match="32 lanes, 2 strands, 4096 entries"):
+    with pytest.raises(ShapeError, match="32 lanes, 2 lane groups, 4096 entries"):
         rans_decode.rans_decode(*good, z(32, dtype=torch.int64))
     with pytest.raises(ShapeError, match=r"int16 \[O, I\]"):
         trellis_codes.trellis_codes(good[0][:, None], good[0], good[0], 5, 2)
 
 
-def test_twins_run_where_no_gpu_is():
+def test_reference_implementations_run_where_no_gpu_is():
     assert not launch.on_kernel(torch.zeros(1))

@@ -1,4 +1,4 @@
-"""Cross-entropy of softcapped logits: kernels against float64 and the twin, and the losses of a model that uses them."""
+"""Cross-entropy of softcapped logits: kernels and reference against float64, and the losses of a model that uses them."""
 
 import math
 from dataclasses import replace
@@ -25,6 +25,7 @@ from quantlab.kernels.softcap_cross_entropy import (
 from quantlab.text.tokenizer import TokenBytes
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
+from quantlab.trainer.training_loop import TrainingLoop
 from quantlab.trainer.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -78,7 +79,7 @@ def test_losses_and_gradients_are_those_of_float64(shape, dtype, softcap, functi
     wanted, wanted_grad = differentiated(in_float64, logits.double(), targets, grad, softcap)
     assert losses.dtype == torch.float32 and grad_logits.dtype == dtype
     torch.testing.assert_close(losses.double(), wanted, rtol=0, atol=loss_tolerance(softcap, shape[1]))
-    tiny = 1e-6 if function is softcap_cross_entropy_ref else 1e-7  # the twin's 1 - tanh² cancels; float16 ends at 6e-8
+    tiny = 1e-6 if function is softcap_cross_entropy_ref else 1e-7  # the reference's 1 - tanh² cancels; float16 ends at 6e-8
     torch.testing.assert_close(grad_logits.double(), wanted_grad, rtol=max(1.0, softcap / 8) * GRAD_TOLERANCE[dtype], atol=tiny)
 
 
@@ -130,14 +131,14 @@ def test_a_target_outside_the_vocabulary_is_an_error_or_a_loss_of_nan():
 def test_logits_that_are_not_contiguous_and_a_gradient_that_is_one_number():
     logits, targets, _ = sample((5, 126))
     z = logits[:, ::2].requires_grad_()
-    kernel, twin = (
+    kernel, reference = (
         torch.autograd.grad(f(z, targets % 63, 30.0).mean(), z)[0]
         for f in (softcap_cross_entropy_triton, softcap_cross_entropy_ref)
     )
-    torch.testing.assert_close(kernel, twin, rtol=2e-5, atol=1e-7)
+    torch.testing.assert_close(kernel, reference, rtol=2e-5, atol=1e-7)
 
 
-def test_a_cap_too_large_for_the_kernel_has_the_twin(on_kernel):
+def test_a_cap_too_large_for_the_kernel_has_the_reference(on_kernel):
     logits, targets, _ = sample((2, 63))
     names = [type(softcap_cross_entropy(logits.requires_grad_(), targets, cap).grad_fn).__name__ for cap in (64.0, 65.0)]
     assert names == ["SoftcapCrossEntropyBackward", "NllLossBackward0"]
@@ -189,7 +190,7 @@ def test_losses_of_a_model_are_the_cross_entropy_of_its_logits(config):
 
 
 def test_training_on_a_gpu_takes_the_mean_of_these_losses(on_kernel):
-    """What `TrainingLoop` compiles there, run here in bfloat16 by the interpreter; gradients against those of float32 logits."""
+    """The function that TrainingLoop compiles there, here in bfloat16 by the interpreter; gradients as of float32 logits."""
     model, x, y = model_with_spread_logits(), IDS[:, :-1], IDS[:, 1:]
     run = SimpleNamespace(world=World(), is_cuda=True, model=model, config=SimpleNamespace(by_document=False))
     loss = TrainingLoop._mean_loss(run, x, y)

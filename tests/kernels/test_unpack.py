@@ -1,4 +1,4 @@
-"""Dense weights from packed codes: kernel against twin in every bit, twin against float64, rows in any order."""
+"""Dense weights from packed codes: the kernel equals its reference implementation, which is compared with float64."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from packed_samples import DTYPES, SHAPES, sample
 
 import quantlab.kernels.unpack as module
 from quantlab.errors import ShapeError
-from quantlab.kernels.packed import WIDTHS
+from quantlab.kernels.packed import PACKED_WIDTHS
 from quantlab.kernels.unpack import unpack, unpack_ref, unpack_triton
 
 UNIT = {torch.float32: 2**-22, torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -22,8 +22,13 @@ def some_rows(count, wanted=7, seed=0):
 
 
 @settings(deadline=None, max_examples=30)
-@given(shape=st.sampled_from(SHAPES), bits=st.sampled_from(WIDTHS), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 2**31))
-def test_twin_is_float64_rounded(shape, bits, dtype, seed):
+@given(
+    shape=st.sampled_from(SHAPES),
+    bits=st.sampled_from(PACKED_WIDTHS),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**31),
+)
+def test_reference_is_float64_rounded(shape, bits, dtype, seed):
     s = sample(shape, bits=min(bits, 8) if dtype == torch.float16 else bits, has_classes=seed % 2 == 0, seed=seed)
     weights = unpack_ref(s.packed, dtype=dtype)
     assert weights.dtype == dtype
@@ -32,15 +37,15 @@ def test_twin_is_float64_rounded(shape, bits, dtype, seed):
 
 @settings(deadline=None, max_examples=20)
 @given(shape=st.sampled_from(SHAPES), outliers=st.integers(0, 9), count=st.integers(0, 9), seed=st.integers(0, 2**31))
-def test_twin_gathers_rows_with_their_outliers(shape, outliers, count, seed):
+def test_reference_gathers_rows_with_their_outliers(shape, outliers, count, seed):
     packed = sample(shape, bits=3, outliers=outliers, seed=seed).packed
     rows = some_rows(shape[0], count, seed)
     assert torch.equal(unpack_ref(packed, rows), unpack_ref(packed)[rows])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_kernel_is_the_twin_in_every_bit(bits, dtype):
+@pytest.mark.parametrize("bits", PACKED_WIDTHS)
+def test_kernel_is_the_reference_in_every_bit(bits, dtype):
     for n in range((DTYPES.index(dtype) + bits) % 3, len(KERNEL_SHAPES), 3):
         outliers = (0, 5, 3, 0)[(n + bits) % 4]
         packed = sample(KERNEL_SHAPES[n], bits=bits, has_classes=(n + bits) % 3 > 0, outliers=outliers, seed=n).packed
@@ -48,7 +53,7 @@ def test_kernel_is_the_twin_in_every_bit(bits, dtype):
 
 
 @pytest.mark.parametrize("bits", [4, 5])
-def test_kernel_without_ragged_columns_is_the_twin(bits):
+def test_kernel_without_ragged_columns_is_the_reference(bits):
     packed = sample((3, 512), bits=bits, outliers=40).packed
     assert torch.equal(unpack_triton(packed), unpack_ref(packed))
 
@@ -78,11 +83,11 @@ def test_packed_tensors_stay_as_they_are_and_the_kernel_runs_where_it_can(monkey
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": torch.float64}, "weights come as float32, bfloat16 or float16, got torch.float64"),
+        ({"dtype": torch.float64}, "dtype of weights must be float32, bfloat16 or float16, got torch.float64"),
         ({"rows": torch.tensor([0]).int()}, r"rows must be int64 \[N\] on cpu, got torch.int32 \[1\] on cpu"),
         ({"rows": torch.tensor([[0]])}, r"rows must be int64 \[N\] on cpu, got torch.int64 \[1, 1\] on cpu"),
-        ({"rows": torch.tensor([0, 3])}, "rows must be 0 to 2, got 0 to 3"),
-        ({"rows": torch.tensor([-1, 1])}, "rows must be 0 to 2, got -1 to 1"),
+        ({"rows": torch.tensor([0, 3])}, "rows must lie in 0 to 2, got 0 to 3"),
+        ({"rows": torch.tensor([-1, 1])}, "rows must lie in 0 to 2, got -1 to 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, message):

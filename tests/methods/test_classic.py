@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from quantlab.artifact.manifest import code_limit
 from quantlab.calib.fisher import Use, column_hessian, predicted_kl
 from quantlab.errors import StatisticsError
+from quantlab.format_rules import code_limit
 from quantlab.methods.classic.gptq import feedback, gptq
 from quantlab.methods.classic.row_grid import RowGrid, round_to_nearest, row_grid
 
@@ -123,7 +123,7 @@ def test_a_hessian_that_is_none_is_named(H):
         feedback("blocks.0.w", H)
 
 
-def test_distortion_is_half_the_weighted_quadratic_form():
+def test_predicted_kl_is_half_the_weighted_quadratic_form():
     e, H, g = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[2.0, 1.0], [1.0, 3.0]]), torch.tensor([1.0, 10.0])
     product, lookup = Use(H, g), Use(torch.tensor([2.0, 5.0]), g)
     assert product.predicted_kl(e) == 0.5 * (1 * (2 + 4 + 12) + 10 * 3)

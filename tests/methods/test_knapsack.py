@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 import quantlab.methods.classic.knapsack as module
 from quantlab.errors import BudgetError
-from quantlab.methods.classic.knapsack import Point, trade_off
+from quantlab.methods.classic.knapsack import trade_off
+from quantlab.methods.method import Point
 
-POINT = st.builds(Point, bits=st.just(6), size=st.just(1.0), bytes=st.integers(1, 60), predicted_kl=st.floats(0, 10, width=16))
+POINT = st.builds(Point, st.just(6), st.just(1.0), bytes=st.integers(1, 60), predicted_kl=st.floats(0, 10, width=16))
 TENSORS = st.lists(st.lists(POINT, min_size=3, max_size=3), min_size=4, max_size=4)
 
 
@@ -20,7 +21,7 @@ def cost(tensors, choice):
 
 
 def brute_force(tensors, budget):
-    """Least predicted_kl of all 3**4 choices that fit, or None."""
+    """Least predicted KL of all 3**4 choices that fit, or None."""
     costs = [cost(tensors, c) for c in itertools.product(*(range(len(t)) for t in tensors))]
     return min((d for b, d in costs if b <= budget), default=None)
 
@@ -62,7 +63,7 @@ def test_a_thinned_curve_stays_within_budget_and_close(monkeypatch):
     monkeypatch.setattr(module, "MAX_STATES", 500)
     thinned = cost(tensors, trade_off(tensors).best(budget))
     assert thinned[0] <= budget
-    # 40 merges may each round up by a 500th of the range of bytes; in predicted_kl that is a few per cent
+    # 40 merges may each round up by a 500th of the range of bytes; in predicted KL that is a few per cent
     assert exact[1] <= thinned[1] <= 1.1 * exact[1]
 
 

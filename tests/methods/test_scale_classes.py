@@ -1,21 +1,22 @@
-"""The fit of classes: quarter octaves of how large rows and columns are."""
+"""The fit of scale classes: how large rows and columns are, in quarters of a power of two."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantlab.methods.trellis.scale_classes import UNIT, ZERO, fit_classes
+from quantlab.format_rules import CLASSES_PER_POWER
+from quantlab.methods.trellis.scale_classes import ZERO, fit_classes
 
 
 def test_known_scales_of_rows_and_columns_are_recovered():
-    """Gaussian weights of 400 x 300: a row's mean square is known to 1/sqrt(150), an eighth of a class is 0.044 octaves."""
+    """Gaussian weights of 400 x 300: a row's mean square is known to 1/sqrt(150), which is a quarter of a scale class."""
     rng = np.random.default_rng(0)
-    row_octaves, column_octaves = rng.uniform(1, 5, 400), rng.uniform(-2, 2, 300)
-    values = np.exp2(row_octaves[:, None] + column_octaves) * rng.standard_normal((400, 300))
+    row_powers, column_powers = rng.uniform(1, 5, 400), rng.uniform(-2, 2, 300)
+    values = np.exp2(row_powers[:, None] + column_powers) * rng.standard_normal((400, 300))
     rows, columns = fit_classes(values.astype(np.float32))
     assert rows.dtype == columns.dtype == np.int16 and rows.shape == (400,) and columns.shape == (300,)
-    error = (rows[:, None] + columns) - (ZERO + UNIT * (row_octaves[:, None] + column_octaves))
+    error = (rows[:, None] + columns) - (ZERO + CLASSES_PER_POWER * (row_powers[:, None] + column_powers))
     assert np.abs(error).max() < 2 and np.square(error).mean() ** 0.5 < 0.55  # two roundings: sqrt(2/12) = 0.41
 
 
@@ -26,7 +27,7 @@ def test_columns_are_centred():
 
 
 @pytest.mark.parametrize(("value", "cls"), [(1.0, 8), (2.0, 12), (4.0, 16), (0.5, 5)])
-def test_the_class_of_equal_weights_is_four_times_their_octave_and_eight(value, cls):
+def test_the_class_of_equal_weights_is_four_times_their_logarithm_and_eight(value, cls):
     """The floor of 0.05 squared steps counts below one step: 8 + 2 · log2(0.25 + 0.05) = 4.5."""
     rows, columns = fit_classes(np.full((5, 3), value, np.float32))
     assert (rows[:, None] + columns == cls).all()

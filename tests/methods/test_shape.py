@@ -1,4 +1,4 @@
-"""Shaped grids: steps that follow sensitivity, and steps from integers alone."""
+"""Grids with row and column scales: steps that follow sensitivity, and steps from integers alone."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantlab.artifact.manifest import code_limit
-from quantlab.artifact.shaped_grid import shaped_steps
+from quantlab.artifact.shaped_grid import grid_steps
 from quantlab.calib.fisher import Use
+from quantlab.format_rules import code_limit
 from quantlab.methods.trellis.factors import factors
 from quantlab.methods.trellis.shape import HEADROOM, Shape
 
-COARSE = 64 * 2  # levels, so coarse that no row has to be bounded
+COARSE = 64 * 2  # log-step index, so coarse that no row has to be bounded
 
 
 def layer(rows=64, columns=48, seed=0):
@@ -28,18 +28,18 @@ def layer(rows=64, columns=48, seed=0):
 @given(level=st.integers(-2000, 2000), a=st.integers(-127, 127), b=st.integers(-127, 127))
 @settings(deadline=None)
 def test_steps_are_powers_of_two_to_one_rounding(level, a, b):
-    (step,) = shaped_steps(level, np.array([a], np.int8), np.array([b], np.int8)).ravel()
+    (step,) = grid_steps(level, np.array([a], np.int8), np.array([b], np.int8)).ravel()
     exact = 2.0 ** (level / 64 + (a + b) / 4)  # float64
     assert step.dtype == np.float32 and abs(float(step) - exact) <= 2.0**-24 * exact * (1 + 1e-6)
 
 
-def test_steps_are_whole_octaves_exactly():
-    steps = shaped_steps(-640, np.array([-4, 0, 8], np.int8), np.array([0, 4], np.int8))
+def test_steps_are_whole_powers_of_two_exactly():
+    steps = grid_steps(-640, np.array([-4, 0, 8], np.int8), np.array([0, 4], np.int8))
     assert steps.tolist() == [[2.0**-11, 2.0**-10], [2.0**-10, 2.0**-9], [2.0**-8, 2.0**-7]]
 
 
 def test_steps_follow_rows_and_columns():
-    """step · d_i · d_j is c for every weight, to half a shape unit for rows, for columns, and half a level."""
+    """step · d_i · d_j is c for every weight, to half a unit of a row scale, of a column scale, and half a log-step."""
     w, parts = layer()
     shape = Shape(w, parts)
     c = 2 ** (COARSE / 64 - shape.base)
@@ -50,7 +50,7 @@ def test_steps_follow_rows_and_columns():
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(False, True), (True, False), (False, False)])
-def test_a_side_without_a_shape_has_one_step(rows, columns):
+def test_a_side_without_scales_has_one_step(rows, columns):
     """Its d is replaced by the root mean square, which keeps Σ (step · d)², the noise, at the same c."""
     w, parts = layer()
     shape = Shape(w, parts, rows=rows, columns=columns)
@@ -76,14 +76,14 @@ def test_every_weight_fits_the_codes_without_being_cut(bits, level):
     shape = Shape(w, parts)
     steps = shape.grid(level, bits).steps_OI
     codes = w.abs().numpy().astype(np.float64) / steps
-    # 127 quarters of an octave are as far as a row can go; level -3000 is 47 octaves below 1
+    # a row scale goes no further than 127 quarters of a power of two; log-step index -3000 is 2**-47
     if level > -1000:
         assert codes.max() <= HEADROOM * code_limit(bits) * (1 + 1e-6)
     free = torch.from_numpy(shape.grid(level, bits).a_O) == shape.a_O
     assert free[codes.max(1) < 0.8 * HEADROOM * code_limit(bits)].all()  # rows that fit are not made coarser
 
 
-def test_arguments_are_left_alone_and_a_shape_is_the_same_every_time():
+def test_arguments_are_left_alone_and_scales_are_the_same_every_time():
     w, parts = layer()
     before = w.clone()
     a, b = Shape(w, parts).grid(-300, 6), Shape(w, parts).grid(-300, 6)

@@ -1,4 +1,4 @@
-"""The search for one slope: files of real bytes, never over the budget, close to it, the same every time."""
+"""The search for one step scale: whole files, never over the budget, close to it, the same every time."""
 
 import itertools
 import os
@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from quantlab.artifact.decode import decode_artifact, parse_artifact
-from quantlab.artifact.writer import encode_artifact, keep
+from quantlab.artifact.writer import encode_artifact, passthrough_payload
 from quantlab.calib.fisher import Use
-from quantlab.errors import BudgetError
+from quantlab.errors import BudgetError, ExpansionError
 from quantlab.methods.trellis.rounder import Rounder, RoundingOptions, narrowest, weights
 from quantlab.methods.trellis.slope_search import SlopePlanner
 
 WIDTHS = (5, 6, 8, 16)
 SHAPES = {"q": (64, 64), "up": (128, 64), "down": (64, 128), "tall": (300, 24), "head": (200, 64)}
-RAWS = [keep("gain", torch.linspace(-1, 1, 64))]
+RAWS = [passthrough_payload("gain", torch.linspace(-1, 1, 64))]
 
 
 def gram(n, seed, spread):
@@ -45,10 +45,9 @@ def assemble(payloads):
 
 def solve(budget, *, widths=WIDTHS, **options):
     planner = SlopePlanner(rounders(widths=widths, **options), widths, assemble)
-    planner.check_feasible(budget)
     c, _ = planner.approach(budget)
-    data, payloads = planner.settle(budget, c)
-    return planner, data, payloads
+    file, payloads = planner.settle(budget, c)
+    return planner, file.data, payloads
 
 
 def loss(planner, payloads):
@@ -63,7 +62,7 @@ def solved():
 
 def test_the_file_is_made_of_the_payloads_and_decodes_to_their_weights(solved):
     _, data, payloads = solved
-    assert data == assemble(payloads)
+    assert data == assemble(payloads).data
     tensors = decode_artifact(*parse_artifact(data))
     assert all(np.array_equal(tensors[p.entry.name], weights(p)) for p in payloads)
     assert [p.entry.name for p in payloads] == list(SHAPES)
@@ -89,33 +88,43 @@ def test_every_run_gives_the_same_file_whatever_the_number_of_workers(solved, wo
 
 
 def test_levels_of_all_tensors_are_at_one_slope(solved):
-    """step · d_O · d_I is the same everywhere, but for the rounding of levels and the last fill of one level."""
+    """step · d_O · d_I is the same everywhere, but for the rounding of log-step indices and the last fill of one index."""
     planner, _, payloads = solved
-    octaves = [p.entry.level / 64 - r.shape.base for r, p in zip(planner.rounders, payloads, strict=True)]
-    assert max(octaves) - min(octaves) <= 2 / 64 + 1e-9
+    log2_c = [p.entry.level / 64 - r.shape.base for r, p in zip(planner.rounders, payloads, strict=True)]
+    assert max(log2_c) - min(log2_c) <= 2 / 64 + 1e-9
 
 
-def test_a_budget_below_reach_names_the_smallest_size_and_that_one_works():
-    with pytest.raises(BudgetError) as caught:
-        solve(100)
-    smallest = caught.value.smallest_bytes
+def test_the_smallest_file_has_codes_of_zero_and_its_size_is_a_budget_that_works():
+    smallest = SlopePlanner(rounders(), WIDTHS, assemble).smallest_bytes()
     assert smallest == len(assemble([narrowest(r.zeros(), [*WIDTHS]) for r in rounders()]))
-    with pytest.raises(BudgetError) as one_less:
-        solve(smallest - 1)
-    assert one_less.value.smallest_bytes == smallest
     for budget in (smallest, smallest + 100):
         assert len(solve(budget)[1]) <= budget
 
 
 def test_a_file_of_zeros_that_no_reader_would_take_does_not_stop_the_search(monkeypatch):
-    """A large model's zeros code to less than readers believe for so many weights; real budgets are far above that."""
+    """A large model's zeros code to less than readers accept for so many weights; real budgets are far above that."""
     monkeypatch.setattr("quantlab.artifact.container.EXPANSION_FLOOR", 0)
     weights_in_all = sum(O * I for O, I in SHAPES.values())
     least = -(-weights_in_all // 64)
     assert len(solve(18_000)[1]) <= 18_000
-    with pytest.raises(BudgetError) as caught:
-        solve(least - 1)
-    assert least <= caught.value.smallest_bytes <= 2 * least  # sections of raw tensors count too
+    smallest = SlopePlanner(rounders(), WIDTHS, assemble).smallest_bytes()
+    assert least <= smallest <= 2 * least  # sections of raw tensors count too
+
+
+def test_a_budget_at_which_no_file_is_found_is_an_error(monkeypatch):
+    """Every file is refused, as readers refuse one that is too short for its weights."""
+
+    def refused(payloads):
+        if not any(p.codes_OI.any() for p in payloads):
+            raise ExpansionError("too short", least_bytes=900)
+        return assemble(payloads)
+
+    monkeypatch.setattr("quantlab.methods.trellis.slope_search.SETTLE_TRIES", 1)
+    planner = SlopePlanner(rounders(states=1), WIDTHS, refused)
+    assert planner.smallest_bytes() == 900
+    c, _ = planner.approach(18_000)
+    with pytest.raises(BudgetError, match=r"no decodable artifact fits 900 bytes: the rate is too low"):
+        planner.settle(900, c)
 
 
 @pytest.mark.parametrize("budget", [10**9])
@@ -141,10 +150,9 @@ def test_more_states_cost_less_at_equal_bytes(solved):
 def test_a_model_of_zeros_has_a_file():
     flat = [Rounder("zero", torch.zeros(32, 16), (Use(torch.eye(16), torch.eye(32)),), RoundingOptions(), 16)]
     planner = SlopePlanner(flat, WIDTHS, encode_artifact)
-    planner.check_feasible(2_000)
     c, _ = planner.approach(2_000)
-    data, (payload,) = planner.settle(2_000, c)
-    assert len(data) <= 2_000 and not weights(payload).any()
+    file, (payload,) = planner.settle(2_000, c)
+    assert len(file) <= 2_000 and not weights(payload).any()
 
 
 def test_progress_counts_up_and_never_passes_its_total():

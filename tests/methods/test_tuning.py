@@ -1,4 +1,4 @@
-"""Tuning of kept tensors by KL after rounding."""
+"""Tuning of unquantized tensors by KL after rounding."""
 
 import copy
 
@@ -31,7 +31,7 @@ def half(name, value):
     return value.half().float()
 
 
-def kept_of(model):
+def start_of(model):
     return {"gain": model.gain.detach().clone(), "scale": model.scale.detach().clone()}
 
 
@@ -55,41 +55,41 @@ def kl(reference, values):
 
 def test_tuning_undoes_perturbed_gains_on_sequences_that_it_never_saw():
     reference = Toy().eval()
-    kept = {"gain": torch.linspace(0.7, 1.3, 8), "scale": torch.tensor(1.6)}
-    tuned = tune(reference, {}, kept, IDS, 100, half)
+    start = {"gain": torch.linspace(0.7, 1.3, 8), "scale": torch.tensor(1.6)}
+    tuned = tune(reference, {}, start, IDS, 100, half)
     assert tuned.is_better and tuned.kl_after < 0.25 * tuned.kl_before
-    assert tuned.kl_before == pytest.approx(kl(reference, kept), rel=1e-4)  # float32 sums
+    assert tuned.kl_before == pytest.approx(kl(reference, start), rel=1e-4)  # float32 sums
     assert tuned.kl_after == pytest.approx(kl(reference, tuned.tensors), abs=1e-6)  # float32 logarithms
 
 
 def test_tuning_makes_up_for_rounded_matrices():
     reference = Toy().eval()
     rounded = rounded_of(reference, 0.15)
-    tuned = tune(reference, rounded, kept_of(reference), IDS, 100, half)
+    tuned = tune(reference, rounded, start_of(reference), IDS, 100, half)
     assert tuned.is_better
     assert tuned.kl_after == pytest.approx(kl(reference, rounded | tuned.tensors), rel=1e-4)
-    assert tuned.kl_after < kl(reference, rounded | kept_of(reference))
+    assert tuned.kl_after < kl(reference, rounded | start_of(reference))
 
 
 def test_the_start_stays_where_learning_does_not_help():
     """Without rounding errors the start is perfect."""
     reference = Toy().eval()
-    kept = kept_of(reference)
-    tuned = tune(reference, {}, kept, IDS, 5, half)
+    start = start_of(reference)
+    tuned = tune(reference, {}, start, IDS, 5, half)
     assert not tuned.is_better and tuned.kl_before == pytest.approx(0, abs=1e-7)
-    assert tuned.tensors.keys() == kept.keys() and all(torch.equal(tuned.tensors[n], kept[n]) for n in kept)
+    assert tuned.tensors.keys() == start.keys() and all(torch.equal(tuned.tensors[n], start[n]) for n in start)
 
 
 def test_tensors_come_back_as_the_file_stores_them_and_arguments_stay():
     reference = Toy().eval()
     before = {n: t.clone() for n, t in reference.state_dict().items()}
-    rounded, kept = rounded_of(reference, 0.15), kept_of(reference)
-    copies = {n: t.clone() for n, t in (rounded | kept).items()}
-    tuned = tune(reference, rounded, kept, IDS, 20, half)
-    assert tuned.is_better and not torch.equal(tuned.tensors["gain"], kept["gain"])
+    rounded, start = rounded_of(reference, 0.15), start_of(reference)
+    copies = {n: t.clone() for n, t in (rounded | start).items()}
+    tuned = tune(reference, rounded, start, IDS, 20, half)
+    assert tuned.is_better and not torch.equal(tuned.tensors["gain"], start["gain"])
     for name, value in tuned.tensors.items():
         assert torch.equal(value, half(name, value)) and not value.requires_grad
-    assert all(torch.equal(t, copies[n]) for n, t in (rounded | kept).items())
+    assert all(torch.equal(t, copies[n]) for n, t in (rounded | start).items())
     assert all(torch.equal(t, before[n]) for n, t in reference.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in reference.parameters())
 
@@ -98,7 +98,7 @@ def test_tuning_twice_gives_the_same_bits_and_reports_its_steps():
     reference = Toy().eval()
     calls = []
     a, b = (
-        tune(reference, rounded_of(reference, 0.1), kept_of(reference), IDS, 7, half, lambda *at: calls.append(at))
+        tune(reference, rounded_of(reference, 0.1), start_of(reference), IDS, 7, half, lambda *at: calls.append(at))
         for _ in "ab"
     )
     assert all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)

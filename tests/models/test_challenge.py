@@ -1,4 +1,4 @@
-"""What is read from a state dict, and what is said when it is another model's."""
+"""The config is read from a state dict, and a tensor of another model is named in the error."""
 
 import dataclasses
 

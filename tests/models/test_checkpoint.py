@@ -1,4 +1,4 @@
-"""Checkpoints of every common kind, and every way in which one can be wrong."""
+"""Checkpoints of every common kind are read, and every way in which one can be wrong is named."""
 
 import json
 import pickle
@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from quantlab.errors import CheckpointError
-from quantlab.models.checkpoint import read_checkpoint, read_metadata
+from quantlab.models.checkpoint import read_checkpoint
 from quantlab.models.weights import is_matrix, split_state
-from quantlab.tensor_file import fingerprint, write_safetensors
+from quantlab.tensor_file import fingerprint, read_metadata, write_safetensors
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2]), "c": torch.ones(3, dtype=torch.bfloat16)}
 
@@ -65,7 +65,7 @@ def test_a_folder_follows_its_index_and_leaves_our_own_files_out(tmp_path):
     with pytest.raises(CheckpointError, match=r"model-1\.safetensors"):
         read_checkpoint(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="index .* is damaged"):
+    with pytest.raises(CheckpointError, match="checkpoint index .* is damaged"):
         read_checkpoint(tmp_path)
 
 
@@ -166,8 +166,8 @@ def test_what_is_a_matrix(name, tensor, expected):
 
 def test_split_is_complete_and_ordered():
     state = {"z.weight": BIG, "a.weight": BIG.half(), "n": torch.ones(3)}
-    matrices, kept = split_state(state)
-    assert list(matrices) == ["a.weight", "z.weight"] and list(kept) == ["n"]
+    matrices, unquantized = split_state(state)
+    assert list(matrices) == ["a.weight", "z.weight"] and list(unquantized) == ["n"]
     assert all(m.dtype == torch.float32 for m in matrices.values())
 
 

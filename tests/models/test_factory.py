@@ -55,7 +55,7 @@ def test_a_bad_spec_is_refused(spec):
 def test_a_missing_file_or_function_is_refused(user_file):
     with pytest.raises(ConfigError, match=r"absent\.py does not exist"):
         load_factory(f"{user_file.parent}/absent.py:factory")
-    with pytest.raises(ConfigError, match="has no build"):
+    with pytest.raises(ConfigError, match="has no function build"):
         load_factory(f"{user_file}:build")
     with pytest.raises(ConfigError, match=r"must be a function .* got int"):
         load_factory(f"{user_file}:number")

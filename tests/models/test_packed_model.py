@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import random_state
 
-from quantlab.artifact.decode import decode_artifact, read_artifact
+from quantlab.artifact.decode import decode_artifact
+from quantlab.artifact.reader import open_artifact
 from quantlab.cli.main import run
 from quantlab.coding import rans_device
 from quantlab.kernels.unpack import unpack_ref
@@ -34,6 +35,12 @@ def artifact(request, toy_checkpoint, tokenizer_file, tmp_path_factory):
     return path
 
 
+def parts(path):
+    """Manifest and sections of the file."""
+    artifact = open_artifact(path)
+    return artifact.manifest, artifact.sections
+
+
 def scores(artifact, tmp_path, capsys, *options):
     text = tmp_path / "text.txt"
     text.write_text("def add(a, b):\n    return a + b\n" * 40)
@@ -52,7 +59,7 @@ def test_packed_and_decoded_weights_score_alike(artifact, tmp_path, capsys):
 
 
 def test_packed_matrices_hold_the_weights_of_the_file(artifact):
-    manifest, sections = read_artifact(artifact)
+    manifest, sections = parts(artifact)
     decoded = decode_artifact(manifest, sections)
     matrices = dict(packed_matrices(manifest, sections, CPU))
     assert {t.name for t in manifest.tensors if t.kind != "raw"} == set(matrices)
@@ -61,8 +68,8 @@ def test_packed_matrices_hold_the_weights_of_the_file(artifact):
 
 
 def test_a_device_reads_the_stream_itself(artifact, monkeypatch):
-    """As a GPU does, by the twins of its kernels."""
-    manifest, sections = read_artifact(artifact)
+    """The code stream is decoded as on a GPU, by the reference implementations of its kernels."""
+    manifest, sections = parts(artifact)
     plain = dict(packed_matrices(manifest, sections, CPU))
     monkeypatch.setattr(packed_model.rans, "decode", lambda *args: rans_device.decode(*args, device=CPU))
     for name, packed in packed_matrices(manifest, sections, CPU):
@@ -70,7 +77,7 @@ def test_a_device_reads_the_stream_itself(artifact, monkeypatch):
 
 
 def test_every_matrix_of_the_model_is_packed(artifact):
-    model = packed_gpt(*read_artifact(artifact), CPU)
+    model = packed_gpt(*parts(artifact), CPU)
     assert isinstance(model.tok_emb, PackedEmbedding) and isinstance(model.blocks[1].mlp.fc, PackedLinear)
     assert not any(p.ndim == 2 and p.numel() > 4096 for p in model.parameters())
     assert weight_bytes(model) == sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
@@ -80,8 +87,8 @@ def test_every_matrix_of_the_model_is_packed(artifact):
 
 
 def test_autocast_reaches_packed_products(artifact):
-    """As nn.functional.linear: the product is in the dtype of autocast, the table's rows are float32."""
-    model = packed_gpt(*read_artifact(artifact), CPU)
+    """As in nn.functional.linear, the product is in the dtype of autocast, the table's rows are float32."""
+    model = packed_gpt(*parts(artifact), CPU)
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
         assert model.blocks[0].mlp.fc(x).dtype == torch.bfloat16
@@ -99,7 +106,7 @@ def test_all_options_of_the_model_work_packed(tmp_path, capsys):
     write_safetensors(checkpoint, random_state(config), {"gpt_config": json.dumps(config.to_dict())})
     options = ["--calib", "random", "--calib-tokens", "2048", "--calib-seq-len", "64", "--no-tune"]
     assert run(["pack", str(checkpoint), "--budget", "90KB", "-o", str(path), *options]) == 0
-    manifest, sections = read_artifact(path)
+    manifest, sections = parts(path)
     packed = packed_gpt(manifest, sections, CPU)
     decoded = GPT(config).eval()
     decoded.load_state_dict({name: torch.from_numpy(array) for name, array in decode_artifact(manifest, sections).items()})

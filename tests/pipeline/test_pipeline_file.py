@@ -6,6 +6,7 @@ import pytest
 
 from quantlab.errors import ConfigError, QuantlabError
 from quantlab.jobs.train_file import read_train_config
+from quantlab.methods.method import method_options
 from quantlab.pipeline.execute import plan_pipeline
 from quantlab.pipeline.hashes import FileHashes
 from quantlab.pipeline.packing_stages import build
@@ -66,7 +67,7 @@ def test_data_with_a_source_stands_alone_and_else_changes_the_preset(tmp_path):
 def test_changes_come_after_the_file(tmp_path):
     (cell,) = read(tmp_path, TRAIN + PACK, ["pack.budget=1MiB", "train.model.num_layers=1", "pack.widths=[8, 5]"])
     assert cell.config.pack.budget_bytes == 2**20 and cell.config.train.config.model.num_layers == 1
-    assert cell.config.pack.widths == (8, 5)
+    assert cell.config.pack.options.widths == (5, 8)
     (cell,) = read(tmp_path, TRAIN + PACK, ["pack.budget=70000"])
     assert cell.config.pack.budget_bytes == 70_000
 
@@ -82,12 +83,27 @@ def test_a_matrix_is_the_product_of_its_lists(tmp_path):
     assert {cell.config.pack.budget_bytes for cell in cells} == {50_000}
 
 
+def test_the_keys_of_pack_that_are_not_its_own_are_options_of_the_method(tmp_path):
+    keys = "states = 4\ntune = false\nwidths = [6, 5]\ntime_limit = 3\n"
+    (cell,) = read(tmp_path, TRAIN + PACK + keys)
+    options = method_options("trellis", {"states": 4, "tune": False, "widths": [5, 6], "time_limit": 3.0})
+    assert cell.config.pack.options == options and cell.config.pack.config({}, seed=3).options == options
+    cells = read(tmp_path, TRAIN + PACK + '[matrix]\npack.method = ["trellis", "gptq", "rtn"]\n')
+    assert [cell.config.pack.config({}, seed=0).options for cell in cells] == [
+        method_options(name, {}) for name in ("trellis", "gptq", "rtn")
+    ]
+    text = TRAIN + PACK + keys.splitlines()[0] + '\n[matrix]\npack.method = ["trellis", "gptq"]\n'
+    with pytest.raises(ConfigError, match=r"pack.states is not an option of method gptq"):
+        read(tmp_path, text)
+
+
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
         ("[pakc]\n", "unknown key pakc", "did you mean pack?"),
         (PACK + "buget = 1\n[train]\n", "unknown key pack.buget", "did you mean pack.budget?"),
         ("[pack]\nbugdet = 1\n[train]\n", "unknown key pack.bugdet", "did you mean pack.budget?"),
+        ("[pack]\nbudgt = 1\n[train]\n", "unknown key pack.budgt", "did you mean pack.budget?"),
         (TRAIN + "stepz = 1\n" + PACK, "unknown key train.stepz", "did you mean train.steps?"),
         (TRAIN + "prozesses = 1\n" + PACK, "unknown key train.prozesses", "did you mean train.processes?"),
         (
@@ -102,9 +118,25 @@ def test_a_matrix_is_the_product_of_its_lists(tmp_path):
         (TRAIN + "[pack]\n", "pack.budget is missing", None),
         (TRAIN + "[pack]\nbudget = 1.5\n", "pack.budget must be str, got 1.5", None),
         (TRAIN + '[pack]\nbudget = "lots"\n', "budget must be a number of bytes", None),
-        (TRAIN + PACK + 'method = "magic"\n', "method must be one of trellis, gptq, rtn, got 'magic'", None),
+        (TRAIN + PACK + 'method = "magic"\n', "method must be one of gptq, rtn, trellis, got 'magic'", None),
+        (TRAIN + PACK + "method = [1]\n", "pack.method must be str, got [1]", None),
+        (TRAIN + PACK + "stats_ = 1\n", "unknown key pack.stats_", "did you mean pack.stats?"),
+        (TRAIN + PACK + "stetes = 4\n", "unknown key pack.stetes", "did you mean pack.states?"),
+        (TRAIN + PACK + "options = {}\n", "unknown key pack.options", None),
+        ("[pack]\nstates = 4\n[train]\n", "pack.budget is missing", None),
+        (
+            TRAIN + PACK + 'method = "gptq"\nstates = 4\n',
+            "pack.states is not an option of method gptq",
+            "leave it out, or choose method trellis",
+        ),
+        (
+            TRAIN + PACK + 'method = "rtn"\nemit_decoder = true\n',
+            "pack.emit_decoder is not for artifacts of method rtn",
+            None,
+        ),
+        (TRAIN + PACK + 'tune = "no"\n', "pack.tune must be bool, got 'no'", None),
         (TRAIN + PACK + "states = 5\n", "states must be one of 1, 4, 8, 16, 32, got 5", None),
-        (TRAIN + PACK + "widths = [5, 40]\n", "widths of trellis must be among", None),
+        (TRAIN + PACK + "widths = [5, 40]\n", "widths must be among 2,3,4,5,6,7,8,16, got 5,40", None),
         (TRAIN + PACK + 'widths = "5,6"\n', "pack.widths must be a list, got '5,6'", None),
         (TRAIN + PACK + 'widths = ["5"]\n', "pack.widths[0] must be int, got '5'", None),
         (TRAIN + PACK + 'checkpoint = "m.pt"\n', "give [train] or pack.checkpoint, not both", None),
@@ -163,8 +195,8 @@ def test_a_stride_that_does_not_fit_the_sequences_of_training_is_named(tmp_path)
 def test_a_missing_file_is_named_before_anything_runs(tmp_path, text, message):
     cells = read(tmp_path, text)
     with pytest.raises(QuantlabError, match=message):
-        plan_pipeline(cells, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        plan_pipeline(cells, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_options_that_mean_the_same_have_one_key(tmp_path):
@@ -175,6 +207,8 @@ def test_options_that_mean_the_same_have_one_key(tmp_path):
     assert keys(TRAIN + PACK, ["pack.budget=60000", "evaluate.seq_len=256", "pack.method=trellis", "data.workers=2"]) == base
     changed = keys(TRAIN + PACK, ["calibrate.seed=1"])
     assert {name for name in base if base[name] != changed[name]} == {"calibrate", "pack", "evaluate", "report"}
+    changed = keys(TRAIN + PACK, ["pack.states=4"])
+    assert {name for name in base if base[name] != changed[name]} == {"pack", "evaluate", "report"}
     changed = keys(TRAIN + PACK, ["evaluate.mode=sliding"])
     assert {name for name in base if base[name] != changed[name]} == {"evaluate", "report"}
 
@@ -194,7 +228,7 @@ def test_a_key_is_of_the_content_of_files_not_of_their_folders(tmp_path):
 
 
 def test_the_examples_are_whole_pipelines(tmp_path):
-    (laptop,) = plan_pipeline(read_pipeline(EXAMPLES / "laptop.toml"), tmp_path / "run")
+    (laptop,) = plan_pipeline(read_pipeline(EXAMPLES / "laptop.toml"), tmp_path / "out")
     assert [p.stage.name for p in laptop.stages] == ["data", "train", "calibrate", "pack", "evaluate", "report"]
     assert laptop.cell.config.train.config.max_seconds == 0  # it must resume to the same bytes
     shards, model = tmp_path / "data/datasets/fineweb10B_sp8192", tmp_path / "data/tokenizers/fineweb_8192_bpe.model"
@@ -204,7 +238,7 @@ def test_the_examples_are_whole_pipelines(tmp_path):
         write_shard(shards / f"fineweb_{split}_000000.bin", [1, 2, 3])
     model.write_bytes(b"model")
     (tmp_path / "examples/eight_h100.toml").write_bytes((EXAMPLES / "eight_h100.toml").read_bytes())
-    plans = plan_pipeline(read_pipeline(tmp_path / "examples/eight_h100.toml"), tmp_path / "run")
+    plans = plan_pipeline(read_pipeline(tmp_path / "examples/eight_h100.toml"), tmp_path / "out")
     assert [plan.cell.name for plan in plans] == ["train.seed=1337", "train.seed=42", "train.seed=2025"]
     assert len({p.stage.key for plan in plans for p in plan.stages if p.stage.name == "data"}) == 1
     config = plans[0].cell.config

@@ -26,7 +26,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class Page:
-    """One tab: what it logged, what it requested, and ways to look at it and to use it."""
+    """One tab: its log, its requests, and ways to look at it and to use it."""
 
     def __init__(self, send: int, receive: int) -> None:
         self._send, self._receive = os.fdopen(send, "wb"), os.fdopen(receive, "rb")
@@ -38,7 +38,7 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """The result of one command; events that come first are kept."""
+        """Return the result of one command; events that come before it are added to `events`."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
         if self._session:
@@ -67,7 +67,7 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
 
     def run(self, expression: str) -> Any:
-        """The value of a JavaScript expression, awaited."""
+        """Return the value of a JavaScript expression, awaited."""
         answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
@@ -86,17 +86,17 @@ class Page:
             self.call("Input.dispatchMouseEvent", type=kind, x=at[0], y=at[1], button="left", clickCount=1)
 
     def screenshot(self, path: Path) -> None:
-        """The whole page as PNG."""
+        """Write the whole page as PNG."""
         self.call("Page.bringToFront")
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def pdf(self, path: Path) -> None:
-        """The page as it is printed."""
+        """Write the page as it is printed."""
         path.write_bytes(base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True)["data"]))
 
     def errors(self) -> list[dict[str, Any]]:
-        """Everything that was logged as a warning or an error, and every exception."""
+        """Return everything that was logged as a warning or an error, and every exception."""
         logged = [e["params"]["entry"] for e in self.events if e["method"] == "Log.entryAdded"]
         calls = [e["params"] for e in self.events if e["method"] == "Runtime.consoleAPICalled"]
         thrown = [e["params"] for e in self.events if e["method"] == "Runtime.exceptionThrown"]
@@ -104,7 +104,7 @@ class Page:
         return [e for e in logged if e["level"] in bad] + [e for e in calls if e["type"] in bad] + thrown
 
     def requests(self) -> list[str]:
-        """Addresses that were asked for, but for those of the page itself and of its own data."""
+        """Return the addresses that were requested, but for those of the page itself and of its own data."""
         sent = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
         return [url for url in sent if not url.startswith(("file:", "data:", "blob:"))]
 
@@ -123,7 +123,7 @@ class Page:
 
 @contextmanager
 def open_page(folder: Path) -> Iterator[Page]:
-    """A new browser with its profile in `folder`, ended afterwards."""
+    """Start a browser with its profile in `folder`, and end it afterwards."""
     assert BINARY
     command_read, command_write = os.pipe()
     answer_read, answer_write = os.pipe()

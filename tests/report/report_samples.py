@@ -1,4 +1,4 @@
-"""Packed models that never were: small reports, evaluations and entries to compare."""
+"""Samples for tests: small reports, evaluations and entries of a comparison, made without a model."""
 
 from dataclasses import replace
 
@@ -18,29 +18,30 @@ DATA = EvaluationData(
 )
 
 
-def tensor(name="blocks.0.attn.weight", size=1000, cost=2e-4, **more):
-    """64 x 32 weights."""
+def tensor(name="blocks.0.attn.weight", size=1000, kl=2e-4, **more):
+    """Return the report of a tensor of 64 x 32 weights."""
     facts = {"shape": (64, 32), "width_bits": 8, "bpw": 8 * size / 2048, "code_bytes": size - 100}
-    return TensorReport(name=name, bytes=size, predicted_kl=cost, grid_size=1e-4, codec="rans", **facts | more)
+    return TensorReport(name=name, bytes=size, predicted_kl=kl, setting=1e-4, codec="rans", **facts | more)
 
 
 TENSORS = (tensor(), tensor("blocks.1.attn.weight", 1500, 4e-4), tensor("tok_emb.weight", 2500, 9e-4))
 
 
 def report(total=6000, budget=6100, tensors=TENSORS, sha256="ab" * 32, **more):
-    """A report of the trellis method; all bytes but the codes are 1,300."""
+    """Return a report of the trellis method; all bytes but the codes are 1,300."""
     known = {
         "checkpoint": "model.pt",
         "artifact": "m.qlab",
         "method": "trellis",
+        "options": {"widths": [5, 6, 8, 16], "states": 8},
+        "predictor": "kronecker",
         "effort": {"states": 8, "tune_steps": 24},
-        "tuned": {"kl_before": 0.0021, "kl_after": 0.0020, "kept": True},
+        "tuned": {"kl_before": 0.0021, "kl_after": 0.0020, "accepted": True},
         "seed": 0,
-        "widths": (5, 6, 8, 16),
         "code_bytes": 0,
         "n_params": 16384,
         "predicted_kl": sum(t.predicted_kl for t in tensors),
-        "size_breakdown": {"codes": total - 1300, "scales": 700, "kept": 500, "framing": 100},
+        "size_breakdown": {"codes": total - 1300, "scales": 600, "entropy_model": 100, "passthrough": 500, "framing": 100},
         "code_files": {},
         "calibration": {"kind": "self", "tokens": 2048, "fingerprint": "c0ffee"},
         "tensors_sha256": "12" * 32,
@@ -52,7 +53,7 @@ def report(total=6000, budget=6100, tensors=TENSORS, sha256="ab" * 32, **more):
 
 
 def evaluation(kl=0.002, bpb=1.61, sha256="ab" * 32, data=DATA, **more):
-    """Held against a reference of 1.60 bits per byte."""
+    """Return the record of an evaluation beside a reference of 1.60 bits per byte."""
     against = Against(
         file="model.pt",
         fingerprint="0dd",
@@ -74,7 +75,7 @@ def evaluation(kl=0.002, bpb=1.61, sha256="ab" * 32, data=DATA, **more):
 
 
 def facts(of):
-    """The file that a report tells of."""
+    """Return the facts of the file that a report describes."""
     tensors = tuple(TensorFacts(name=t.name, shape=t.shape, width_bits=t.width_bits) for t in of.tensors)
     return FileFacts(
         sha256=of.artifact_sha256,
@@ -89,13 +90,13 @@ def facts(of):
 
 
 def entry(path="a.qlab", kl=0.002, bpb=1.61, data=DATA, **more):
-    """A file with its report and its evaluation; `more` changes the report."""
+    """Return a file with its report and its evaluation; `more` changes the report."""
     told = report(**more)
     return Entry(path=path, file=facts(told), report=told, evaluation=evaluation(kl, bpb, data=data))
 
 
 def without(of, **parts):
-    """An entry with parts replaced, most often by None."""
+    """Return an entry with parts replaced, most often by None."""
     return replace(of, **parts)
 
 

@@ -8,13 +8,13 @@ import pytest
 from chromium import BINARY, open_page
 from report_samples import OTHER_CODES, entry, tensor, without
 
-from quantlab.artifact.layout import CODE_LIMIT
+from quantlab.artifact.reader import MOST_COUNTED_CODE
 from quantlab.errors import QuantlabError
 from quantlab.report import page as html
 from quantlab.report.comparison import compare_entries
 from quantlab.report.figures import code_shares, heat_maps, predictions, rate_distortion, slopes, waterfalls
 from quantlab.report.page import render_page
-from quantlab.report.plot import log_axis, short_cost, short_count
+from quantlab.report.plot import log_axis, short_count, short_nats
 
 HOSTILE = [
     "</script><script>window.hacked = 1</script>",
@@ -51,9 +51,9 @@ class Reader(HTMLParser):
 
 
 def codes(names):
-    """Codes of a few values, none beyond the limit."""
-    tally = [0] * (2 * CODE_LIMIT + 1)
-    tally[CODE_LIMIT - 2 : CODE_LIMIT + 3] = [1, 5, 10, 5, 1]
+    """Return counts of a few codes, none beyond the limit."""
+    tally = [0] * (2 * MOST_COUNTED_CODE + 1)
+    tally[MOST_COUNTED_CODE - 2 : MOST_COUNTED_CODE + 3] = [1, 5, 10, 5, 1]
     return dict.fromkeys(names, tally)
 
 
@@ -69,9 +69,9 @@ def read(page):
 
 
 TENSORS = tuple(
-    tensor(f"blocks.{layer}.{role}.weight", size, cost, points=((size - 200, 2 * cost), (size + 200, cost / 2)))
+    tensor(f"blocks.{layer}.{role}.weight", size, kl, points=((size - 200, 2 * kl), (size + 200, kl / 2)))
     for layer in range(3)
-    for role, size, cost in (("attn.q", 900 + layer, 2e-4), ("mlp.fc", 1500 - layer, 4e-4))
+    for role, size, kl in (("attn.q", 900 + layer, 2e-4), ("mlp.fc", 1500 - layer, 4e-4))
 )
 
 
@@ -106,11 +106,18 @@ def test_what_files_hold_is_text_and_never_markup(pair):
     assert "<a href" not in labels and "<img" not in labels and "</script" not in labels
 
 
+def test_the_page_names_the_glossary_and_uses_its_words(pair):
+    page = page_of(*pair)
+    assert "Terms: see the glossary (docs/glossary.md)." in page.split("<footer>")[1].split("</footer>")[0]
+    written = page.split('<script type="application/json"')[0]
+    assert "predicted KL" in written and "entropy model" in written and "predicted cost" not in written
+
+
 def test_a_missing_package_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(html, "PACKAGES", ("jinja2", "no_such_package"))
     with pytest.raises(QuantlabError, match="the HTML report needs the package no_such_package") as caught:
         html.check_packages()
-    assert caught.value.hint == "pip install 'quantlab[html]'"
+    assert caught.value.hint == "pip install no_such_package"
 
 
 def test_the_steps_of_a_waterfall_add_up_to_artifact_and_budget(pair):
@@ -154,11 +161,11 @@ def test_shares_of_codes_add_up_to_all_that_are_within_the_limit(pair):
     (figure,) = code_shares(compare_entries(pair), counts)
     (trace,) = figure.data
     assert trace["name"] == "A &lt;b&gt;a.qlab, 20.00 % beyond" and sum(y or 0 for y in trace["y"]) == pytest.approx(0.8)
-    assert len(trace["x"]) == len(trace["y"]) == 2 * CODE_LIMIT - 1 and figure.layout["xaxis"]["range"] == [-7.5, 7.5]
+    assert len(trace["x"]) == len(trace["y"]) == 2 * MOST_COUNTED_CODE - 1 and figure.layout["xaxis"]["range"] == [-7.5, 7.5]
     assert code_shares(compare_entries(pair), [{}, {}]) == []
 
 
-def test_predictions_need_both_costs(pair):
+def test_a_prediction_is_drawn_beside_its_measurement(pair):
     (figure,) = predictions(compare_entries(pair))
     assert [t["name"] for t in figure.data[1:]] == ["A &lt;b&gt;a.qlab", "B b.qlab"]
     assert predictions(compare_entries([without(pair[0], evaluation=None)])) == []
@@ -166,8 +173,8 @@ def test_predictions_need_both_costs(pair):
 
 def test_logarithmic_axes_have_few_round_ticks():
     assert log_axis([2000, 90_000], "x", short_count)["ticktext"] == ["2k", "5k", "10k", "20k", "50k", "100k"]
-    assert log_axis([1e-6, 1.0], "x", short_cost)["ticktext"] == ["1e-6", "1e-5", "1e-4", "1e-3", "0.01", "0.1", "1"]
-    assert log_axis([1.5e-3, 1.5e-3], "x", short_cost)["ticktext"] == ["1.5e-3"]
+    assert log_axis([1e-6, 1.0], "x", short_nats)["ticktext"] == ["1e-6", "1e-5", "1e-4", "1e-3", "0.01", "0.1", "1"]
+    assert log_axis([1.5e-3, 1.5e-3], "x", short_nats)["ticktext"] == ["1.5e-3"]
 
 
 @pytest.fixture(scope="module")

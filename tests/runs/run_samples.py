@@ -1,4 +1,4 @@
-"""Run folders as quantlab writes them, made up: no model is trained, packed or scored."""
+"""Samples for tests: run folders as quantlab writes them, made without training, packing or scoring."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def packing(artifact: str, size: int = 900, budget: int = 1000, code: int = 0, i
 
 
 def record(number: int, kind: str, **changes) -> RunRecord:
-    """A run that is done."""
+    """Return the record of a run that is done."""
     known = {
         "status": "done",
         "started": f"2026-07-24T10:15:{number:02}.000000Z",
@@ -72,7 +72,7 @@ def scored(number: int, stem: str, bpb: float, on: EvaluationData | None = None,
 
 
 def write(folder: Path, *records: RunRecord) -> list[str]:
-    """One run folder for each record, numbered by the second in which it began; their names."""
+    """Write a run folder for each record, numbered by the second in which it began; return their names."""
     names = []
     for one in records:
         name = name_of(int(one.started[17:19]), one.kind)
@@ -83,7 +83,7 @@ def write(folder: Path, *records: RunRecord) -> list[str]:
 
 
 def write_many(folder: Path, count: int) -> None:
-    """Pairs of a packing and its score, as large as real records are."""
+    """Write pairs of a packing and its score, as large as real records are."""
     options = {f"option_{i}": i for i in range(40)}
     for number in range(count // 2):
         pair = packed(1, f"m{number}", options=options), scored(2, f"m{number}", 1.5 + number / count, options=options)

@@ -1,4 +1,4 @@
-"""train, pack and eval as a user types them: each leaves a run folder, and together they say which result counts."""
+"""train, pack and eval as a user types them: each leaves a run folder, and together they show which result is valid."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def quantlab(*arguments, code=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer_file):
-    """What one training, two packings (one of them impossible), three scores and two misuses leave."""
+    """Return a folder with the runs of one training, two packings (one impossible), three scores and two misuses."""
     place = tmp_path_factory.mktemp("recorded")
     text = place / "t.txt"
     text.write_bytes((ROOT / "quantlab/cli/main.py").read_bytes())
@@ -95,7 +95,9 @@ def test_the_chain_from_training_to_score_holds_by_content(folder):
     assert packed.packing.code_bytes == (folder / "c.toml").stat().st_size and packed.options["budget_bytes"] == 10**6
     assert packed.artifact.bytes == (folder / "out" / "m.qlab").stat().st_size and packed.files[0].copy == "m.report.json"
     assert scored.evaluations[0].data == whole.evaluations[0].data != sliding.evaluations[0].data
-    assert sliding.evaluations[0].against is None  # the comparison ran on chunks, not in the score's mode
+    (slid,) = sliding.evaluations
+    assert slid.against is not None and slid.against.fingerprint == trained.checkpoint.fingerprint
+    assert slid.against.tokens < slid.data.tokens  # the models are compared on sequences that do not overlap
 
 
 def test_the_commands_over_them(folder, capsys):

@@ -23,7 +23,7 @@ NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-pack-[0-9a-f]{8}")
 
 
 def only(folder):
-    """The record of the only run in a folder."""
+    """Return the record of the only run in a folder."""
     (run,) = read_store(folder).runs
     return run.record
 
@@ -158,9 +158,9 @@ def test_options_before_variables_before_the_default(monkeypatch):
     monkeypatch.delenv("QUANTLAB_RUNS")
     default = recorder_of(None, False, None)
     assert default.folder == Path("runs") and not default.is_required
-    with pytest.raises(ConfigError, match="--no-run turns run folders off, --runs there asks for them"):
+    with pytest.raises(ConfigError, match="--no-run turns recording off, --runs there asks for it"):
         recorder_of("there", True, None)
-    with pytest.raises(ConfigError, match="--mirror trackio sends what the run folder says"):
+    with pytest.raises(ConfigError, match="--mirror trackio sends what a recorded run says"):
         recorder_of(None, True, "trackio")
 
 

@@ -19,12 +19,12 @@ from quantlab.runs.run_record import Process
 ROOT = Path(__file__).resolve().parents[2]
 ID, OTHER = data_id(data()), data_id(data(2000))
 BUSY_CPU_SECONDS = 4.0
-"""Of listing a thousand runs: 0.7 alone on one core; several times that where processes share a core's caches and threads."""
+"""Limit for listing a thousand runs: it takes 0.7 on an idle core, and several times that where processes share a core."""
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Seven runs: a training, two packings, their scores, a failed packing, one over budget."""
+    """Return a folder of seven runs: a training, two packings, their scores, a failed packing, one over the budget."""
     place = tmp_path / "runs"
     write(
         place,
@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 
 def says(capsys, *arguments, code=0):
-    """stdout and stderr of one command that ends with `code`."""
+    """Return stdout and stderr of one command that ends with `code`."""
     assert run([str(a) for a in arguments]) == code
     return capsys.readouterr()
 
@@ -238,7 +238,7 @@ def test_every_mistake_is_one_clear_line(folder, tmp_path, capsys, monkeypatch):
     )
     assert says(capsys, "runs", "list", "--runs", tmp_path / "none") == ("", "no runs\n")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    fails(capsys, ["frontier", "-o", tmp_path / "f.html", *here], 1, ".html needs the package plotly", "quantlab[html]")
+    fails(capsys, ["frontier", "-o", tmp_path / "f.html", *here], 1, ".html needs the package plotly", "pip install plotly")
 
 
 def test_the_variable_names_the_folder_and_the_option_comes_first(folder, tmp_path, capsys, monkeypatch):

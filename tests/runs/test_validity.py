@@ -1,4 +1,4 @@
-"""Which runs count, and the joining of packings and scores by the bytes of the artifact."""
+"""Which runs are valid, and how packings and scores are joined by the bytes of the artifact."""
 
 from dataclasses import replace
 
@@ -33,9 +33,9 @@ def test_artifact_and_code_must_fit_and_decode_again(tmp_path):
     assert problems(tmp_path / "1", packed(1, "a", size=900, code=100)) == [()]
     assert problems(tmp_path / "2", packed(1, "a", size=900, code=101)) == [("1 bytes over the budget",)]
     lost = packed(1, "a", packing=packing("a", is_decoded_equal=False))
-    assert problems(tmp_path / "3", lost, scored(2, "a", 1.5)) == [("not decoded again equal",)] * 2
+    assert problems(tmp_path / "3", lost, scored(2, "a", 1.5)) == [("the file was not decoded to the measured tensors",)] * 2
     replaced = packed(1, "a", artifact=file_of("b"))
-    assert problems(tmp_path / "4", replaced) == [("the file is not the one that was decoded again",)]
+    assert problems(tmp_path / "4", replaced) == [("the artifact is not the file that was decoded",)]
 
 
 def test_a_score_must_be_of_the_runs_own_file(tmp_path):

@@ -107,7 +107,7 @@ def test_every_failure_is_a_finding_of_its_own(splits, tokenizer, tokenizer_file
     val = tokenizer.encode_documents(splits[1])
     globs = pair(tmp_path, np.array([1, 7, 400, 8]), val[val != 1])
     found = failures(check_data(*globs, tokenizer_file))
-    assert found["val documents"] == f"no BOS (1) in {(val != 1).sum():,} tokens: where documents begin cannot be found"
+    assert found["val documents"] == f"no BOS (1) in {(val != 1).sum():,} tokens: the beginnings of documents cannot be found"
     assert found["train ids"] == "the largest is 400, the tokenizer has 0 to 399"
     assert set(found) == {"val documents", "train ids"}
     result = check_data(f"{tmp_path}/none_*.bin", globs[1], tmp_path / "absent.model")
@@ -120,7 +120,7 @@ def test_every_failure_is_a_finding_of_its_own(splits, tokenizer, tokenizer_file
 def test_shards_of_a_smaller_vocabulary_are_another_tokenizers(tokenizer_file, tmp_path):
     tokens = np.tile(np.array([1, 199, 8]), 14_000)
     result = check_data(*pair(tmp_path, tokens, tokens[:300]), tokenizer_file, max_overlap=1)
-    text = "the largest is 199, the tokenizer has 0 to 399: these are another tokenizer's"
+    text = "the largest is 199, the tokenizer has 0 to 399: the shards were made by another tokenizer"
     assert failures(result) == {"train ids": text}  # 300 tokens are too few to tell
 
 

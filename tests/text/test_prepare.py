@@ -113,7 +113,11 @@ def test_an_existing_folder_is_replaced_only_with_force_and_only_if_it_is_ours(s
     with pytest.raises(ConfigError, match=r"holds thesis\.tex, which was not made by this command"):
         prepare(sources, tokenizer, out, PrepareConfig(val_docs=1), force=True)
     assert (out / "thesis.tex").read_text() == "mine" and not list(tmp_path.glob(".*"))
-    for bad, message in ((tmp_path / "no" / "out", "does not exist"), (sources[1], "is no folder"), (Path("/"), "mount point")):
+    for bad, message in (
+        (tmp_path / "no" / "out", "does not exist"),
+        (sources[1], "is a file, but a folder"),
+        (Path("/"), "mount point"),
+    ):
         with pytest.raises(ConfigError, match=message):
             prepare(sources, tokenizer, bad, PrepareConfig(val_docs=1), force=True)
 

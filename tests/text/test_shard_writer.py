@@ -23,8 +23,8 @@ def test_pieces_of_any_size_give_the_shards_that_write_shard_gives(tmp_path_fact
     assert names == [f"t_{number:06d}.bin" for number in range(-(-len(tokens) // shard_tokens))]
     assert (writer.files, writer.tokens) == (len(names), len(tokens))
     for number, name in enumerate(names):
-        write_shard(folder / "twin", tokens[number * shard_tokens : (number + 1) * shard_tokens])
-        assert (folder / name).read_bytes() == (folder / "twin").read_bytes()
+        write_shard(folder / "expected", tokens[number * shard_tokens : (number + 1) * shard_tokens])
+        assert (folder / name).read_bytes() == (folder / "expected").read_bytes()
     if names:
         assert read_shards(f"{folder}/t_*.bin").tolist() == tokens.tolist()
 

@@ -63,7 +63,7 @@ def test_a_wrong_header_is_refused_with_the_value_and_what_is_allowed(tmp_path, 
         (np.array([-1, 5]), "token id -1"),
         (np.array([], dtype=np.uint16), "0 tokens"),
         (np.array([1.5]), "float64"),
-        (np.array([[1, 2]]), r"\(1, 2\)"),
+        (np.array([[1, 2]]), r"\[1, 2\]"),
     ],
 )
 def test_what_a_shard_cannot_hold_is_not_written(tmp_path, tokens, message):

@@ -158,7 +158,7 @@ def test_no_documents_and_no_tokens_are_refused(tokenizer):
 
 def test_ids_out_of_range_are_not_decoded(tokenizer):
     for token in (-1, 400):
-        with pytest.raises(DataError, match=f"token id {token}, tokenizer tiny has 0 to 399"):
+        with pytest.raises(DataError, match=f"token id {token} cannot be decoded, tokenizer tiny has 0 to 399"):
             tokenizer.decode([5, token])
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from quantlab.trainer.loader import ORDERS, Loader
+from quantlab.trainer.loader import Loader
+from quantlab.trainer.train_config import ORDERS
 
 TOKENS = np.arange(1000).astype(np.uint16)
 

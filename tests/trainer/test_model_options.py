@@ -1,4 +1,4 @@
-"""The techniques after the baseline: each against a second implementation, none of them dead."""
+"""The techniques after the baseline equal a second implementation, and each of them has an effect."""
 
 import dataclasses
 
@@ -190,7 +190,7 @@ def test_by_document_equals_each_document_alone(config):
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_equals_a_dense_mask():
-    """What a GPU takes for documents, here run by its plain reference."""
+    """Flex attention is used for documents on a GPU; here its plain reference runs."""
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, 20, 8), torch.randn(2, 2, 20, 8), torch.randn(2, 2, 20, 8)
     ids = random_ids(2, 20)

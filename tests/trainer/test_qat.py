@@ -1,4 +1,4 @@
-"""The end of training on the packer's grid: which weights are seen, which gradients flow, and that a resume changes nothing."""
+"""Quantization-aware training: the model uses rounded weights, gradients pass straight through, a resume changes nothing."""
 
 from dataclasses import replace
 
@@ -9,16 +9,15 @@ from safetensors.torch import load_file
 
 from quantlab.errors import ConfigError, TrainingError
 from quantlab.methods.trellis.shape import ShapedGrid
+from quantlab.methods.trellis.training_grid import measure_grid, steps_of
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
 from quantlab.trainer.qat import (
     Steps,
+    fake_quantizer,
     grid_from_tensors,
     grid_tensors,
-    measure_grid,
-    on_grid,
     quantize_,
-    steps_of,
     stop_quantizing,
 )
 from quantlab.trainer.train_config import TrainConfig
@@ -59,14 +58,14 @@ def dense(steps):
 
 def test_gradients_go_straight_through():
     w = torch.tensor([[0.3, -1.2], [2.6, 0.1]], requires_grad=True)
-    seen = on_grid(Steps(torch.tensor([1.0, 0.5]), torch.tensor([1.0, 0.5])))(w)
+    seen = fake_quantizer(Steps(torch.tensor([1.0, 0.5]), torch.tensor([1.0, 0.5])))(w)
     torch.testing.assert_close(seen, torch.tensor([[0.0, -1.0], [2.5, 0.0]]))
     (seen * torch.tensor([[1.0, 2.0], [3.0, 4.0]])).sum().backward()
     assert w.grad.tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
 def test_steps_are_those_of_the_file_to_a_unit_in_the_last_place():
-    """All fractions of an octave that level, row and column can have."""
+    """Checks all fractions of a power of two that log-step index, row and column can have."""
     shapes = np.arange(-2, 6, dtype=np.int8)
     for level in range(-640, -640 + 64):
         grid = ShapedGrid(8, level, shapes, shapes)
@@ -120,7 +119,11 @@ def test_the_model_sees_rounded_weights_and_then_its_own_again():
 def test_it_begins_when_it_should_and_what_is_saved_is_not_rounded(tmp_path):
     seen = []
     config = replace(CONFIG, val_every=1)
-    result = train(config, TOKENS, out=tmp_path, validate=lambda m, step, seconds: seen.append(m.table_seen_as is not None))
+
+    def validate(model, step, seconds):
+        seen.append(model.table_transform is not None)
+
+    result = train(config, TOKENS, out=tmp_path, measure_grid=measure_grid, validate=validate)
     assert seen == [False] * 4 + [True] * 3 + [False]  # the last is the saved model
     plain = train(replace(CONFIG, quant_from=1.0), TOKENS, out=tmp_path / "plain")
     assert result.losses[:4] == plain.losses[:4] and result.losses[5] != plain.losses[5]
@@ -130,19 +133,25 @@ def test_it_begins_when_it_should_and_what_is_saved_is_not_rounded(tmp_path):
     assert not torch.allclose(saved, torch.round(saved / steps) * steps, atol=1e-3)
 
 
-def test_a_resume_in_the_quantized_part_equals_an_unbroken_run(tmp_path):
-    whole = train(CONFIG, TOKENS, out=tmp_path / "a")
+def test_a_resume_in_the_quantized_part_equals_an_unbroken_training(tmp_path):
+    whole = train(CONFIG, TOKENS, out=tmp_path / "a", measure_grid=measure_grid)
 
     def stop(record):
         if record.step == 6:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(CONFIG, TOKENS, out=tmp_path / "b", progress=stop)
-    resumed = train(CONFIG, TOKENS, out=tmp_path / "b", resume=True)
+        train(CONFIG, TOKENS, out=tmp_path / "b", measure_grid=measure_grid, progress=stop)
+    resumed = train(CONFIG, TOKENS, out=tmp_path / "b", measure_grid=measure_grid, resume=True)
     assert resumed.losses == whole.losses[6:]
     expected, got = load_file(whole.model_path), load_file(resumed.model_path)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_training_on_a_grid_needs_a_function_that_measures_it(tmp_path):
+    with pytest.raises(ConfigError, match=r"quant_from is 0\.5, so a grid is needed, but measure_grid is None") as caught:
+        train(CONFIG, TOKENS, out=tmp_path)
+    assert "quantlab.methods.trellis.training_grid.measure_grid" in caught.value.hint
 
 
 def test_options_that_make_no_grid_are_refused():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantlab.trainer.schedule import lr_multiplier, muon_momentum, run_fraction
+from quantlab.trainer.schedule import lr_multiplier, muon_momentum, training_fraction
 from quantlab.trainer.train_config import TrainConfig
 
 
@@ -41,7 +41,7 @@ def test_without_warmup_and_warmdown_it_is_constant():
     assert [lr_multiplier(flat, step, 0.0) for step in range(100)] == [1.0] * 100
 
 
-def test_warmdown_over_the_whole_run_starts_at_once():
+def test_warmdown_over_the_whole_training_starts_at_once():
     assert lr_multiplier(config(warmup_steps=0, warmdown_frac=1.0), 25, 0.0) == pytest.approx(0.75)
 
 
@@ -50,7 +50,7 @@ def test_multiplier_is_between_0_and_1_and_never_rises_after_warmup(step, second
     c = config(max_seconds=10.0, warmdown_frac=frac, warmup_steps=warmup)
     now, later = (lr_multiplier(c, s, seconds) for s in (step, step + 1))
     assert 0.0 <= now <= 1.0
-    assert 0.0 <= run_fraction(c, step, seconds) <= 1.0
+    assert 0.0 <= training_fraction(c, step, seconds) <= 1.0
     if step + 1 >= warmup:
         assert later <= now + 1e-12
 

@@ -18,7 +18,7 @@ from quantlab.trainer.model_config import GPTConfig
 from quantlab.trainer.optimizers import Optimizers
 from quantlab.trainer.train_config import TrainConfig
 from quantlab.trainer.training import train
-from quantlab.trainer.training_loop import CHECKPOINT_NAME, MODEL_NAME
+from quantlab.trainer.training_loop import CHECKPOINT_NAME, MODEL_NAME, TrainingLoop
 from quantlab.trainer.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,7 +51,7 @@ def stop_after(step):
     return progress
 
 
-def test_resume_equals_an_unbroken_run_bit_for_bit(tmp_path):
+def test_resume_equals_an_unbroken_training_bit_for_bit(tmp_path):
     straight = train(CONFIG, TOKENS, out=tmp_path / "a")
     with pytest.raises(StoppedError):
         train(CONFIG, TOKENS, out=tmp_path / "b", progress=stop_after(4))

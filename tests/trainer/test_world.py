@@ -126,7 +126,7 @@ def test_processes_begin_with_the_main_ones_values_and_a_folder_that_is_not_shar
         (
             2,
             {"batch_tokens": 96, "micro_batch_tokens": 32},
-            "a process' 48 tokens of a batch must be a multiple of micro_batch",
+            "each process' 48 tokens of a batch must be a multiple of micro_batch",
         ),
     ],
 )

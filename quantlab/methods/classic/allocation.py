@@ -1,86 +1,99 @@
-"""From a byte budget to one grid for every tensor."""
+"""From a byte budget to one row grid for every tensor: measure grids, choose by the trade-off curve, assemble, refine."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import sqrt
 
-from quantlab.artifact.writer import GridPayload
+from quantlab.artifact.writer import EncodedArtifact, GridPayload
 from quantlab.errors import BudgetError
-from quantlab.methods.classic.knapsack import Point, TradeOff, trade_off
+from quantlab.methods.classic.knapsack import TradeOff, trade_off
 from quantlab.methods.classic.meter import TensorMeter
 from quantlab.methods.classic.row_grid import Setting
+from quantlab.methods.method import Point
 from quantlab.methods.workers import worker_pool
 
-ROUNDS = 3  # each halves the spacing of grid sizes around the choice: an octave, then 1/2, 1/4, 1/8
+ROUNDS = 3  # each halves the spacing of clips around the choice: a factor of 2 at first, then its square roots
 FIT_TRIES = 8
 
-Assemble = Callable[[list[GridPayload]], bytes]
+Assemble = Callable[[list[GridPayload]], EncodedArtifact]
 Progress = Callable[[int, int], None]
 
 
 class Allocator:
-    """Measures tensors and finds the plan whose file fits a budget.
+    """Measures tensors and finds the choice of grids whose file fits a budget.
 
-    `assemble` turns the chosen payloads into the whole file; its length is what the budget is held against.
+    Args:
+        meters: one for each tensor.
+        assemble: turns the chosen payloads into the whole file; its length is compared with the budget.
+        progress: called with (measurements done, measurements planned).
     """
 
     def __init__(self, meters: Sequence[TensorMeter], assemble: Assemble, progress: Progress | None = None) -> None:
         self.meters, self.assemble = meters, assemble
         self._progress = progress or (lambda done, total: None)
+        self._planned = sum(1 + len(m.coarse) + 2 * ROUNDS for m in meters)
+        self._done = 0
         self._payloads: dict[tuple[str, Point], GridPayload] = {}
 
-    def solve(self, budget_bytes: int) -> tuple[bytes, list[Point]]:
-        """The file of least predicted predicted_kl with at most `budget_bytes`, and the point of each tensor.
+    def smallest_bytes(self) -> int:
+        """Return the length of the file in which every tensor has the coarsest grid of the narrowest width."""
+        with worker_pool() as pool:
+            self._measure(pool, [(m, m.smallest) for m in self.meters if m.smallest not in m.measured])
+        return len(self.assemble([self._payload(m, p) for m, p in zip(self.meters, self._smallest(), strict=True)]))
+
+    def solve(self, budget_bytes: int) -> tuple[EncodedArtifact, list[Point]]:
+        """Return the file of least predicted KL with at most `budget_bytes`, and the point of each tensor.
 
         Raises:
-            BudgetError: even the coarsest grid of the narrowest width is larger; says how large.
+            BudgetError: even the smallest file exceeds the budget, or no choice was found that fits.
         """
-        total = sum(1 + len(m.family.coarse) + 2 * ROUNDS for m in self.meters)
+        smallest = self.smallest_bytes()
+        if smallest > budget_bytes:
+            raise BudgetError(f"the smallest reachable artifact is {smallest} bytes", smallest_bytes=smallest)
+        overhead = smallest - sum(p.bytes for p in self._smallest())
         with worker_pool() as pool:
-            done = self._measure(pool, [(m, m.family.smallest) for m in self.meters], 0, total)
-            overhead = self._check_feasible(budget_bytes)
-            done = self._measure(pool, [(m, setting) for m in self.meters for setting in m.family.coarse], done, total)
+            self._measure(pool, [(m, setting) for m in self.meters for setting in m.coarse])
             for _ in range(ROUNDS):
-                chosen = self._choose(trade_off([m.points for m in self.meters]), max(budget_bytes - overhead, 0))
-                done = self._measure(pool, list(_refinements(self.meters, chosen)), done, total)
-            self._progress(total, total)
-            return self._fit(pool, trade_off([m.points for m in self.meters]), budget_bytes, overhead)
+                chosen = self._choose(self._curve(), max(budget_bytes - overhead, 0))
+                self._measure(pool, list(_refinements(self.meters, chosen)))
+            self._progress(self._planned, self._planned)
+            return self._fit(pool, budget_bytes, overhead)
 
-    def _measure(self, pool: ThreadPoolExecutor, jobs: list[tuple[TensorMeter, Setting]], done: int, total: int) -> int:
+    def _smallest(self) -> list[Point]:
+        return [m.measure(*m.smallest).point for m in self.meters]
+
+    def _measure(self, pool: ThreadPoolExecutor, jobs: list[tuple[TensorMeter, Setting]]) -> None:
         jobs = sorted(jobs, key=lambda job: -job[0].w_OI.numel())  # long ones first keeps all workers busy
         for _ in pool.map(lambda job: job[0].measure(*job[1]), jobs):
-            done += 1
-            self._progress(done, total)
-        return done
+            self._done += 1
+            self._progress(self._done, self._planned)
 
-    def _check_feasible(self, budget_bytes: int) -> int:
-        """Bytes of the file beyond the tensors' streams, after checking that the smallest plan fits."""
-        smallest = [m.measure(*m.family.smallest).point for m in self.meters]
-        size = len(self.assemble([self._payload(m, p) for m, p in zip(self.meters, smallest, strict=True)]))
-        if size > budget_bytes:
-            raise BudgetError(f"the smallest reachable artifact is {size} bytes", smallest_bytes=size)
-        return size - sum(p.bytes for p in smallest)
+    def _curve(self) -> TradeOff:
+        return trade_off([m.points for m in self.meters])
 
     def _choose(self, curve: TradeOff, payload_bytes: int) -> list[Point]:
         indices = curve.best(max(payload_bytes, curve.smallest_bytes))
         return [m.points[i] for m, i in zip(self.meters, indices, strict=True)]
 
-    def _fit(self, pool: ThreadPoolExecutor, curve: TradeOff, budget_bytes: int, overhead: int) -> tuple[bytes, list[Point]]:
-        """Assemble, learn the true overhead of the choice, choose again; keep the best file that fits."""
-        best: tuple[float, bytes, list[Point]] | None = None
+    def _fit(self, pool: ThreadPoolExecutor, budget_bytes: int, overhead: int) -> tuple[EncodedArtifact, list[Point]]:
+        """Assemble, learn the true overhead of the choice, choose again; return the best file that fits."""
+        best: tuple[float, EncodedArtifact, list[Point]] | None = None
+        curve = self._curve()
         for attempt in range(FIT_TRIES):
             chosen = self._choose(curve, budget_bytes - overhead)
-            data = self.assemble(list(pool.map(self._payload, self.meters, chosen)))
-            loss, fits = sum(p.predicted_kl for p in chosen), len(data) <= budget_bytes
+            file = self.assemble(list(pool.map(self._payload, self.meters, chosen)))
+            loss, fits = sum(p.predicted_kl for p in chosen), len(file) <= budget_bytes
             if fits and best is not None and loss >= best[0]:
                 break
             if fits:
-                best = (loss, data, chosen)
-                overhead = len(data) - sum(p.bytes for p in chosen)
+                best = (loss, file, chosen)
+                overhead = len(file) - sum(p.bytes for p in chosen)
             else:
-                overhead += (len(data) - budget_bytes) << attempt  # leave twice the room each time
+                overhead += (len(file) - budget_bytes) << attempt  # leave twice the room each time
         if best is None:
-            raise BudgetError(f"no plan of at most {budget_bytes} bytes was found in {FIT_TRIES} tries", hint="change --budget")
+            raise BudgetError(
+                f"no choice of grids of at most {budget_bytes} bytes was found in {FIT_TRIES} tries", hint="change --budget"
+            )
         return best[1], best[2]
 
     def _payload(self, meter: TensorMeter, point: Point) -> GridPayload:
@@ -91,9 +104,9 @@ class Allocator:
 
 
 def _refinements(meters: Iterable[TensorMeter], chosen: Iterable[Point]) -> Iterable[tuple[TensorMeter, Setting]]:
-    """Grid sizes halfway (geometrically) between each chosen one and its measured neighbours of the same width."""
+    """Yield clips halfway (geometrically) between each chosen one and its measured neighbours of the same width."""
     for meter, point in zip(meters, chosen, strict=True):
-        sizes = sorted(p.size for p in meter.points if p.bits == point.bits)
-        at = sizes.index(point.size)
-        for neighbour in (*sizes[max(at - 1, 0) : at], *sizes[at + 1 : at + 2]):
-            yield meter, (point.bits, sqrt(point.size * neighbour))
+        clips = sorted(p.setting for p in meter.points if p.bits == point.bits)
+        at = clips.index(point.setting)
+        for neighbour in (*clips[max(at - 1, 0) : at], *clips[at + 1 : at + 2]):
+            yield meter, Setting(point.bits, sqrt(point.setting * neighbour))

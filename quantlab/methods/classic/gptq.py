@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantlab.artifact.manifest import code_limit
 from quantlab.errors import StatisticsError
+from quantlab.format_rules import code_limit
 from quantlab.kernels.gptq_block import gptq_block
 from quantlab.methods.classic.row_grid import RowGrid
 
@@ -19,7 +19,7 @@ BLOCK = 128
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """What GPTQ needs of a Hessian, computed once and used for every grid."""
+    """The Hessian as GPTQ uses it, computed once for every grid."""
 
     U_II: Tensor
     """Upper Cholesky factor of the inverse of the damped H, columns in `order`, float32."""
@@ -30,10 +30,10 @@ class Feedback:
 
 
 def feedback(name: str, H_II: Tensor, *, damping: float = DAMPING) -> Feedback:
-    """Factorise the damped Hessian in float64.
+    """Return the factor of the damped Hessian, computed in float64.
 
     Args:
-        name: tensor, for the error.
+        name: name of the tensor, for the error.
         H_II: symmetric positive semi-definite, [I, I].
         damping: fraction of mean(diag H) added to diag H.
     Raises:
@@ -51,7 +51,7 @@ def feedback(name: str, H_II: Tensor, *, damping: float = DAMPING) -> Feedback:
 
 
 def gptq(w_OI: Tensor, grid: RowGrid, fb: Feedback) -> Tensor:
-    """Codes int8 [O, I] of float32 weights [O, I] on `grid`, with error feedback along `fb.order`."""
+    """Return the codes int8 [O, I] of float32 weights [O, I] on `grid`, with error feedback along `fb.order`."""
     w_IO = w_OI.masked_fill(fb.dead, 0.0)[:, fb.order].T.contiguous()
     codes_IO = torch.empty_like(w_IO, dtype=torch.int8)
     steps_IO = grid.steps_OI.expand_as(w_OI)[:, fb.order].T.contiguous()

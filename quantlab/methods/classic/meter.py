@@ -1,4 +1,4 @@
-"""Quantize one tensor one way and measure what that costs: bytes after the real codec, predicted_kl in nats."""
+"""Quantize one matrix on one grid and measure the result: bytes after the real codec, and predicted KL in nats per token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 from quantlab.artifact.container import Section
-from quantlab.artifact.manifest import code_limit
 from quantlab.artifact.writer import GridPayload, smallest_section
 from quantlab.calib.fisher import Use, column_hessian, predicted_kl
 from quantlab.coding.codecs import BROTLI, CODECS, codes_to_bytes
+from quantlab.format_rules import code_limit
 from quantlab.methods.classic.gptq import feedback, gptq
-from quantlab.methods.classic.knapsack import Point
-from quantlab.methods.classic.row_grid import RowGrid, Setting, round_to_nearest, row_family
-
-Method = Literal["rtn", "gptq"]
+from quantlab.methods.classic.row_grid import RowGrid, Setting, coarse_settings, round_to_nearest, row_grid, smallest_setting
+from quantlab.methods.method import Point
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,42 +24,44 @@ class Measured:
     point: Point
     grid: RowGrid
     stream: bytes
-    """Codes under brotli-11: the file takes the smallest codec, so it is never larger."""
+    """Codes under brotli-11. The file takes the smallest codec, so it is never larger."""
 
 
 class TensorMeter:
-    """Measures one matrix on the grids of a family; each measurement is kept."""
+    """Measures one matrix on row grids and remembers every measurement."""
 
-    def __init__(self, name: str, w_OI: Tensor, uses: tuple[Use, ...], method: Method, widths: Sequence[int]) -> None:
+    def __init__(
+        self, name: str, w_OI: Tensor, uses: tuple[Use, ...], rounding: Literal["gptq", "rtn"], widths: Sequence[int]
+    ) -> None:
         self.name, self.w_OI, self.uses, self.widths = name, w_OI, uses, sorted(widths)
         self.measured: dict[Setting, Measured] = {}
-        self._feedback = None if method == "rtn" else feedback(name, column_hessian(uses))
-        self.family = row_family(w_OI, widths)
+        self._feedback = None if rounding == "rtn" else feedback(name, column_hessian(uses))
+        self.coarse, self.smallest = coarse_settings(widths), smallest_setting(widths)
 
-    def measure(self, bits: int, size: float) -> Measured:
+    def measure(self, bits: int, clip: float) -> Measured:
         """Quantize on the grid of one setting."""
-        setting = (bits, size)
+        setting = Setting(bits, clip)
         if setting not in self.measured:
-            grid = self.family.grid(bits, size)
+            grid = row_grid(self.w_OI, bits=bits, clip=clip)
             q_OI = self._round(grid)
             error_OI = self.w_OI - q_OI * grid.steps_OI
             stream = CODECS[BROTLI].encode(codes_to_bytes(q_OI.numpy()))
-            point = Point(bits, size, len(stream), predicted_kl(error_OI, self.uses))
+            point = Point(bits, clip, len(stream), predicted_kl(error_OI, self.uses))
             self.measured[setting] = Measured(point, grid, stream)
         return self.measured[setting]
 
     @property
     def points(self) -> list[Point]:
-        """All points measured so far, by width and size."""
+        """All points measured so far, by width and clip."""
         return [self.measured[setting].point for setting in sorted(self.measured)]
 
     def reconstruct(self, point: Point) -> Tensor:
-        """The weights float32 [O, I] whose predicted_kl was measured: what every reader of the file must get."""
-        return self._codes(point) * self.measured[point.bits, point.size].grid.steps_OI
+        """Return the weights float32 [O, I] whose predicted KL was measured: what every reader of the file must get."""
+        return self._codes(point) * self._found(point).grid.steps_OI
 
     def payload(self, point: Point) -> GridPayload:
-        """The measured tensor ready for the file: the smallest codec, and the narrowest allowed width that holds its codes."""
-        measured = self.measured[point.bits, point.size]
+        """Return the measured matrix ready for the file: the smallest codec, and the narrowest allowed width for its codes."""
+        measured = self._found(point)
         q_OI = self._codes(point)
         largest = int(q_OI.abs().max())
         bits = next(b for b in self.widths if largest <= code_limit(b))
@@ -69,12 +69,15 @@ class TensorMeter:
         codes = best if len(best.stored) < len(measured.stream) else Section(BROTLI, q_OI.numel(), measured.stream)
         return GridPayload(measured.grid.entry(self.name, tuple(self.w_OI.shape), bits), measured.grid.scale_O, codes)
 
+    def _found(self, point: Point) -> Measured:
+        return self.measured[Setting(point.bits, point.setting)]
+
     def _round(self, grid: RowGrid) -> Tensor:
         if self._feedback is None:
             return round_to_nearest(self.w_OI, grid)
         return gptq(self.w_OI, grid, self._feedback)
 
     def _codes(self, point: Point) -> Tensor:
-        """Codes int8 [O, I] out of the stream that was measured."""
-        raw = CODECS[BROTLI].decode(self.measured[point.bits, point.size].stream, self.w_OI.numel())
+        """Decode codes int8 [O, I] from the stream that was measured."""
+        raw = CODECS[BROTLI].decode(self._found(point).stream, self.w_OI.numel())
         return torch.frombuffer(bytearray(raw), dtype=torch.int8).view(self.w_OI.shape[1], -1).T

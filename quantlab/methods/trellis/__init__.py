@@ -1,1 +1,79 @@
-"""x"""
+"""The trellis method: row and column scales, error feedback on both sides, an entropy-coded trellis, one slope, tuning."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantlab.errors import ConfigError
+from quantlab.format_rules import STATES, WIDE, WIDTHS
+from quantlab.methods.method import Method, MethodOptions, Problem, Solver
+
+if TYPE_CHECKING:
+    from quantlab.methods.trellis.rounder import RoundingOptions
+
+TUNE_STEPS = 24
+NARROWEST = 4
+"""Bits: a trellis needs codes of every remainder by 4, and one more of each towards zero."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrellisOptions(MethodOptions):
+    """Options of the trellis method."""
+
+    widths: tuple[int, ...] = (5, 6, 8, WIDE)
+    """Code widths in bits that a tensor may take; the entropy coder decides the bytes, so a wide container costs nothing."""
+    states: int = 8
+    """States of the trellis: 1 (plain rounding), 4, 8, 16 or 32; more are slower."""
+    tune: bool = True
+    """Whether norms, gains and scales are tuned after rounding by KL to the float model."""
+    tune_steps: int = TUNE_STEPS
+    """Batches of tuning."""
+    time_limit: float | None = None
+    """Seconds for rounding and tuning: fewer states and batches where these would take longer."""
+    row_shape: bool = True
+    """Whether steps have row scales; benchmarks leave out one part at a time."""
+    column_shape: bool = True
+    """Whether steps have column scales."""
+    row_feedback: bool = True
+    """Whether errors are fed back between rows."""
+
+    def __post_init__(self) -> None:
+        self.check_widths((*WIDTHS, WIDE))
+        if max(self.widths) < NARROWEST:
+            raise ConfigError(f"the widest of widths must be {NARROWEST} bits or more for the trellis, got {max(self.widths)}")
+        if self.states not in STATES:
+            raise ConfigError(f"states must be one of {', '.join(map(str, STATES))}, got {self.states}")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise ConfigError(f"time limit must be above 0 seconds, got {self.time_limit:g}")
+        if self.tune_steps < 0:
+            raise ConfigError(f"tune_steps must be 0 or more, got {self.tune_steps}")
+
+    @property
+    def rounding(self) -> "RoundingOptions":
+        """Options of rounding one matrix."""
+        from quantlab.methods.trellis.rounder import RoundingOptions
+
+        return RoundingOptions(
+            states=self.states,
+            row_shape=self.row_shape,
+            column_shape=self.column_shape,
+            row_feedback=self.row_feedback,
+        )
+
+
+class TrellisMethod:
+    """See the top of this file."""
+
+    summary = "row and column scales, two-sided feedback, entropy-coded trellis"
+    options = TrellisOptions
+    predictor = "kronecker"
+    needs_products = False
+    has_decoder = True
+
+    def solver(self, problem: Problem, options: TrellisOptions) -> Solver:
+        """Return a solver of the problem."""
+        from quantlab.methods.trellis.solver import TrellisSolver
+
+        return TrellisSolver(problem, options)
+
+
+METHODS: dict[str, Method] = {"trellis": TrellisMethod()}

@@ -1,4 +1,4 @@
-"""How much work a time limit leaves room for: more states of the trellis first, then tuning."""
+"""The effort that fits into a time limit: as many states of the trellis as possible first, then steps of tuning."""
 
 import copy
 import math
@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quantlab.artifact.shaped_grid import LEVELS
-from quantlab.coding.tables import TABLE_CLASSES
-from quantlab.format_rules import STATES
+from quantlab.format_rules import LOG_STEPS, STATES, TABLE_CLASSES
 from quantlab.methods.trellis.rounder import Rounder
 from quantlab.methods.trellis.slope_search import LEAST_PASSES
 
@@ -21,16 +19,18 @@ MARGIN = 0.8  # share of the time that may be planned: machines are noisy, and f
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """What a packing may spend."""
+    """Work that a packing may do."""
 
     states: int
+    """States of the trellis."""
     tune_steps: int
+    """Batches of tuning."""
 
 
 def choose_effort(rounders: Sequence[Rounder], wanted: Effort, tune_step: Callable[[], object], time_limit_s: float) -> Effort:
-    """The most of `wanted` that fits into `time_limit_s`, by timing the largest tensor and one step of tuning.
+    """Return the most of `wanted` that fits into `time_limit_s`, by timing the largest tensor and one step of tuning.
 
-    Where even plain rounding does not fit, plain rounding without tuning: the least there is.
+    Where even plain rounding does not fit, that is plain rounding without tuning: the least there is.
     """
     left = MARGIN * time_limit_s
     for states in (s for s in reversed(STATES) if s <= wanted.states):
@@ -43,7 +43,7 @@ def choose_effort(rounders: Sequence[Rounder], wanted: Effort, tune_step: Callab
 
 
 def _pass_seconds(rounders: Sequence[Rounder], states: int) -> float:
-    """Seconds to round all tensors once on all processors; work is counted as weights times feedback length."""
+    """Return the seconds to round all tensors once on all processors; work is counted as weights times feedback length."""
     small, large = (pick(rounders, key=_work) for pick in (min, max))
     _round_once(small, states)  # compiles
     seconds = _seconds(lambda: _round_once(large, states))
@@ -58,7 +58,7 @@ def _work(rounder: Rounder) -> float:
 def _round_once(rounder: Rounder, states: int) -> None:
     trial = copy.copy(rounder)
     trial.options = replace(rounder.options, states=states)
-    level = round(LEVELS * (math.log2(float(np.abs(rounder.w_OI).mean()) + 1e-30) - 1))  # about 3 bits a weight
+    level = round(LOG_STEPS * (math.log2(float(np.abs(rounder.w_OI).mean()) + 1e-30) - 1))  # about 3 bits a weight
     trial.codes(level, trial.first_classes(level), np.zeros((TABLE_CLASSES, 256), np.float32))
 
 

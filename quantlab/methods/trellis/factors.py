@@ -1,8 +1,10 @@
 """Triangular factors of a matrix's Kronecker-factored Fisher information: what error feedback on both sides needs.
 
-Legend: O rows (outputs), I columns (inputs). An error E of W costs ½ tr(G E H Eᵀ) nats per token. With H = L Lᵀ, L = (1 + U) D
-and the same for G, the cost of rounding is ½ Σ (d_O[i] · d_I[j] · (target - rounded)[i, j])² where the target of a weight is
-the weight plus all errors made so far, carried over by both U (Tseng et al. 2025, arXiv 2505.22988).
+An error E of W costs ½ tr(G E H Eᵀ) nats per token. With H = (1 + U_H) D_H² (1 + U_H)ᵀ, U_H strictly lower triangular, and the
+same for G, the predicted KL of rounding is ½ Σ (d_O[i] · d_I[j] · (target - rounded)[i, j])², where the target of a weight is
+the weight plus all errors made so far, carried over by both U (Tseng et al. 2025, arXiv 2505.22988; formula in feedback.py).
+
+Legend: O rows (outputs), I columns (inputs); d_O and d_I are the diagonals of D_G and D_H.
 """
 
 from dataclasses import dataclass
@@ -17,31 +19,31 @@ from quantlab.errors import StatisticsError
 
 COLUMN_DAMPING = 0.01
 ROW_DAMPING = 0.05
-"""G is estimated from as many gradients as there are tokens, but far noisier ones: it is shrunk more than H."""
+"""G is damped more than H: it is estimated from as many vectors, but gradients are far noisier than inputs."""
 ROW_FLOOR = 1e-3
-"""Without row feedback a row's sensitivity counts as at least this share of the mean: rows the sample hardly saw stay safe."""
+"""Without row feedback a row's sensitivity is at least this share of the mean, so rows that the sample hardly saw stay safe."""
 
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """Both sides of one matrix."""
+    """Factors of both sides of one matrix."""
 
     columns_II: NDArray[np.float32]
-    """[j, k] for k > j: share of the error of column k in the target of column j; 0 elsewhere."""
+    """U_Hᵀ: [j, k] for k > j is the share of the error of column k in the target of column j; 0 elsewhere."""
     rows_OO: NDArray[np.float32]
-    """The same for rows; [0, 0] for a matrix without feedback between rows."""
+    """U_Gᵀ, the same for rows; [0, 0] for a matrix without feedback between rows."""
     d_I: Tensor
-    """What is left of each column's sensitivity after feedback, float64 [I]."""
+    """Square root of each column's sensitivity that is left after feedback, float64 [I]."""
     d_O: Tensor
     """The same for rows, float64 [O]."""
 
 
 def factors(name: str, uses: tuple[Use, ...], *, row_feedback: bool = True) -> Factors:
-    """Factorise in float64.
+    """Return the factors of both sides, computed in float64.
 
     Args:
-        name: tensor, for the error.
-        uses: of the matrix; with several, or without off-diagonal G, rows get no feedback.
+        name: name of the tensor, for the error.
+        uses: every way in which the model uses the matrix; with several, or with a diagonal G, rows get no feedback.
         row_feedback: False leaves out feedback between rows.
     Raises:
         StatisticsError: a side is zero, not finite, or not positive definite after damping.
@@ -58,7 +60,10 @@ def factors(name: str, uses: tuple[Use, ...], *, row_feedback: bool = True) -> F
 
 
 def row_sensitivity(uses: tuple[Use, ...]) -> Tensor:
-    """What an error in each row costs relative to the shared column Hessian, float64 [O], floored; one use gives its g."""
+    """Return what an error in each row costs relative to the shared column Hessian, float64 [O]; one use gives its own g.
+
+    Each is at least ROW_FLOOR of the mean.
+    """
     traces = [float(u.H_II.double().diagonal().sum() if u.H_II.ndim == 2 else u.H_II.double().sum()) for u in uses]
     total_O = sum((u.diagonal_O * t for u, t in zip(uses, traces, strict=True)), torch.zeros_like(uses[0].diagonal_O))
     rho_O = total_O / float(column_hessian(uses).diagonal().sum())
@@ -70,7 +75,7 @@ def _damped(matrix: Tensor, share: float) -> Tensor:
 
 
 def _factor(name: str, side: str, matrix: Tensor) -> tuple[NDArray[np.float32], Tensor]:
-    """Uᵀ and the diagonal d of the lower Cholesky factor (1 + U) diag(d)."""
+    """Return Uᵀ and the diagonal d of the lower Cholesky factor (1 + U) diag(d)."""
     if not matrix.diagonal().mean() > 0:
         raise StatisticsError(f"tensor {name}: its {side} is zero or not finite")
     lower, info = torch.linalg.cholesky_ex(matrix)

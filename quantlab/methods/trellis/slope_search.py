@@ -1,10 +1,9 @@
-"""Find where a falling function of c meets a target: a step by a slope first, false position once both sides are known.
+"""From a byte budget to one step scale: all tensors at the same slope of predicted KL against bytes, measured on whole files.
 
-From a byte budget to one slope: all tensors at the same loss for a byte, found with the bytes of real files.
-
-A grid's step is c over the square root of what an error costs, so one number c fixes every tensor's level (quant.shape).
-Each pass rounds everything at a c, fits the coder's tables and classes to the codes, and moves c by what the file's length
-says; then tables and classes stay, and c moves in ever smaller steps, which change few tensors' levels, until the file fits.
+The step of a weight is the step scale c over the square root of what an error there costs, so the one number c fixes the
+log-step index (level) of every tensor (shape.py). Each pass rounds everything at a c, fits the coder's tables and scale classes
+to the codes, and moves c by the length of the file. Then tables and scale classes stay, and c moves in ever smaller steps, each
+of which changes the levels of few tensors, until the file fits.
 """
 
 import math
@@ -15,29 +14,35 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.artifact.writer import TrellisPayload, coded_bytes, fit_sets
+from quantlab.artifact.writer import EncodedArtifact, TrellisPayload, coded_bytes, fit_sets
 from quantlab.coding.tables import TableSet
 from quantlab.errors import BudgetError, ExpansionError
-from quantlab.methods.classic.knapsack import Point
-from quantlab.methods.trellis.rounder import Classes, Rounder, narrowest, next_classes
+from quantlab.methods.method import Point
+from quantlab.methods.trellis.rounder import Rounder, narrowest, next_classes
+from quantlab.methods.trellis.scale_classes import ScaleClasses
 from quantlab.methods.workers import worker_pool
 
 LARGEST_STEP = 3.0
-"""Octaves."""
+"""Most powers of two by which one try moves c while only one side of the target is known."""
 
 
 class Bracket:
-    """Sizes measured so far, by log2 of c; sizes fall as c rises, up to noise."""
+    """Finds a c whose file has the target size: a step by a slope first, false position once both sides are known.
+
+    Sizes fall as c rises, up to noise.
+    """
 
     def __init__(self, target: float) -> None:
         self.target = target
         self.too_long: tuple[float, float] | None = None
+        """Largest c whose file exceeds the target, as (log2 of c, size)."""
         self.fits: tuple[float, float] | None = None
+        """Smallest c whose file does not."""
         self._reach = 1.0
         self._tries = 0
 
     def add(self, c: float, size: float) -> None:
-        """A measured size; only the closest on each side counts."""
+        """Add a measured size; only the closest on each side of the target counts."""
         x = math.log2(c)
         self._tries += 1
         if size > self.target and (self.too_long is None or x > self.too_long[0]):
@@ -45,14 +50,15 @@ class Bracket:
         elif size <= self.target and (self.fits is None or x < self.fits[0]):
             self.fits = (x, size)
 
-    def next(self, c: float, size: float, octave_bytes: float) -> float:
-        """Where to look next, after `size` at c.
+    def next(self, c: float, size: float, bytes_per_doubling: float) -> float:
+        """Return the c to try next, after `size` at c.
 
         Args:
-            octave_bytes: what an octave is worth near c, an estimate that is not trusted: steps grow while one side is unknown.
+            bytes_per_doubling: bytes that a file loses where c doubles. An estimate that is not trusted: steps grow while one
+                side of the target is unknown.
         """
         if self.too_long is None or self.fits is None:
-            step = self._reach * (size - self.target) / max(octave_bytes, 1.0)
+            step = self._reach * (size - self.target) / max(bytes_per_doubling, 1.0)
             self._reach *= 2
             return float(c * 2 ** max(-LARGEST_STEP, min(LARGEST_STEP, step)))
         (low, more), (high, less) = self.too_long, self.fits
@@ -62,7 +68,7 @@ class Bracket:
         return float(2 ** (low + (high - low) * min(max(share, 0.02), 0.98)))
 
 
-LEAST_PASSES = 3  # until tables and classes have settled
+LEAST_PASSES = 3  # until tables and scale classes have settled
 PASSES = 5  # then the file must be ...
 MOST_PASSES = 12
 CLOSE = 0.01  # ... this close to the budget, as a share of it,
@@ -71,43 +77,52 @@ SETTLE_TRIES = 16
 FILL_TRIES = 8
 MOST_LEVELS = 6  # that filling makes one tensor finer: its steps stay within 7 % of the others' slope
 SLACK = 0.0002  # of the budget
-_OCTAVES = 24  # between the finest and the coarsest c that is tried
+_POWERS = 24  # powers of two between the finest and the coarsest c of the first guess
+_CENTRE = -8.0  # log2 of the c in their middle; c is in square roots of nats
 
-Assemble = Callable[[Sequence[TrellisPayload]], bytes]
+Assemble = Callable[[Sequence[TrellisPayload]], EncodedArtifact]
 Progress = Callable[[int, int], None]
 Memo = Callable[[bytes, Callable[[], NDArray[np.int16]]], NDArray[np.int16]]
-"""(key, compute) -> codes."""
+"""Returns the codes of a key, known or computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class EntropyModel:
-    """What the quantizer takes from the coder: one set of classes a tensor, and the tables' bits."""
+    """The side information of the entropy coder that rounding uses."""
 
-    classes: tuple[Classes, ...]
+    classes: tuple[ScaleClasses, ...]
+    """Scale classes of each tensor."""
     bits: NDArray[np.float32] | None
+    """Bits of each symbol in each table, [28, 256]; None before there are tables: bits are free."""
 
     @classmethod
     def of(cls, payloads: Sequence[TrellisPayload]) -> "EntropyModel":
-        """Fitted to the codes of a pass."""
+        """Return the model fitted to the codes of a pass."""
         sets: list[TableSet] = fit_sets(payloads)
         return cls(tuple(map(next_classes, payloads)), sets[0].lengths.astype(np.float32))
 
 
 @dataclass(frozen=True, slots=True)
 class FittingFile:
-    """A file that fits."""
+    """A file that does not exceed the budget."""
 
     slack: int
-    data: bytes
+    """Bytes of the budget that it leaves."""
+    file: EncodedArtifact | None
+    """None stands for no file at all."""
     levels: tuple[int, ...] | None
-    """Of each tensor; None where all codes are zero."""
+    """Log-step index of each tensor; None where all codes are zero."""
 
 
 class SlopePlanner:
     """Finds the payloads whose file is as long as the budget allows.
 
-    `assemble` turns payloads, one for each of `rounders`, into the whole file; its length is what the budget is held against.
-    `memo` may know codes from an earlier run.
+    Args:
+        rounders: one for each tensor.
+        widths: container widths that a tensor may take, in bits.
+        assemble: turns payloads, one for each rounder, into the whole file; its length is compared with the budget.
+        progress: called with the number of tensors rounded, and an estimate of how many there will be.
+        memo: may know codes from an earlier, killed attempt.
     """
 
     def __init__(
@@ -124,22 +139,24 @@ class SlopePlanner:
         self._steps = 0
         self._rounded: dict[tuple[int, int], TrellisPayload] = {}  # of the settled entropy_model, by tensor and level
         self.passes: list[list[Point]] = []
-        """What each pass of `approach` made of each tensor."""
+        """Point of each tensor in each pass of `approach`."""
 
-    def check_feasible(self, budget_bytes: int) -> None:
-        """Raise BudgetError, with the smallest reachable size, unless a file of nothing but zeros fits."""
+    def smallest_bytes(self) -> int:
+        """Return the length of the file whose every code is zero, or the least that readers accept for so many weights."""
         try:
-            size = len(self._zeros())
-        except ExpansionError as error:  # so few bytes for so many weights that no reader would believe them
-            size = error.least_bytes
-        if size > budget_bytes:
-            raise BudgetError(f"the smallest reachable artifact is {size} bytes", smallest_bytes=size)
+            return len(self.assemble(self._zeros()))
+        except ExpansionError as error:
+            return error.least_bytes
 
-    def _zeros(self) -> bytes:
-        return self.assemble([narrowest(r.zeros(), self.widths) for r in self.rounders])
+    def _zeros(self) -> list[TrellisPayload]:
+        return [narrowest(r.zeros(), self.widths) for r in self.rounders]
 
     def approach(self, budget_bytes: int) -> tuple[float, list[TrellisPayload]]:
-        """Passes over all tensors: a c whose file is about as long as the budget, and the codes of the last pass."""
+        """Return a c whose file is about as long as the budget, and the payloads of the last pass over all tensors.
+
+        Args:
+            budget_bytes: at least `smallest_bytes()`.
+        """
         c, entropy_model = self._first_guess(budget_bytes)
         bracket = Bracket(budget_bytes)
         with worker_pool() as pool:
@@ -152,88 +169,93 @@ class SlopePlanner:
                 if number + 1 >= LEAST_PASSES and (off < CLOSE or (number + 1 >= PASSES and off < FAR)):
                     break
                 bracket.add(c, size)
-                c = bracket.next(c, size, _octave_bytes(payloads))
+                c = bracket.next(c, size, _bytes_per_doubling(payloads))
         self.entropy_model = entropy_model
         return c, payloads
 
-    def settle(self, budget_bytes: int, c: float) -> tuple[bytes, list[TrellisPayload]]:
-        """The longest file within the budget that is found near c, with the entropy_model of the last pass."""
-        best = self._nothing(budget_bytes)
+    def settle(self, budget_bytes: int, c: float) -> tuple[EncodedArtifact, list[TrellisPayload]]:
+        """Return the longest file within the budget that is found near c, with the entropy model of the last pass.
+
+        Raises:
+            BudgetError: none was found that readers accept.
+        """
+        best = self._all_zero(budget_bytes)
         bracket = Bracket((1 - SLACK / 2) * budget_bytes)
         with worker_pool() as pool:
             for _ in range(SETTLE_TRIES):
                 levels = tuple(r.level(c) for r in self.rounders)
                 payloads = self._at(pool, levels)
-                data = self.assemble(payloads)
-                slack = budget_bytes - len(data)
+                file = self.assemble(payloads)
+                slack = budget_bytes - len(file)
                 if 0 <= slack < best.slack:
-                    best = FittingFile(slack, data, levels)
+                    best = FittingFile(slack, file, levels)
                 if 0 <= slack <= SLACK * budget_bytes:
                     break
-                bracket.add(c, len(data))
-                c = bracket.next(c, len(data), _octave_bytes(payloads))
+                bracket.add(c, len(file))
+                c = bracket.next(c, len(file), _bytes_per_doubling(payloads))
             return self._fill(pool, best)
 
-    def refill(self, budget_bytes: int, payloads: Sequence[TrellisPayload], c: float) -> tuple[bytes, list[TrellisPayload]]:
-        """Use a little room beside settled payloads, after what `assemble` adds to them has changed: few tensors move."""
-        data = self.assemble(payloads)
-        slack = budget_bytes - len(data)
+    def refill(
+        self, budget_bytes: int, payloads: Sequence[TrellisPayload], c: float
+    ) -> tuple[EncodedArtifact, list[TrellisPayload]]:
+        """Return a file that fills the budget beside settled payloads, after what `assemble` adds has changed: few move."""
+        file = self.assemble(payloads)
+        slack = budget_bytes - len(file)
         if slack < 0 or all(not p.codes_OI.any() for p in payloads):
             return self.settle(budget_bytes, c)
         with worker_pool() as pool:
-            return self._fill(pool, FittingFile(slack, data, tuple(p.entry.level for p in payloads)))
+            return self._fill(pool, FittingFile(slack, file, tuple(p.entry.level for p in payloads)))
 
     def points(self, c: float, payloads: Sequence[TrellisPayload]) -> list[Point]:
-        """Coded bytes and predicted cost of each payload."""
+        """Return width, step scale, coded bytes and predicted KL of each payload."""
         with worker_pool() as pool:
-            costs = list(pool.map(Rounder.predicted_kl, self.rounders, payloads))
+            predicted_kl = list(pool.map(Rounder.predicted_kl, self.rounders, payloads))
         sizes = coded_bytes(payloads)
-        return [Point(p.entry.bits, c, size, cost) for p, size, cost in zip(payloads, sizes, costs, strict=True)]
+        return [Point(p.entry.bits, c, size, kl) for p, size, kl in zip(payloads, sizes, predicted_kl, strict=True)]
 
-    def _nothing(self, budget_bytes: int) -> "FittingFile":
-        """The file of nothing but zeros, which fits (check_feasible); no file at all where readers would not take that one."""
+    def _all_zero(self, budget_bytes: int) -> FittingFile:
+        """Return the file whose every code is zero, which fits; no file at all where readers would not accept it."""
         try:
-            data = self._zeros()
+            file = self.assemble(self._zeros())
         except ExpansionError:
-            data = b""
-        return FittingFile(budget_bytes - len(data), data, None)
+            return FittingFile(budget_bytes, None, None)
+        return FittingFile(budget_bytes - len(file), file, None)
 
-    def _fill(self, pool: ThreadPoolExecutor, best: "FittingFile") -> tuple[bytes, list[TrellisPayload]]:
-        """Make single tensors some levels finer while their bytes fit into the slack."""
-        if not best.data:
-            raise BudgetError(f"no file of at most {best.slack} bytes was found that a reader takes: so few bits a weight")
-        if best.levels is None:
-            return best.data, [narrowest(r.zeros(), self.widths) for r in self.rounders]
-        size, levels = len(best.data) + best.slack, best.levels
-        tried: set[int] = set()
+    def _fill(self, pool: ThreadPoolExecutor, best: FittingFile) -> tuple[EncodedArtifact, list[TrellisPayload]]:
+        """Return `best` after making single tensors some levels finer while their bytes fit into the slack."""
+        file, slack, levels = best.file, best.slack, best.levels
+        if file is None:
+            raise BudgetError(f"no decodable artifact fits {slack} bytes: the rate is too low", hint="raise the budget")
+        if levels is None:
+            return file, self._zeros()
+        budget_bytes, tried = len(file) + slack, set[int]()
         for _ in range(FILL_TRIES):
-            room = [n for n, r in enumerate(self.rounders) if n not in tried and _level_bytes(r) <= best.slack]
-            if not room or best.slack <= SLACK / 4 * size:
+            room = [n for n, r in enumerate(self.rounders) if n not in tried and _level_bytes(r) <= slack]
+            if not room or slack <= SLACK / 4 * budget_bytes:
                 break
             finest = max(room, key=lambda n: _level_bytes(self.rounders[n]))
             tried.add(finest)
-            depth = min(int(best.slack / _level_bytes(self.rounders[finest])), MOST_LEVELS)
+            depth = min(int(slack / _level_bytes(self.rounders[finest])), MOST_LEVELS)
             trial = tuple(level - depth * (n == finest) for n, level in enumerate(levels))
-            data = self.assemble(self._at(pool, trial))
-            if len(best.data) < len(data) <= size:
-                best, levels = FittingFile(size - len(data), data, trial), trial
+            longer = self.assemble(self._at(pool, trial))
+            if len(file) < len(longer) <= budget_bytes:
+                file, slack, levels = longer, budget_bytes - len(longer), trial
         payloads = self._at(pool, levels)
         self._rounded = {(n, level): self._rounded[n, level] for n, level in enumerate(levels)}  # the others take memory
-        return best.data, payloads
+        return file, payloads
 
     def _first_guess(self, budget_bytes: int) -> tuple[float, EntropyModel]:
-        """c by the entropy of Gaussian weights on the grid, and classes of the weights themselves at that c."""
+        """Return c by the entropy of Gaussian weights on the grid, and the scale classes of the weights themselves there."""
         with worker_pool() as pool:
             histograms = list(pool.map(_class_histogram, self.rounders))
-        low, high = -_OCTAVES / 2.0, _OCTAVES / 2.0
-        centre = -8.0  # octaves; c is in square roots of nats
+        low, high = -_POWERS / 2.0, _POWERS / 2.0
         for _ in range(40):
             middle = (low + high) / 2
             bits = sum(
-                _gaussian_bits(h, r.shape.base + centre + middle) for h, r in zip(histograms, self.rounders, strict=True)
+                _gaussian_bits(h, r.shape.base + _CENTRE + middle) for h, r in zip(histograms, self.rounders, strict=True)
             )
             low, high = (low, middle) if bits / 8 < budget_bytes else (middle, high)
-        c = 2.0 ** (centre + low)
+        c = 2.0 ** (_CENTRE + low)
         return c, EntropyModel(tuple(r.first_classes(r.level(c)) for r in self.rounders), None)
 
     def _round(self, pool: ThreadPoolExecutor, c: float, entropy_model: EntropyModel) -> list[TrellisPayload]:
@@ -247,7 +269,7 @@ class SlopePlanner:
         return [self._rounded[n, level] for n, level in enumerate(levels)]
 
     def _run(self, pool: ThreadPoolExecutor, jobs: Sequence[tuple[int, int, EntropyModel]]) -> list[TrellisPayload]:
-        """Round tensors at levels, long ones first so that all workers stay busy; results in the order of `jobs`."""
+        """Round tensors at log-step indices, long ones first so that all workers stay busy; results in the order of `jobs`."""
 
         def one(job: tuple[int, int, EntropyModel]) -> TrellisPayload:
             n, level, entropy_model = job
@@ -263,18 +285,18 @@ class SlopePlanner:
         return [results[at] for at in range(len(jobs))]
 
 
-def _octave_bytes(payloads: Iterable[TrellisPayload]) -> float:
-    """What an octave of c is worth: a bit for every weight that is not zero."""
+def _bytes_per_doubling(payloads: Iterable[TrellisPayload]) -> float:
+    """Return about how many bytes a file loses where c doubles: a bit for every weight that is not zero."""
     return sum(np.count_nonzero(p.codes_OI) for p in payloads) / 8
 
 
 def _level_bytes(rounder: Rounder) -> float:
-    """Bytes that a level finer costs: 1/64 bit a weight."""
+    """Return the bytes that a level finer costs: 1/64 bit a weight."""
     return rounder.w_OI.size / 64 / 8
 
 
 def _class_histogram(rounder: Rounder) -> NDArray[np.int64]:
-    """Weights by class + 400 at c = 2**-base, whose level is 0."""
+    """Return the number of weights by scale class + 400, [801], at c = 2**-base, whose log-step index is 0."""
     classes = rounder.first_classes(0)
     rows = classes.base + classes.rows_O.astype(np.int64) - rounder.shape.a_O.numpy().astype(np.int64)
     columns = classes.columns_I.astype(np.int64) - rounder.shape.b_I.numpy().astype(np.int64)
@@ -282,7 +304,7 @@ def _class_histogram(rounder: Rounder) -> NDArray[np.int64]:
     return counts
 
 
-def _gaussian_bits(histogram: NDArray[np.int64], octaves: float) -> float:
-    """About the entropy of the codes when steps are 2**octaves: ½ log2(1 + 2πe σ²/(2·step)²) bits a weight."""
-    sigma = 2.0 ** ((np.arange(801) - 400 - 8) / 4 - octaves - 1)
+def _gaussian_bits(histogram: NDArray[np.int64], log2_step: float) -> float:
+    """Return about the entropy of all codes together: ½ log2(1 + 2πe σ²/(2·step)²) bits a weight."""
+    sigma = 2.0 ** ((np.arange(801) - 400 - 8) / 4 - log2_step - 1)
     return float(histogram @ (0.5 * np.log2(1 + 2 * math.pi * math.e * sigma**2)))

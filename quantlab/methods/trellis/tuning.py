@@ -1,5 +1,4 @@
-"""After rounding: learn the tensors that are stored as they are (norms, gains, scales) so that they make up for the rounded
-ones.
+"""Tuning after rounding: learn the unquantized tensors (norms, gains, scales) so that they make up for the rounded ones.
 
 The loss is the KL divergence of the rounded model's predictions from the float model's. Result and start are compared on
 sequences that learning never saw, with the values as the file stores them.
@@ -16,59 +15,62 @@ from torch import Tensor, nn
 BATCH_TOKENS = 4096
 PASS_TOKENS = 2048  # at a time: two models and their logits take memory
 RATE = 3e-3
-"""Of Adam, in root mean squares of each tensor."""
-WARMUP = 5
+"""Learning rate of Adam, in root mean squares of each tensor."""
+WARMUP = 5  # steps
 HELD_OUT = 8
 """One sequence in this many is held out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """Kept tensors after learning, and whether that was better."""
+    """Unquantized tensors after learning, and their KL before and after."""
 
     tensors: dict[str, Tensor]
-    """As the file stores them; those of the start where learning did not help."""
+    """Values as the file stores them; those of the start where learning did not help."""
     kl_before: float
     """Nats per token on held-out sequences."""
     kl_after: float
+    """The same after learning."""
 
     @property
     def is_better(self) -> bool:
-        """Learning paid."""
+        """Whether learning lowered the KL."""
         return self.kl_after < self.kl_before
 
 
 def tune(
     reference: nn.Module,
-    weights: dict[str, Tensor],
-    kept: dict[str, Tensor],
+    rounded: dict[str, Tensor],
+    start: dict[str, Tensor],
     ids_NT: Tensor,
     steps: int,
     store: Callable[[str, Tensor], Tensor],
     progress: Callable[[int, int], None] | None = None,
 ) -> Tuned:
-    """Learn `kept` for `steps` batches of the sequences.
+    """Learn the parameters in `start` for `steps` batches, and return them if they are better than the start.
 
     Args:
         reference: the float model, in eval mode.
-        weights: rounded matrices by name of the parameter; they stay.
-        kept: parameters to learn, as the file stores them.
+        rounded: rounded matrices by name of the parameter; they stay as they are.
+        start: parameters to learn by name, as the file stores them.
         ids_NT: sequences, int64 [N, T].
-        store: value of a named tensor after it is written and read.
+        steps: batches.
+        store: returns the value of a named tensor after it is written and read.
+        progress: called with (steps done, steps).
     """
     model = copy.deepcopy(reference).requires_grad_(False)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    _set(parameters, weights | kept)
+    _set(parameters, rounded | start)
     held = torch.arange(len(ids_NT)) % HELD_OUT == HELD_OUT - 1
     before = _divergence(reference, model, ids_NT[held])
-    learned = [parameters[name] for name in kept]
+    learned = [parameters[name] for name in start]
     for parameter in learned:
         parameter.requires_grad_()
     _learn_(reference, model, learned, ids_NT[~held], steps, progress)
-    after_values = {name: store(name, parameters[name].detach()) for name in kept}
+    after_values = {name: store(name, parameters[name].detach()) for name in start}
     _set(parameters, after_values)
     after = _divergence(reference, model, ids_NT[held])
-    return Tuned(after_values if after < before else kept, before, after)
+    return Tuned(after_values if after < before else start, before, after)
 
 
 def _learn_(
@@ -102,7 +104,7 @@ def _set(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None
 
 
 def _kl(reference: nn.Module, model: nn.Module, ids_BT: Tensor) -> Tensor:
-    """KL(reference ‖ model) of every prediction, nats, [B, T]."""
+    """Return KL(reference ‖ model) of every prediction in nats, [B, T]."""
     with torch.no_grad():
         p = reference(ids_BT).float().log_softmax(-1)
     return F.kl_div(model(ids_BT).float().log_softmax(-1), p, reduction="none", log_target=True).sum(-1)
@@ -110,10 +112,10 @@ def _kl(reference: nn.Module, model: nn.Module, ids_BT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _divergence(reference: nn.Module, model: nn.Module, ids_NT: Tensor) -> float:
-    """Mean KL over sequences."""
+    """Return the mean KL over all predictions."""
     return float(torch.cat([_kl(reference, model, part).double() for part in _passes(ids_NT)]).mean())
 
 
 def _passes(ids_NT: Tensor) -> tuple[Tensor, ...]:
-    """A few sequences at a time."""
+    """Split the sequences into parts of about PASS_TOKENS tokens."""
     return torch.split(ids_NT, max(1, PASS_TOKENS // ids_NT.shape[1]))

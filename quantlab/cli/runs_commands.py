@@ -1,4 +1,4 @@
-"""quantlab runs: what was tried, and which result counts"""
+"""quantlab runs: the recorded runs, and which of their results are valid."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,17 +12,19 @@ from quantlab.errors import ConfigError
 from quantlab.runs.run_record import KINDS
 from quantlab.runs.store import Store, find_run, read_store, whereabouts
 
-app = typer.Typer(help="List, compare and draw the runs that train, pack, eval and run have left.", rich_markup_mode=None)
-Name = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or the start or the end of it.")]
+app = typer.Typer(help="List, compare and draw recorded runs of train, pack, eval and run.", rich_markup_mode=None)
+Name = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or the start or the end of its name.")]
 
 
 @app.command("list")
 def list_runs(
-    kind: Annotated[str | None, typer.Option("--kind", help="train, pack, eval or run.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only runs of this kind: train, pack, eval or run.")] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Also what is not valid: failed, interrupted, over budget.")
+        bool, typer.Option("--all", help="Also list runs that are not valid: failed, interrupted, over the budget.")
     ] = False,
-    sort: Annotated[str, typer.Option("--sort", metavar="KEY", help="-KEY: largest first.")] = "run",
+    sort: Annotated[
+        str, typer.Option("--sort", metavar="KEY", help="Sort by this key; -KEY puts the largest value first.")
+    ] = "run",
     where: Annotated[
         list[str], typer.Option("--where", metavar="KEY=VALUE", help="Only runs with this value; repeatable.")
     ] = [],  # noqa: B006
@@ -31,33 +33,32 @@ def list_runs(
 ) -> None:
     """List valid runs, oldest first, with score, evaluation data, size and budget.
 
-    KEY is a column, or any key of quantlab runs show; its end is enough: method for options.method.
+    KEY is a column or any key that quantlab runs show prints; its last part is enough: method for options.method.
 
     Example: quantlab runs list --kind pack --where method=trellis --sort bpb
     """
     from quantlab.runs import listing as keys
-    from quantlab.runs.listing import list_lines
     from quantlab.runs.store import join
 
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"--kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    entries = [e for e in join(_store(runs).runs) if kind in (None, e.run.record.kind)]
+    found = [joined for joined in join(_store(runs).runs) if kind in (None, joined.run.record.kind)]
     needs_all = where or sort not in ("run", "bpb", "bytes", "budget")
-    rows = [keys.flat(e) if needs_all else keys.summary(e) for e in entries]
+    rows = [keys.flat(joined) if needs_all else keys.summary(joined) for joined in found]
     rows = keys.by_key(keys.where(rows, where), sort)
-    kept = [row for row in rows if everything or row["valid"]]
+    shown = [row for row in rows if everything or row["valid"]]
     if as_json:
-        names = keys.summary(entries[0]) if kept else {}
-        print_json([{name: row[name] for name in names} for row in kept])
-    elif kept:
-        print("\n".join(list_lines(kept)))
-    if len(rows) > len(kept) or not rows:
-        note(f"{len(rows) - len(kept)} of {len(rows)} runs are not valid: --all shows them" if rows else "no runs")
+        names = keys.summary(found[0]) if shown else {}
+        print_json([{name: row[name] for name in names} for row in shown])
+    elif shown:
+        print("\n".join(keys.list_lines(shown)))
+    if len(rows) > len(shown) or not rows:
+        note(f"{len(rows) - len(shown)} of {len(rows)} runs are not valid: --all shows them" if rows else "no runs")
 
 
 @app.command()
 def show(name: Name, runs: options.Runs = None, as_json: options.Json = False) -> None:
-    """Show one run: what went in, what came out, whether it is valid, and the files it named.
+    """Show one run: its options, its results, whether it is valid, and the files that it names.
 
     Example: quantlab runs show 3f9a1c2d
     """
@@ -67,8 +68,8 @@ def show(name: Name, runs: options.Runs = None, as_json: options.Json = False) -
 
     store = _store(runs)
     run = find_run(store.runs, name)
-    (entry,) = [e for e in join(store.runs) if e.run is run]
-    row = flat(entry) | {"command": " ".join(run.record.command), "directory": run.record.directory}
+    (joined,) = [joined for joined in join(store.runs) if joined.run is run]
+    row = flat(joined) | {"command": " ".join(run.record.command), "directory": run.record.directory}
     if as_json:
         print_json(row | {"folder": str(run.folder), "record": plain(run.record)})
         return
@@ -81,7 +82,7 @@ def show(name: Name, runs: options.Runs = None, as_json: options.Json = False) -
 
 @app.command()
 def diff(left: Name, right: Name, runs: options.Runs = None, as_json: options.Json = False) -> None:
-    """Show in what config and results two runs differ, and nothing else.
+    """Show the options and results in which two runs differ.
 
     Example: quantlab runs diff 3f9a1c2d 77b0e1aa
     """
@@ -89,9 +90,9 @@ def diff(left: Name, right: Name, runs: options.Runs = None, as_json: options.Js
     from quantlab.runs.store import join
 
     store = _store(runs)
-    entries = {e.run.name: e for e in join(store.runs)}
+    by_name = {joined.run.name: joined for joined in join(store.runs)}
     one, other = (find_run(store.runs, text).name for text in (left, right))
-    found = differences(flat(entries[one]), flat(entries[other]))
+    found = differences(flat(by_name[one]), flat(by_name[other]))
     if as_json:
         print_json({"runs": [one, other], "differences": {key: [a, b] for key, a, b in found}})
     elif found:
@@ -103,12 +104,13 @@ def diff(left: Name, right: Name, runs: options.Runs = None, as_json: options.Js
 @app.command()
 def best(
     budget: Annotated[
-        str | None, typer.Option("--budget", metavar="BYTES", help="Only files of at most so many bytes.")
+        str | None,
+        typer.Option("--budget", metavar="BYTES", help="Largest size of artifact and counted code."),
     ] = None,
     runs: options.Runs = None,
     as_json: options.Json = False,
 ) -> None:
-    """Name the valid packed model of lowest bits per byte, one for each evaluation data: scores on others are never mixed.
+    """Show the valid packed model of lowest bits per byte for each evaluation data; scores on different data are not compared.
 
     Example: quantlab runs best --budget 16MB
     """
@@ -131,14 +133,21 @@ def best(
 def frontier(
     output: Annotated[Path, typer.Option("-o", "--output", metavar="F.png", help="The picture to write: .png or .html.")],
     budget: Annotated[
-        str | None, typer.Option("--budget", metavar="BYTES", help="The line to draw. Default: that of the runs.")
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="BYTES",
+            help="Budget to draw; larger files are drawn as not valid. Default: the budgets of the runs.",
+        ),
     ] = None,
-    data: Annotated[str | None, typer.Option("--data", metavar="ID", help="Only scores on this evaluation data.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="ID", help="Draw only scores on the evaluation data with this id.")
+    ] = None,
     force: options.Force = False,
     runs: options.Runs = None,
     as_json: options.Json = False,
 ) -> None:
-    """Draw bits per byte against bytes: valid runs full, others hollow, the lower envelope as a line, and the budget.
+    """Draw bits per byte against bytes: filled points are valid, hollow ones are not, and a line is the lower envelope.
 
     Example: quantlab runs frontier -o frontier.png
     """
@@ -162,7 +171,7 @@ def frontier(
 
 
 def _store(runs: str | None) -> Store:
-    """All runs; what cannot be read is named on stderr."""
+    """Return all runs; those that cannot be read are named on stderr."""
     from quantlab.runs.listing import shown
 
     store = read_store(folder_of_runs(runs))

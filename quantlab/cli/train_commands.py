@@ -1,6 +1,4 @@
-"""quantlab train
-
-quantlab data: token shards of the challenge, made and checked"""
+"""quantlab train, and quantlab data: token shards of the challenge, made and checked."""
 
 import os
 from pathlib import Path
@@ -10,7 +8,6 @@ import typer
 
 from quantlab.cli import options
 from quantlab.cli.display import ProgressDisplay, print_json
-from quantlab.cli.options import recorder_of
 
 if TYPE_CHECKING:
     from quantlab.runs.recording import RunWriter
@@ -18,9 +15,11 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Annotated[str, typer.Argument(metavar="C.toml", help="Keys of TrainConfig, tables [model], [data]; or a preset.")],
+    config: Annotated[
+        str, typer.Argument(metavar="C.toml", help="Keys of TrainConfig, tables [model] and [data]; or a preset.")
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the model, tokenizer, logs and checkpoint.")],
-    changes: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one key; repeatable.")] = [],  # noqa: B006
+    changes: options.Changes = [],  # noqa: B006
     from_env: Annotated[bool, typer.Option("--from-env", help="Read the variables of the challenge's train_gpt.py.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in DIR.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard scalars.")] = False,
@@ -47,12 +46,12 @@ def train(
     configs = read_train_config(config, changes=changes, environment=environment)
     is_main = os.environ.get("RANK", "0") == "0"
     if is_main and environment is not None and (ignored := ignored_variables(environment, configs)):
-        typer.echo(f"without effect here: {', '.join(ignored)}", err=True)
+        typer.echo(f"these variables have no effect here: {', '.join(ignored)}", err=True)
     if is_main and not resume:
         refuse_existing([out / MODEL_NAME, out / CHECKPOINT_NAME] if out.exists() else [], force=force)
     settings, data = configs
     asked = {"config": config, "out": out, "resume": resume, **settings.to_dict(), "data": data}
-    recorder = recorder_of(runs, no_run, mirror)
+    recorder = options.recorder_of(runs, no_run, mirror)
     with recorder.run("train", asked, seeds={"seed": settings.seed}) as run, ProgressDisplay() as progress:
         result = train_to_folder(settings, data, out, resume=resume, tensorboard=tensorboard, progress=progress)
         if run.is_recorded:
@@ -72,12 +71,12 @@ def train(
 
 
 def _record(run: "RunWriter", result: "TrainResult", out: Path) -> None:
-    """The model by hash and fingerprint, its last validation, and the logs."""
-    from quantlab.models.loading import load_checkpoint
+    """Record the model by hash and fingerprint, its last validation, and the logs."""
+    from quantlab.models.loading import load
     from quantlab.runs.run_record import Checkpoint
     from quantlab.trainer.training_log import LOG_NAME, METRICS_NAME, last_validation
 
-    fingerprint = load_checkpoint(result.model_path, None).fingerprint
+    fingerprint = load(result.model_path).fingerprint
     metrics = {"steps": result.steps, "train_seconds": round(result.elapsed_seconds, 3), **last_validation(out)}
     run.result(
         checkpoint=Checkpoint(path=str(result.model_path), fingerprint=fingerprint),
@@ -116,8 +115,6 @@ def prepare(
 
     Example: quantlab data prepare docs.jsonl --tokenizer fineweb_1024_bpe.model --out shards --val-docs 1000
     """
-    import os
-
     from quantlab.text.prepare import PrepareConfig
     from quantlab.text.prepare import prepare as write_shards
     from quantlab.text.tokenizer import Tokenizer

@@ -1,6 +1,4 @@
-"""quantlab demo
-
-quantlab doctor"""
+"""quantlab demo and quantlab doctor: what a new user types first."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,10 +55,10 @@ def doctor(
     for key, value in found.items():
         print(f"{key:<14} {'none' if value is None else value}")
     for check in kernels:
-        print(f"kernel         {check['kernel']:<22} {check['runs_as']:<7} {_agreement(check)}")
+        print(f"kernel         {check['kernel']:<22} {check['runs_as']:<9} {_agreement(check)}")
 
 
 def _agreement(check: dict[str, Any]) -> str:
-    if check["runs_as"] == "twin" and check["against"].startswith("twin"):
+    if check["runs_as"] == "reference" and check["against"].startswith("reference"):
         return "no GPU: nothing to compare"
     return f"differs from {check['against']} by {check['error']:.1e}, allowed {check['allowed']:.1e}"

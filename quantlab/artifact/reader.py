@@ -1,0 +1,115 @@
+"""An artifact that is open: what it says about itself, where its bytes are, its tensors, its codes."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.artifact.container import VERSION, Section
+from quantlab.artifact.decode import decode_artifact, decode_row_grids, decode_trellis, parse_artifact
+from quantlab.artifact.layout import Layout, layout_of
+from quantlab.artifact.manifest import Manifest, RawTensor, TrellisTensor
+from quantlab.errors import FormatError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_COUNTED_CODE = 64
+"""Codes beyond it, in both directions, are counted together with it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Artifact:
+    """A .qlab file in memory; its checksums are checked, its codes are decoded when they are asked for."""
+
+    path: Path
+    bytes: int
+    """Length of the file."""
+    sha256: str
+    """Hex digest of the file."""
+    manifest: Manifest
+    sections: list[Section]
+    layout: Layout
+
+    @property
+    def n_params(self) -> int:
+        """Number of parameters of the model."""
+        return sum(math.prod(tensor.shape) for tensor in self.manifest.tensors)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return every tensor decoded, as numpy arrays by name. FormatError if a stream is damaged."""
+        return decode_artifact(self.manifest, self.sections)
+
+    def tensors(self) -> "dict[str, Tensor]":
+        """Return every tensor decoded, as a state dict. FormatError if a stream is damaged."""
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in self.arrays().items()}
+
+    def code_counts(self) -> dict[str, list[int]]:
+        """Return by quantized tensor how often each code from -64 to 64 occurs; the ends hold all codes beyond them."""
+        return {name: _tally(codes_OI) for name, codes_OI in self._codes()}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `quantlab inspect` shows, as plain JSON types."""
+        return {
+            "artifact": str(self.path),
+            "version": VERSION,
+            "artifact_bytes": self.bytes,
+            "size_breakdown": self.layout.size_breakdown,
+            "producer": self.manifest.producer,
+            "model": self.manifest.model,
+            "tokenizer": self.manifest.tokenizer,
+            "origin": self.manifest.origin,
+            "tensors": list(self._tensor_rows()),
+        }
+
+    def _codes(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        for grid, codes_OI, _ in decode_row_grids(self.manifest, self.sections):
+            yield grid.name, codes_OI
+        for trellis, codes_OI, *_ in decode_trellis(self.manifest, self.sections):
+            yield trellis.name, codes_OI
+
+    def _tensor_rows(self) -> Iterator[dict[str, Any]]:
+        sizes = {tensor.name: tensor for tensor in self.layout.tensors}
+        for tensor in self.manifest.tensors:
+            row = {"name": tensor.name, "shape": list(tensor.shape), "kind": tensor.kind}
+            if isinstance(tensor, RawTensor):
+                yield row | {"stored": tensor.dtype}
+            elif isinstance(tensor, TrellisTensor):
+                yield row | {"stored": f"{tensor.bits} bit, {tensor.states} states, rANS"}
+            else:
+                size = sizes[tensor.name]
+                yield row | {"stored": f"{tensor.bits} bit, {size.codec}", "bytes": size.code_bytes}
+
+
+def open_artifact(path: str | Path) -> Artifact:
+    """Return the artifact at `path`. FormatError, naming the file, if it cannot be read or is damaged."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        manifest, sections = parse_artifact(data)
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+    return Artifact(
+        path=path,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        manifest=manifest,
+        sections=sections,
+        layout=layout_of(manifest, sections, len(data)),
+    )
+
+
+def _tally(codes_OI: NDArray[Any]) -> list[int]:
+    end = MOST_COUNTED_CODE
+    clipped = codes_OI.clip(-end, end).astype(np.int64)
+    counts: list[int] = np.bincount((clipped + end).ravel(), minlength=2 * end + 1).tolist()
+    return counts

@@ -1,0 +1,217 @@
+"""quantlab calibrate, pack, unpack and inspect: from a checkpoint to an artifact and back."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quantlab.cli import options
+from quantlab.cli.display import ProgressDisplay, console, note, print_json
+from quantlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from quantlab.calib.statistics import Statistics
+    from quantlab.jobs.pack import PackPlan
+    from quantlab.report.pack_report import PackReport
+    from quantlab.runs.recording import Recorder
+
+
+def calibrate(
+    checkpoint: options.Checkpoint,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="STATS", help="The .safetensors file to write.")],
+    model: options.Model = None,
+    tokenizer: options.TokenizerFile = None,
+    calib: options.Calib = "self",
+    calib_tokens: options.CalibTokens = 65536,
+    calib_seq_len: options.CalibSeqLen = 512,
+    seed: options.Seed = 0,
+    force: options.Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure calibration statistics once; quantlab pack --stats uses them for any number of budgets.
+
+    Example: quantlab calibrate final_model.pt -o final_model.stats.safetensors
+    """
+    from quantlab.jobs.calibrate import calibrate as measure
+
+    with ProgressDisplay() as progress:
+        stats = measure(
+            checkpoint,
+            calib=calib,
+            tokens=calib_tokens,
+            seq_len=calib_seq_len,
+            seed=seed,
+            tokenizer=tokenizer,
+            model=model,
+            output=output,
+            force=force,
+            progress=progress,
+        )
+    if as_json:
+        about = {"tokens": stats.tokens, "tensors": stats.matrices, "fingerprint": stats.fingerprint, **stats.source}
+        print_json({"statistics": str(output), **about, "row_agreement": stats.row_agreement})
+    else:
+        _print_statistics(stats, output, calib)
+
+
+def _print_statistics(stats: "Statistics", output: Path, calib: str) -> None:
+    print(f"wrote {output}: {stats.matrices} tensors measured on {stats.tokens:,} tokens ({calib})")
+    if stats.row_agreement:
+        name, low = min(stats.row_agreement.items(), key=lambda item: item[1])
+        middle = median(stats.row_agreement.values())
+        print(f"row sensitivities of two halves of the sample correlate by {middle:.3f} (median), {low:.3f} at worst ({name})")
+
+
+def pack(
+    checkpoint: options.Checkpoint,
+    budget: options.Budget,
+    output: options.ArtifactOut,
+    model: options.Model = None,
+    tokenizer: options.TokenizerFile = None,
+    calib: options.Calib = "self",
+    calib_tokens: options.CalibTokens = 65536,
+    calib_seq_len: options.CalibSeqLen = 512,
+    stats: options.Stats = None,
+    method: options.Method = "trellis",
+    states: options.States = None,
+    tune: options.Tune = None,
+    time_limit: options.TimeLimit = None,
+    widths: options.Widths = None,
+    option: options.MethodOption = [],  # noqa: B006
+    code: options.Code = None,
+    emit_decoder: options.EmitDecoder = None,
+    seed: options.Seed = 0,
+    report: options.ReportOut = None,
+    resume: options.Resume = False,
+    force: options.Force = False,
+    runs: options.Runs = None,
+    no_run: options.NoRun = False,
+    mirror: options.Mirror = None,
+    as_json: options.Json = False,
+) -> None:
+    """Pack a checkpoint into a byte budget: writes M.qlab, which never exceeds the budget, and M.report.json.
+
+    Example: quantlab pack final_model.pt --budget 16MB -o model.qlab --code train_gpt.py
+    """
+    from quantlab.calib.sources import CalibrationConfig
+    from quantlab.jobs.pack import plan_pack
+
+    recorder = options.recorder_of(runs, no_run, mirror)
+    plan = plan_pack(
+        budget=budget,
+        output=output,
+        method=method,
+        options=_method_options(option, states=states, tune=tune, time_limit=time_limit, widths=widths),
+        stats=stats,
+        calibration=CalibrationConfig(source=calib, tokens=calib_tokens, seq_len=calib_seq_len, seed=seed),
+        code=code or [],
+        emit_decoder=emit_decoder,
+        report=report,
+        force=force,
+    )
+    note(f"budget {plan.config.budget_bytes:,} bytes, counted code {plan.config.code_bytes:,}")
+    result = _pack(plan, checkpoint, model, tokenizer, recorder, resume=resume)
+    _print_packing(result, plan, emit_decoder, as_json)
+
+
+def _method_options(given: Sequence[str], *, widths: str | None, **known: Any) -> dict[str, Any]:
+    """Return what the command line says of the method's options; the others have their defaults."""
+    from quantlab.toml_file import apply_changes_
+
+    values = {name: value for name, value in known.items() if value is not None}
+    if widths is not None:
+        values["widths"] = _parse_widths(widths)
+    apply_changes_(values, given, option="--option")
+    return values
+
+
+def _parse_widths(text: str) -> list[int]:
+    """Return the widths of `5,6,8`. ConfigError unless every part is a whole number; the method checks the range."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"widths must be whole numbers like 5,6,8, got {text!r}") from error
+
+
+def _pack(
+    plan: "PackPlan", checkpoint: Path, model: str | None, tokenizer: Path | None, recorder: "Recorder", *, resume: bool
+) -> "PackReport":
+    """Pack as planned, recorded as one run."""
+    from quantlab.models.loading import load, load_tokenizer
+    from quantlab.runs.run_record import Checkpoint, packing_of
+
+    asked = {"checkpoint": checkpoint, "output": plan.output, "model": model, "tokenizer": tokenizer, "stats": plan.stats}
+    seeds = {"seed": plan.config.calibration.seed}
+    with recorder.run("pack", asked | plan.to_dict(), seeds=seeds) as run, ProgressDisplay() as progress:
+        loaded = load(checkpoint, model=model)
+        run.result(checkpoint=Checkpoint(path=str(checkpoint), fingerprint=loaded.fingerprint))
+        known = load_tokenizer(tokenizer, loaded) if tokenizer else None
+        result = plan.run(loaded, known, resume=resume, progress=progress)
+        metrics = {"timings_s": result.timings_s}
+        run.result(artifact=plan.output, packing=packing_of(result), metrics=metrics, files=[plan.report])
+    return result
+
+
+def _print_packing(result: "PackReport", plan: "PackPlan", decoder: Path | None, as_json: bool) -> None:
+    from quantlab.report.tables import render_report
+
+    if as_json:
+        print_json(result.to_dict())
+        return
+    console().print(render_report(result))
+    note(f"wrote {plan.output} and {plan.report}" + (f", decoder {decoder}" if decoder else ""))
+
+
+def unpack(
+    artifact: options.Artifact,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="STATE", help="The .safetensors file to write.")],
+    force: options.Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Turn an artifact back into a state dict, bit for bit the one that was measured.
+
+    Example: quantlab unpack model.qlab -o state.safetensors
+    """
+    from quantlab.artifact.decode import digest
+    from quantlab.jobs.unpack import unpack as decode
+
+    tensors = decode(artifact, output, force=force)
+    sha256 = digest({name: tensor.numpy() for name, tensor in tensors.items()})
+    if as_json:
+        print_json({"state": str(output), "tensors": len(tensors), "tensors_sha256": sha256})
+    else:
+        print(f"wrote {output}: {len(tensors)} tensors, sha256 {sha256}")
+
+
+def inspect(artifact: options.Artifact, as_json: options.Json = False) -> None:
+    """Show what is in an artifact: model, origin, every tensor, and its size breakdown. Checks all checksums.
+
+    Example: quantlab inspect model.qlab --json | jq .size_breakdown
+    """
+    from quantlab.artifact.reader import open_artifact
+
+    about = open_artifact(artifact).describe()
+    if as_json:
+        print_json(about)
+    else:
+        _print_description(about)
+
+
+def _print_description(about: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    out = console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("tensor", "shape", "kind", "stored", "bytes"):
+        table.add_column(column, no_wrap=True, justify="right" if column == "bytes" else "left")
+    for t in about["tensors"]:
+        size = f"{t['bytes']:,}" if "bytes" in t else ""
+        table.add_row(t["name"], "x".join(map(str, t["shape"])), t["kind"], t["stored"], size)
+    out.print(table)
+    out.print(f"\n{about['artifact']}: {about['artifact_bytes']:,} bytes, version {about['version']}, {about['producer']}")
+    out.print("size breakdown: " + ", ".join(f"{part} {count:,}" for part, count in about["size_breakdown"].items()))
+    for key in ("model", "tokenizer", "origin"):
+        if about[key]:
+            out.print(f"{key}: " + ", ".join(f"{k} {v}" for k, v in about[key].items()))

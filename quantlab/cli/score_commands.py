@@ -1,0 +1,176 @@
+"""quantlab eval, probe and compare: what a model scores, whether honestly, and beside which other."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quantlab.cli import options
+from quantlab.cli.display import ProgressDisplay, note, print_json, show_whole
+from quantlab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from quantlab.evaluation.evaluation_record import EvaluationRecord
+
+_PROBE_WORDS = {True: "pass", False: "FAIL", None: "info"}
+
+
+def evaluate(
+    target: options.Target,
+    text: options.Text = None,
+    tokens: options.Tokens = None,
+    tokenizer: options.TokenizerFile = None,
+    against: options.Against = None,
+    seq_len: Annotated[int, typer.Option("--seq-len", help="Largest number of tokens of context.")] = 1024,
+    mode: options.Mode = "chunked",
+    stride: options.Stride = None,
+    packed: options.Packed = None,
+    model: options.Model = None,
+    save: options.Save = False,
+    force: options.Force = False,
+    runs: options.Runs = None,
+    no_run: options.NoRun = False,
+    mirror: options.Mirror = None,
+    as_json: options.Json = False,
+) -> None:
+    """Score a model in bits per byte, the way the challenge counts them; on several GPUs under torchrun.
+
+    Without --tokenizer the file tokenizer.model beside TARGET is used; a line on stderr says so.
+
+    Example: quantlab eval model.qlab --tokens 'fineweb_val_*.bin' --tokenizer fineweb_1024_bpe.model
+
+    Example: torchrun --standalone --nproc_per_node=8 -m quantlab eval model.qlab --mode sliding --text val.txt
+    """
+    import os
+
+    from quantlab.jobs.evaluate import check_options, refuse_record
+    from quantlab.jobs.evaluate import evaluate as score
+
+    _, step = check_options(text, tokens, mode, seq_len, stride)
+    asked: dict[str, Any] = {"text": text, "tokens": tokens, "tokenizer": tokenizer, "against": against}
+    asked |= {"seq_len": seq_len, "mode": mode, "packed": packed, "model": model}
+    recorder = options.recorder_of(runs, no_run, mirror)
+    if save:
+        refuse_record(target, force=force)
+    with recorder.run("eval", {"target": target, **asked, "stride": step}) as run, ProgressDisplay() as progress:
+        if target.exists():
+            run.result(artifact=target)
+        record = score(target, **asked, stride=stride, save=save, force=force, progress=progress)
+        run.result(evaluation=record, metrics=asdict(record.memory) if record.memory else {})
+    if os.environ.get("RANK", "0") == "0":
+        _print_evaluation(record, target, save, as_json)
+
+
+def _print_evaluation(record: "EvaluationRecord", target: Path, save: bool, as_json: bool) -> None:
+    from quantlab.evaluation.evaluation_record import record_path
+
+    if save:
+        note(f"wrote {record_path(target)}")
+    if as_json:
+        facts = {key: value for key, value in record.to_dict().items() if key != "data"}
+        print_json(asdict(record.data) | {key: value for key, value in facts.items() if key != "against" or value})
+        return
+    _print_score(record)
+    if memory := record.memory:
+        print(
+            f"weights {memory.weights}: {memory.weight_bytes:,} bytes in memory, peak {memory.peak_bytes:,} bytes "
+            f"({memory.device})"
+        )
+    _print_comparison(record)
+
+
+def _print_score(record: "EvaluationRecord") -> None:
+    data = record.data
+    stride = "" if data.mode == "chunked" else f", stride {data.stride}"
+    print(
+        f"val_bpb {record.val_bpb:.6f}  val_loss {record.val_loss:.6f}  tokens {data.tokens:,}  "
+        f"bytes {data.bytes:,}  documents {data.documents:,}  ({data.bytes / data.tokens:.4f} bytes per token, "
+        f"{data.mode}, sequences of {data.seq_len}{stride})"
+    )
+    if record.bytes_match:
+        print(f"tokens and bytes are those of the public validation split {record.split}")
+    elif record.split:
+        note(f"warning: as many tokens as the public validation split {record.split}, but not its bytes: do not compare this")
+
+
+def _print_comparison(record: "EvaluationRecord") -> None:
+    if found := record.against:
+        print(
+            f"against {found.file}: KL {found.kl_mean:.6f} nats (99 % of tokens below {found.kl_q99:.4f}), "
+            f"top token differs at {100 * found.top1_flips:.2f} %, loss {found.loss_difference:+.6f} nats "
+            f"(95 %: {found.loss_difference_low:+.6f} to {found.loss_difference_high:+.6f})"
+        )
+
+
+def probe(
+    target: options.Target,
+    text: options.Text = None,
+    tokens: options.Tokens = None,
+    tokenizer: options.TokenizerFile = None,
+    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens in each of the four sequences.")] = 128,
+    seed: options.Seed = 0,
+    model: options.Model = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check that a model scores honestly: it sees no later token, no other row, and gives probabilities that sum to 1.
+
+    Random ids are used without --text and --tokens. For --text without --tokenizer the file tokenizer.model beside TARGET
+    is used. The exit code is 1 when a probe fails.
+
+    Example: quantlab probe model.qlab --tokens 'fineweb_val_*.bin'
+    """
+    from quantlab.jobs.probe import probe as run_probes
+
+    probes = run_probes(target, text=text, tokens=tokens, tokenizer=tokenizer, seq_len=seq_len, seed=seed, model=model)
+    failed = [p.name for p in probes if p.passed is False]
+    if as_json:
+        print_json({"failed": failed, "probes": [p.to_dict() for p in probes]})
+    else:
+        for p in probes:
+            print(f"{_PROBE_WORDS[p.passed]}  {p.name:<13}  {p.detail}")
+    if failed:
+        raise typer.Exit(1)
+
+
+def compare(
+    files: Annotated[list[Path], typer.Argument(metavar="A [B ...]", help="Artifacts (.qlab) or reports (.report.json).")],
+    sort: Annotated[
+        str,
+        typer.Option("--sort", help="Tensors by what differs most from the first file: bytes, predicted_kl, bpw; or name."),
+    ] = "bytes",
+    top: Annotated[int, typer.Option("--top", metavar="N", help="Show the first N tensors; 0: none.", min=0)] = 20,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="F", help="Write a report of one self-contained page, for a browser.")
+    ] = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Compare packed models: sizes, scores, and what every tensor got. One alone goes with --html or --json.
+
+    What lies beside x.qlab belongs to it: x.report.json of quantlab pack, x.eval.json of quantlab eval --save.
+
+    Example: quantlab compare a.qlab b.qlab --sort predicted_kl --html compare.html
+    """
+    from quantlab.files import refuse_existing, write_whole
+    from quantlab.jobs.compare import comparison_page, read_entry
+    from quantlab.report.comparison import compare_entries
+    from quantlab.report.tables import render_comparison
+
+    if len(files) < 2 and html is None and not as_json:
+        raise ConfigError(f"compare needs two files or more, got {files[0]}", hint="one alone goes with --html or --json")
+    if html is not None:
+        from quantlab.report.page import check_packages
+
+        check_packages()
+        refuse_existing([html], force=force)
+    entries = [read_entry(path) for path in files]
+    comparison = compare_entries(entries, sort=sort)  # type: ignore[arg-type]  # checked there
+    if html is not None:
+        write_whole(html, comparison_page(comparison, entries).encode())
+    if as_json:
+        print_json(comparison.to_dict())
+    elif len(files) > 1:
+        show_whole(render_comparison(comparison, top=top))
+    if html is not None:
+        note(f"wrote {html}")

@@ -1,0 +1,268 @@
+"""Do one packing: measure, solve, write, read the file back in a fresh process, report."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantlab import __version__
+from quantlab.artifact.decode import digest
+from quantlab.artifact.layout import TensorBytes
+from quantlab.artifact.verify import digest_in_fresh_process
+from quantlab.artifact.writer import EncodedArtifact, Payload, encode_artifact, passthrough_payload
+from quantlab.calib.sources import CalibrationConfig
+from quantlab.calib.statistics import Statistics
+from quantlab.errors import BudgetError, ConfigError, FormatError, QuantlabError, StatisticsError
+from quantlab.files import write_whole
+from quantlab.jobs.calibrate import measure_statistics, reuse_statistics
+from quantlab.jobs.workspace import Workspace, folder_of
+from quantlab.methods.method import MethodOptions, Point, Problem, Solution, find_method, method_options, options_dict
+from quantlab.models.loading import LoadedModel, in_eval_mode
+from quantlab.models.weights import split_state
+from quantlab.progress import Progress, silent
+from quantlab.report.pack_report import PackReport, TensorReport
+from quantlab.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackConfig:
+    """Options of one packing."""
+
+    budget_bytes: int
+    """Artifact and counted code together may not exceed it."""
+    method: str = "trellis"
+    """Name of a folder's method in quantlab.methods."""
+    options: MethodOptions = field(default_factory=lambda: method_options("trellis", {}))
+    """Options of the method."""
+    code: dict[str, int] = field(default_factory=dict)
+    """Bytes of each counted code file, by path."""
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    """Which tokens are measured, unless statistics are given."""
+
+    def __post_init__(self) -> None:
+        if type(self.options) is not find_method(self.method).options:
+            raise ConfigError(f"options of method {self.method} are needed, got {type(self.options).__name__}")
+        if self.budget_bytes < 1:
+            raise ConfigError(f"budget must be at least 1 byte, got {self.budget_bytes}")
+        if self.code_bytes >= self.budget_bytes:
+            raise BudgetError(f"the code files take {self.code_bytes} bytes, the budget is {self.budget_bytes}")
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of all counted code files."""
+        return sum(self.code.values())
+
+
+def pack_with(
+    config: PackConfig,
+    loaded: LoadedModel,
+    output: Path,
+    *,
+    report: Path | None = None,
+    tokenizer: Tokenizer | None = None,
+    statistics: str | Path | Statistics | None = None,
+    resume: bool = False,
+    progress: Progress = silent,
+) -> PackReport:
+    """Do what `pack` does, with options that are checked and a model that is loaded; existing outputs are replaced."""
+    watch = _Stopwatch()
+    with in_eval_mode(loaded.model):
+        with watch.time("calibrate"):
+            given = None if statistics is None else reuse_statistics(statistics, loaded)
+            workspace = Workspace(folder_of(output), _work_key(loaded, config, given), resume=resume)
+            stats = _statistics(loaded, config, given, tokenizer, workspace, progress)
+        with watch.time("search"):
+            try:
+                solution = _solve(loaded, stats, config, tokenizer, workspace, progress)
+            except QuantlabError:
+                workspace.remove()  # it would fail again: nothing to resume
+                raise
+    wanted = digest({name: tensor.numpy() for name, tensor in solution.tensors.items()})
+    trial = output.with_name(f".{output.name}.{os.getpid()}.trial")
+    try:
+        with watch.time("verify"):
+            write_whole(trial, solution.data)
+            workspace.remove()  # packing again would give the same file
+            _verify(trial, wanted)
+        result = _report(loaded, config, stats, solution, wanted, output, watch.timings_s)
+        if report is not None:
+            write_whole(report, result.to_json())
+        trial.replace(output)
+    finally:
+        trial.unlink(missing_ok=True)
+    return result
+
+
+class _Stopwatch:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.timings_s: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Add the block's wall-clock time under `name`."""
+        start = time.perf_counter()
+        yield
+        self.timings_s[name] = round(self.timings_s.get(name, 0.0) + time.perf_counter() - start, 3)
+
+
+def _work_key(loaded: LoadedModel, config: PackConfig, stats: Statistics | None) -> dict[str, Any]:
+    """Return everything that decides the bytes of the file."""
+    origin = asdict(config.calibration) if stats is None else stats.fingerprint
+    options = {**asdict(config), "calibration": origin}
+    return {"checkpoint": loaded.fingerprint, "options": json.loads(json.dumps(options)), "version": __version__}
+
+
+def _statistics(
+    loaded: LoadedModel,
+    config: PackConfig,
+    given: Statistics | None,
+    tokenizer: Tokenizer | None,
+    workspace: Workspace,
+    progress: Progress,
+) -> Statistics:
+    plain = find_method(config.method).needs_products
+    if given is None:
+        return workspace.statistics(lambda: measure_statistics(loaded, config.calibration, tokenizer, progress, plain=plain))
+    if plain and not given.is_plain:
+        raise StatisticsError(
+            f"the statistics lack the unweighted products that method {config.method} needs", hint="run quantlab calibrate"
+        )
+    return given
+
+
+def _solve(
+    loaded: LoadedModel,
+    stats: Statistics,
+    config: PackConfig,
+    tokenizer: Tokenizer | None,
+    workspace: Workspace,
+    progress: Progress,
+) -> Solution:
+    about = _about(loaded, stats, config, tokenizer)
+
+    def encode(payloads: Sequence[Payload]) -> EncodedArtifact:
+        return encode_artifact(payloads, **about)
+
+    matrices, others = split_state(loaded.state)
+    parameters = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
+    # buffers (position tables, masks) are not trained: half precision could break them
+    passthrough = {n: passthrough_payload(n, tensor, exact=n not in parameters) for n, tensor in others.items()}
+    problem = Problem(
+        model=loaded.model,
+        matrices=matrices,
+        passthrough=passthrough,
+        statistics=stats,
+        encode=encode,
+        progress=progress,
+        memo=workspace,
+    )
+    solver, budget = find_method(config.method).solver(problem, config.options), config.budget_bytes - config.code_bytes
+    if (smallest := solver.smallest_bytes()) > budget:
+        raise _too_small(smallest, config)
+    return solver.solve(budget)
+
+
+def _about(loaded: LoadedModel, stats: Statistics, config: PackConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """Return what the manifest says besides its tensors. Neither time nor path: the same input gives the same bytes."""
+    origin = {
+        "checkpoint": loaded.fingerprint,
+        "statistics": stats.fingerprint,
+        "method": config.method,
+        "widths": list(config.options.widths),
+        "seed": config.calibration.seed,
+    }
+    known = {"sha256": tokenizer.sha256[:32], "vocab_size": tokenizer.vocab_size} if tokenizer else {}
+    return {"model": loaded.config, "tokenizer": known, "origin": origin, "producer": f"quantlab {__version__}"}
+
+
+def _too_small(artifact_bytes: int, config: PackConfig) -> BudgetError:
+    smallest = artifact_bytes + config.code_bytes
+    code = f" (artifact {artifact_bytes}, code {config.code_bytes})" if config.code else ""
+    return BudgetError(
+        f"budget {config.budget_bytes} bytes is below the smallest reachable size, {smallest} bytes{code}",
+        smallest_bytes=smallest,
+        hint="raise --budget, or allow a narrower width with --widths",
+    )
+
+
+def _verify(trial: Path, wanted: str) -> None:
+    """Raise FormatError unless a fresh process decodes the file to the tensors that were measured."""
+    found = digest_in_fresh_process(trial)
+    if found != wanted:
+        raise FormatError(f"a fresh process decodes the file to other tensors ({found[:12]}, not {wanted[:12]})")
+
+
+def _report(
+    loaded: LoadedModel,
+    config: PackConfig,
+    stats: Statistics,
+    solution: Solution,
+    tensors_sha256: str,
+    output: Path,
+    timings_s: dict[str, float],
+) -> PackReport:
+    artifact_bytes, n_params = len(solution.data), sum(tensor.numel() for tensor in loaded.state.values())
+    total = artifact_bytes + config.code_bytes
+    return PackReport(
+        checkpoint=loaded.name,
+        artifact=str(output),
+        method=config.method,
+        options=options_dict(config.options),
+        predictor=find_method(config.method).predictor,
+        effort=solution.effort,
+        tuned=solution.tuned,
+        seed=config.calibration.seed,
+        budget_bytes=config.budget_bytes,
+        artifact_bytes=artifact_bytes,
+        code_bytes=config.code_bytes,
+        total_bytes=total,
+        slack_bytes=config.budget_bytes - total,
+        n_params=n_params,
+        bpw=8 * artifact_bytes / n_params,
+        predicted_kl=sum(point.predicted_kl for point in solution.points.values()),
+        size_breakdown=solution.layout.size_breakdown,
+        code_files=config.code,
+        calibration={**stats.source, "tokens": stats.tokens, "fingerprint": stats.fingerprint},
+        tensors_sha256=tensors_sha256,
+        timings_s={**timings_s, "total": round(sum(timings_s.values()), 3)},
+        tensors=tuple(_tensor_report(size, solution) for size in solution.layout.tensors),
+        passthrough=tuple({"name": t.name, "shape": list(t.shape), "dtype": t.dtype} for t in solution.layout.passthrough),
+        producer=f"quantlab {__version__}",
+        artifact_sha256=hashlib.sha256(solution.data).hexdigest(),
+    )
+
+
+def _tensor_report(size: TensorBytes, solution: Solution) -> TensorReport:
+    point = solution.points[size.name]
+    total, coded, bpw = size.bytes, size.code_bytes, size.bpw
+    assert total is not None and coded is not None and bpw is not None  # the writer knows all sizes
+    return TensorReport(
+        name=size.name,
+        shape=size.shape,
+        width_bits=size.width_bits,
+        setting=point.setting,
+        codec=size.codec,
+        bytes=total,
+        bpw=bpw,
+        predicted_kl=point.predicted_kl,
+        code_bytes=coded,
+        points=_other_points(solution.measured.get(size.name, []), point, total - point.bytes),
+    )
+
+
+def _other_points(measured: Sequence[Point], chosen: Point, side_bytes: int) -> tuple[tuple[int, float], ...]:
+    """Return what the search measured between half and twice the chosen bytes, but for what another point beats in both."""
+    near = [p for p in measured if chosen.bytes / 2 < p.bytes < 2 * chosen.bytes and p != chosen]
+    undominated: list[tuple[int, float]] = []
+    for point in sorted(near, key=lambda p: (p.bytes, p.predicted_kl)):
+        predicted_kl = float(f"{point.predicted_kl:.4g}")  # the report is read by people too
+        if not undominated or predicted_kl < undominated[-1][1]:
+            undominated.append((point.bytes + side_bytes, predicted_kl))
+    return tuple(undominated)

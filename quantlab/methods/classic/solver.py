@@ -1,0 +1,38 @@
+"""Solve a packing with the baselines: measure grids of every tensor, then choose one for each under the budget."""
+
+from typing import Literal
+
+from quantlab.artifact.writer import EncodedArtifact, GridPayload
+from quantlab.methods.classic.allocation import Allocator
+from quantlab.methods.classic.meter import TensorMeter
+from quantlab.methods.method import MethodOptions, Problem, Solution
+from quantlab.progress import stage
+
+
+class ClassicSolver:
+    """GPTQ or round-to-nearest at work on one problem."""
+
+    def __init__(self, problem: Problem, options: MethodOptions, rounding: Literal["gptq", "rtn"]) -> None:
+        self.problem = problem
+        uses, widths = problem.statistics.uses, options.widths
+        self.meters = [TensorMeter(name, w_OI, uses(name), rounding, widths) for name, w_OI in problem.matrices.items()]
+        self.allocator = Allocator(self.meters, self._assemble, stage(problem.progress, "search grids"))
+
+    def _assemble(self, coded: list[GridPayload]) -> EncodedArtifact:
+        return self.problem.encode([*coded, *self.problem.passthrough.values()])
+
+    def smallest_bytes(self) -> int:
+        """Return the length of the file with the coarsest grid of the narrowest width for every tensor."""
+        return self.allocator.smallest_bytes()
+
+    def solve(self, budget_bytes: int) -> Solution:
+        """Return the file of least predicted KL with at most `budget_bytes`."""
+        file, points = self.allocator.solve(budget_bytes)
+        found = {meter.name: meter.reconstruct(point) for meter, point in zip(self.meters, points, strict=True)}
+        return Solution(
+            data=file.data,
+            layout=file.layout,
+            points=dict(zip(found, points, strict=True)),
+            tensors=found | {name: raw.value for name, raw in self.problem.passthrough.items()},
+            measured={meter.name: meter.points for meter in self.meters},
+        )

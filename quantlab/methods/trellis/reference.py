@@ -1,0 +1,87 @@
+"""Two-sided error feedback and the trellis search in plain numpy: the reference implementation of feedback.py.
+
+Everything is float64 and nothing is reused: targets are matrix products over the whole matrix, the Viterbi algorithm keeps its
+survivors in a dictionary, and every code of the grid is tried. Legend: see feedback.py.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.format_rules import OFFSET, SCALAR_CLASSES, code_limit, next_states, shifts_of, sum_classes, tables_of
+from quantlab.methods.trellis.factors import Factors
+from quantlab.methods.trellis.feedback import Rates
+from quantlab.methods.trellis.shape import ShapedGrid
+
+
+def round_reference(
+    w_OI: NDArray[np.float32], grid: ShapedGrid, parts: Factors, rates: Rates, *, states: int, slope: float
+) -> NDArray[np.int16]:
+    """Return what `feedback.round_with_feedback` returns; float32 sums there may decide a tie in another way."""
+    (O, I), limit = w_OI.shape, code_limit(grid.bits)
+    W, steps, classes = w_OI.astype(np.float64), grid.steps_OI, sum_classes(rates.rows_O, rates.columns_I)
+    U_G = parts.rows_OO.T if len(parts.rows_OO) else np.zeros((O, O))
+    U_H = parts.columns_II.T
+    trellis = Trellis(states, -limit if states == 1 else 1 - limit, limit, rates.bits, slope)
+    codes, E = np.zeros((O, I), np.int16), np.zeros((O, I))
+    for s in reversed(range(O + I - 1)):
+        T = W + U_G.T @ E + (E + U_G.T @ E) @ U_H  # final on anti-diagonal s: all that feeds it is rounded
+        x = np.divide(T, steps, out=np.zeros((O, I)), where=steps > 0)
+        cells = [(i, s - i) for i in range(O) if 0 <= s - i < I]
+        path = trellis.best_path([x[cell] for cell in cells], [int(classes[cell]) for cell in cells])
+        for cell, t in zip(cells, path, strict=True):
+            codes[cell] = t
+            E[cell] = W[cell] - trellis.point(t, int(classes[cell])) * steps[cell]
+    return codes
+
+
+@dataclass(frozen=True, slots=True)
+class Trellis:
+    """The codes that a path may take, and what each costs."""
+
+    states: int
+    low: int
+    high: int
+    bits: NDArray[np.float32]
+    """Bits of each symbol in each table, [28, 256]."""
+    slope: float
+
+    def bypassed_by(self, cls: int) -> bool:
+        """Whether weights of a scale class bypass the trellis."""
+        return self.states == 1 or cls < SCALAR_CLASSES
+
+    def point(self, t: int, cls: int) -> float:
+        """Return the value of a code in steps: t - ½ on a path, t off it."""
+        return t if self.bypassed_by(cls) else t - 0.5
+
+    def cost(self, x: float, t: int, cls: int) -> float:
+        """Return the squared error plus what the bits of the code's symbol cost, in squared steps."""
+        k = t if self.states == 1 else t // 2 if t % 2 == 0 else -(t // 2)
+        raw, table = (int(of(np.int64(cls))) for of in (shifts_of, tables_of))
+        column = min(max((k >> raw) + OFFSET, 0), 255)
+        return (x - self.point(t, cls)) ** 2 + self.slope * (float(self.bits[table, column]) + raw)
+
+    def cheapest(self, x: float, cls: int, codes: Iterable[int]) -> tuple[float, int]:
+        """Return the least cost of the codes, and the code that has it."""
+        return min((self.cost(x, t, cls), t) for t in codes)
+
+    def best_path(self, x_P: Sequence[float], class_P: Sequence[int]) -> list[int]:
+        """Return the codes of the cheapest path from state 0, by the Viterbi algorithm."""
+        after, grid = next_states(self.states), range(self.low, self.high + 1)
+        survivors: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+        for x, cls in zip(x_P, class_P, strict=True):
+            if self.bypassed_by(cls):  # the same code for every survivor, which keeps its state
+                cost, t = self.cheapest(x, cls, grid if self.states == 1 else (t for t in grid if t % 2 == 0))
+                survivors = {q: (total + cost, [*codes, t]) for q, (total, codes) in survivors.items()}
+                continue
+            reached: dict[int, tuple[float, list[int]]] = {}
+            for q, (total, codes) in survivors.items():
+                for z in (0, 1):  # in state q codes t = 2k + (q mod 2) are allowed, and z = k mod 2 chooses the next state
+                    cost, t = self.cheapest(x, cls, (t for t in grid if t % 4 == 2 * z + q % 2))
+                    to = int(after[q, z])
+                    if to not in reached or total + cost < reached[to][0]:
+                        reached[to] = (total + cost, [*codes, t])
+            survivors = reached
+        return min(survivors.values())[1]

@@ -1,0 +1,112 @@
+"""Solve a packing with the trellis method: round at one slope until the file is as long as the budget allows, then tune."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantlab.artifact.writer import EncodedArtifact, TrellisPayload, passthrough_payload
+from quantlab.methods.method import Problem, Solution
+from quantlab.methods.trellis import TrellisOptions
+from quantlab.methods.trellis.effort import Effort, choose_effort
+from quantlab.methods.trellis.rounder import Rounder, weights
+from quantlab.methods.trellis.slope_search import SlopePlanner
+from quantlab.methods.trellis.tuning import HELD_OUT, Tuned, tune
+from quantlab.progress import stage
+
+TUNED_GROWTH = 50
+"""Tuned tensors may code to a fiftieth more bytes than they had: the search leaves that much room."""
+
+
+class TrellisSolver:
+    """The trellis method at work on one problem."""
+
+    def __init__(self, problem: Problem, options: TrellisOptions) -> None:
+        self.problem, self.options = problem, options
+        self.passthrough = dict(problem.passthrough)
+        uses, widest = problem.statistics.fisher_uses, max(options.widths)
+        self.rounders = [Rounder(n, w, uses(n), options.rounding, widest) for n, w in problem.matrices.items()]
+        self.planner = SlopePlanner(
+            self.rounders, options.widths, self._assemble, stage(problem.progress, "round"), problem.memo.codes
+        )
+
+    def _assemble(self, coded: Sequence[TrellisPayload]) -> EncodedArtifact:
+        return self.problem.encode([*coded, *self.passthrough.values()])
+
+    def smallest_bytes(self) -> int:
+        """Return the length of the file whose every code is zero."""
+        return self.planner.smallest_bytes()
+
+    def solve(self, budget_bytes: int) -> Solution:
+        """Return the best file of at most `budget_bytes`. BudgetError if none was found that readers accept."""
+        planner, effort = self.planner, self._effort()
+        for rounder in self.rounders:
+            rounder.options = replace(self.options.rounding, states=effort.states)
+        c, payloads = planner.approach(budget_bytes)
+        room = sum(len(raw.raw) for raw in self.passthrough.values()) // TUNED_GROWTH if effort.tune_steps else 0
+        file, payloads = planner.settle(max(budget_bytes - room, 1), c)
+        tuned = self._tune(payloads, effort.tune_steps) if effort.tune_steps else None
+        if effort.tune_steps:  # codes stay: what is learned makes up for the very errors that they have
+            file, payloads = planner.refill(budget_bytes, payloads, c)
+        return self._solution(file, payloads, c, effort, tuned)
+
+    def _solution(
+        self, file: EncodedArtifact, payloads: Sequence[TrellisPayload], c: float, effort: Effort, tuned: Tuned | None
+    ) -> Solution:
+        names, planner = list(self.problem.matrices), self.planner
+        values = {payload.entry.name: torch.from_numpy(weights(payload)) for payload in payloads}
+        return Solution(
+            data=file.data,
+            layout=file.layout,
+            points=dict(zip(names, planner.points(c, payloads), strict=True)),
+            tensors=values | {name: raw.value for name, raw in self.passthrough.items()},
+            effort=asdict(effort),
+            tuned=_facts(tuned) if tuned else {},
+            measured=dict(zip(names, map(list, zip(*planner.passes, strict=True)), strict=True)),
+        )
+
+    def _effort(self) -> Effort:
+        """Return what was asked for, or what fits into the time; a resumed packing keeps its first choice."""
+        options = self.options
+        wanted, limit = Effort(options.states, options.tune_steps if options.tune else 0), options.time_limit
+        if limit is None:
+            return wanted
+        chosen = self.problem.memo.note(
+            "effort", lambda: asdict(choose_effort(self.rounders, wanted, self._one_tune_step, limit))
+        )
+        return Effort(**chosen)
+
+    def _one_tune_step(self) -> None:
+        ids_NT = self.problem.statistics.ids_NT.long()[: 2 * HELD_OUT]
+        tune(self.problem.model, {}, self._tunable(), ids_NT, 1, lambda name, value: value)
+
+    def _tunable(self) -> dict[str, Tensor]:
+        parameters = self.problem.parameters
+        return {n: r.value for n, r in self.passthrough.items() if n in parameters and r.value.is_floating_point()}
+
+    def _tune(self, payloads: Sequence[TrellisPayload], steps: int) -> Tuned | None:
+        """Learn the passthrough tensors beside the rounded ones, and keep what was better; None where there is too little."""
+        start, ids_NT = self._tunable(), self.problem.statistics.ids_NT.long()
+        if not start or len(ids_NT) < HELD_OUT:
+            return None
+        rounded = {payload.entry.name: torch.from_numpy(weights(payload)) for payload in payloads}
+        progress = stage(self.problem.progress, "tune unquantized tensors")
+
+        def compute() -> tuple[dict[str, Tensor], dict[str, str]]:
+            found = tune(self.problem.model, rounded, start, ids_NT, steps, _stored, progress)
+            return found.tensors, {"kl_before": repr(found.kl_before), "kl_after": repr(found.kl_after)}
+
+        tensors, about = self.problem.memo.tensors("tuned", compute)
+        self.passthrough |= {name: passthrough_payload(name, tensor) for name, tensor in tensors.items()}
+        return Tuned(tensors, float(about["kl_before"]), float(about["kl_after"]))
+
+
+def _stored(name: str, value: Tensor) -> Tensor:
+    """Return the value of a tensor after it is written and read."""
+    return passthrough_payload(name, value).value
+
+
+def _facts(tuned: Tuned) -> dict[str, Any]:
+    return {"kl_before": tuned.kl_before, "kl_after": tuned.kl_after, "accepted": tuned.is_better}
