@@ -25,9 +25,9 @@ from machine import ROOT, machine
 from quantlab.coding import rans, rans_numba
 from quantlab.coding.codecs import encode_smallest
 from quantlab.coding.contexts import TensorContext, classes_of, raw_bits
+from quantlab.coding.frequency_tables import fit_tables, sets_to_bytes
 from quantlab.coding.rans import lanes_for
 from quantlab.coding.symbols import from_symbols
-from quantlab.coding.tables import fit_tables, sets_to_bytes
 from quantlab.format_rules import TABLE_CLASSES
 
 KINDS = {"path": (8, 9, TABLE_CLASSES - 1), "mixed": (8, 0, 40), "wide": (1, 28, 60)}  # states, lowest, highest scale class

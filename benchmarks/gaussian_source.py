@@ -1,4 +1,4 @@
-"""How far scalar and trellis rounding of independent Gaussian weights, with the packer's own coder, are from the bound.
+"""Distance of scalar and trellis rounding from the rate-distortion bound, on Gaussian weights with the packer's own coder.
 
     .venv/bin/python benchmarks/gaussian_source.py      # prints a table, saves JSON; a minute
 

@@ -27,15 +27,15 @@ from machine import ROOT, machine
 from torch import Tensor
 
 from quantlab.coding import rans, rans_device, rans_numba
+from quantlab.coding.frequency_tables import fit_tables
 from quantlab.coding.rans import lanes_for
-from quantlab.coding.tables import fit_tables
 from quantlab.kernels.check import check_kernels, sample
 from quantlab.kernels.dequant_matmul import dequant_matmul
 from quantlab.kernels.fake_quant import fake_quant, fake_quant_ref
 from quantlab.kernels.gptq_block import gptq_block, gptq_block_ref
 from quantlab.kernels.packed import Packed
 from quantlab.kernels.softcap_cross_entropy import softcap_cross_entropy, softcap_cross_entropy_ref
-from quantlab.kernels.unpack import unpack, unpack_ref
+from quantlab.kernels.unpack_weights import unpack, unpack_ref
 
 RUNS = 50
 ROTATED_BYTES = 256 << 20

@@ -37,7 +37,7 @@ class Statistics:
     row_agreement: dict[str, float] = field(default_factory=dict)
     """By tensor: correlation over rows of log g between two halves of the sample; near 1 means the sample is large enough."""
     source: dict[str, Any] = field(default_factory=dict)
-    """Where the tokens came from: kind, seed, sequence length, and their SHA-256."""
+    """Origin of the tokens: kind, seed, sequence length, and their SHA-256."""
 
     @property
     def tokens(self) -> int:

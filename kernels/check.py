@@ -21,7 +21,7 @@ from quantlab.kernels.packed import Packed, pack
 from quantlab.kernels.rans_decode import ENTRY_FREQUENCY, ENTRY_SYMBOL, rans_decode, rans_decode_ref
 from quantlab.kernels.softcap_cross_entropy import softcap_cross_entropy
 from quantlab.kernels.trellis_codes import trellis_codes, trellis_codes_ref
-from quantlab.kernels.unpack import unpack
+from quantlab.kernels.unpack_weights import unpack
 
 ROUNDINGS = 2.0**-22  # float32: both scales and their product are rounded
 SUMS = 1e-5  # float32 sums of some hundred terms, relative to the largest result

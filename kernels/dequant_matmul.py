@@ -15,7 +15,7 @@ from torch import Tensor
 from quantlab.errors import ShapeError
 from quantlab.kernels.launch import configs, jit, on_kernel, tl, tuned
 from quantlab.kernels.packed import LANES, Packed
-from quantlab.kernels.unpack import DTYPES, code_tile, load_words, shape_arguments, unpack, unpack_ref
+from quantlab.kernels.unpack_weights import DTYPES, code_tile, load_words, shape_arguments, unpack, unpack_ref
 
 __all__ = ["FUSED_ROWS", "dequant_matmul", "dequant_matmul_ref", "dequant_matmul_triton", "splits_of"]
 

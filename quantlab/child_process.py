@@ -101,12 +101,9 @@ def _step(line: str) -> dict[str, Any]:
 
 
 def _error(told: dict[str, Any]) -> QuantlabError:
-    kind = getattr(errors, told["kind"], QuantlabError)
-    if not (isinstance(kind, type) and issubclass(kind, QuantlabError)):
-        kind = QuantlabError
-    if kind is errors.ExpansionError:  # it takes a size that only matters where the file was made
-        kind = errors.FormatError
-    error: QuantlabError = kind(told["message"])
+    name = "FormatError" if told["kind"] == "ExpansionError" else told["kind"]  # whose size matters to the writer alone
+    kind: type[QuantlabError] = getattr(errors, name, QuantlabError)
+    error = kind(told["message"])
     error.hint = told["hint"]
     return error
 

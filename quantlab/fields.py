@@ -22,7 +22,10 @@ T = TypeVar("T")
 
 def _as_json(value: Any) -> str:
     """Return a value as short JSON text."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return f"a deeply nested {type(value).__name__}"
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 

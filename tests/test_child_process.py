@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quantlab.child_process import run_child
-from quantlab.errors import BudgetError, ConfigError, QuantlabError
+from quantlab.errors import BudgetError, ConfigError, FormatError, QuantlabError
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = '''
@@ -124,7 +124,7 @@ def test_a_child_holds_the_lock_that_it_is_given(tmp_path):
     [
         ("config", ConfigError, "bits must be 2 to 8, got 9", "try 8"),
         ("budget", BudgetError, "the budget is too small", None),
-        ("expansion", QuantlabError, "it expands", None),
+        ("expansion", FormatError, "it expands", None),
     ],
 )
 def test_an_error_of_a_child_is_raised_with_its_kind_and_hint(task, kind, message, hint):

@@ -18,7 +18,7 @@ from quantlab.kernels.softcap_cross_entropy import softcap_cross_entropy
 from quantlab.trainer.attention import Attention, KVCache, Mask, document_mask, rms_norm, rope_table
 from quantlab.trainer.layers import BigramHash, Linear, SmearGate, initialise_, without_previous
 from quantlab.trainer.model_config import GPTConfig, at_least
-from quantlab.trainer.packed import PackedEmbedding
+from quantlab.trainer.packed_layers import PackedEmbedding
 
 
 class MLP(nn.Module):

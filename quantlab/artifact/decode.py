@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from quantlab.artifact.shaped_grid import context_of, weights_of
 from quantlab.coding import rans
 from quantlab.coding.codecs import bytes_to_codes, from_byte_planes
 from quantlab.coding.contexts import TensorContext
-from quantlab.coding.tables import sets_from_bytes
+from quantlab.coding.frequency_tables import sets_from_bytes
 from quantlab.errors import FormatError
 from quantlab.format_rules import code_limit
 
@@ -31,18 +30,6 @@ Array = NDArray[Any]
 ROW_SCALES, GRID_SCALES, RAW, CLASSES, TABLES, STREAM = range(6)  # codes of the k-th row grid lie in section 6 + k
 CODES = 6
 MAX_TABLE_BYTES = 1 << 20
-
-
-def read_artifact(path: Path) -> tuple[Manifest, list[Section]]:
-    """Return the manifest and the undecoded sections of the file at `path`. FormatError names the file."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
-    try:
-        return parse_artifact(data)
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from error
 
 
 def parse_artifact(data: bytes) -> tuple[Manifest, list[Section]]:

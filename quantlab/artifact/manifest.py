@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from quantlab.coding.frequency_tables import MAX_SETS
 from quantlab.coding.rans import MAX_LANES, MIN_LANES
-from quantlab.coding.tables import MAX_SETS
 from quantlab.errors import FormatError
+from quantlab.fields import JSON, Reader
 from quantlab.format_rules import STATES, WIDE, WIDTHS
 
 MAX_ELEMENTS = 1 << 32  # of one tensor
@@ -115,21 +116,18 @@ class Manifest:
         Raises:
             FormatError: a missing or unknown key, a wrong type, a value out of range, or a name used twice.
         """
-        _check_keys("manifest", raw, {f.name for f in fields(cls)}, {"tensors"})
-        for key in ("model", "tokenizer", "origin"):
-            if not isinstance(raw.get(key, {}), dict):
-                raise FormatError(f"manifest {key} must be an object, got {type(raw[key]).__name__}")
-        if not isinstance(raw["tensors"], list) or not isinstance(raw.get("producer", ""), str):
-            raise FormatError("manifest tensors must be a list, and producer must be a string")
-        lanes = raw.get("lanes", 0)
-        if type(lanes) is not int or not (lanes == 0 or MIN_LANES <= lanes <= MAX_LANES):
-            raise FormatError(f"manifest lanes must be 0, or {MIN_LANES} to {MAX_LANES}, got {lanes!r}")
-        tensors = tuple(_read_tensor(index, entry) for index, entry in enumerate(raw["tensors"]))
+        entries = raw.get("tensors", [])
+        if not isinstance(entries, list):
+            raise FormatError("manifest tensors must be a list")
+        manifest = _READER.read(cls, raw | ({"tensors": []} if "tensors" in raw else {}), "manifest")
+        if not (manifest.lanes == 0 or MIN_LANES <= manifest.lanes <= MAX_LANES):
+            raise FormatError(f"manifest lanes must be 0, or {MIN_LANES} to {MAX_LANES}, got {manifest.lanes!r}")
+        tensors = tuple(_read_tensor(index, entry) for index, entry in enumerate(entries))
         counts = Counter(t.name for t in tensors)
         if len(counts) != len(tensors):
             raise FormatError(f"tensor {counts.most_common(1)[0][0]!r} is listed twice")
-        _check_tokenizer(raw.get("tokenizer", {}))
-        return cls(**{**raw, "tensors": tensors})
+        _check_tokenizer(manifest.tokenizer)
+        return replace(manifest, tensors=tensors)
 
 
 CodedTensor = GridTensor | TrellisTensor
@@ -141,17 +139,16 @@ _KINDS: dict[str, type[GridTensor] | type[TrellisTensor] | type[RawTensor]] = {
 }
 
 
+_READER = Reader(error=FormatError, refuses_unknown_keys=True, refuses_large_numbers=True, notation=JSON)
+
+
 def _read_tensor(index: int, entry: Any) -> Tensor:
     if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str) or entry["kind"] not in _KINDS:
         kind = entry.get("kind") if isinstance(entry, dict) else entry
         raise FormatError(f"tensor {index}: kind {kind!r} is not one of {', '.join(_KINDS)}")
-    cls = _KINDS[entry["kind"]]
-    names = {f.name for f in fields(cls)}
-    _check_keys(f"tensor {index}", entry, names, names)
-    if not isinstance(entry["name"], str) or not isinstance(entry["shape"], list):
-        raise FormatError(f"tensor {index}: name must be a string, and shape must be a list")
-    _check_name(entry["name"])
-    return cls(**{**entry, "shape": tuple(entry["shape"])})
+    tensor: Tensor = _READER.read(_KINDS[entry["kind"]], entry, f"tensor {index}")
+    _check_name(tensor.name)
+    return tensor
 
 
 def _check_tokenizer(raw: dict[str, Any]) -> None:
@@ -166,13 +163,6 @@ def _check_name(name: str) -> None:
         raise FormatError(f"tensor name {name!r} is not valid Unicode") from error
     if name == "__metadata__":  # safetensors keeps its header's strings under this name
         raise FormatError("no tensor may be named '__metadata__'")
-
-
-def _check_keys(where: str, raw: dict[str, Any], known: set[str], required: set[str]) -> None:
-    if unknown := sorted(raw.keys() - known):
-        raise FormatError(f"{where}: unknown key {unknown[0]!r}")
-    if missing := sorted(required - raw.keys()):
-        raise FormatError(f"{where}: key {missing[0]!r} is missing")
 
 
 def _check_coded(name: str, shape: tuple[Any, ...], bits: Any, widths: tuple[int, ...]) -> None:

@@ -139,7 +139,7 @@ def _sides(entries: list[Entry], section: bytes) -> list[list[Array]]:
 
 
 def _slots_of_sets(raw: bytes) -> Array:
-    """Return the slots of all tables of all stored sets (coding/tables.py)."""
+    """Return the slots of all tables of all stored sets (coding/frequency_tables.py)."""
     at = 1 + 3 * 28 * raw[0]
     heads = np.cumsum(np.frombuffer(raw[1:at], np.uint8).reshape(3, -1), 1, np.uint8)
     latest, slots = [96] * 256, []

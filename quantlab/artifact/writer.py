@@ -16,8 +16,8 @@ from quantlab.artifact.manifest import GridTensor, Manifest, RawTensor, TrellisT
 from quantlab.artifact.shaped_grid import context_of
 from quantlab.coding.codecs import SELF_CONTAINED, STORED, encode_smallest, to_byte_planes
 from quantlab.coding.contexts import TensorContext
+from quantlab.coding.frequency_tables import TableSet, fit_tables, sets_to_bytes
 from quantlab.coding.rans import lanes_for
-from quantlab.coding.tables import TableSet, fit_tables, sets_to_bytes
 from quantlab.format_rules import TABLE_CLASSES
 
 

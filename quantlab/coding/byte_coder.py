@@ -11,8 +11,8 @@ n: values of the support.
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.coding.frequency_tables import ClassTable, TableSet, fit_tables
 from quantlab.coding.lanes import read_symbols, write_symbols
-from quantlab.coding.tables import ClassTable, TableSet, fit_tables
 from quantlab.errors import FormatError
 from quantlab.format_rules import ESCAPE, LOWEST, OFFSET
 

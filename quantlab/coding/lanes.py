@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.coding.tables import FREQUENCY_SHIFT, PLACE_MASK, SYMBOL_SHIFT, TableSet, columns_of
+from quantlab.coding.frequency_tables import FREQUENCY_SHIFT, PLACE_MASK, SYMBOL_SHIFT, TableSet, columns_of
 from quantlab.format_rules import LANE_GROUP, LOWEST, PROBABILITY_BITS, TOTAL, WORD_BITS, lane_groups_of
 
 _BLOCK = 256  # steps whose slots and entries are in memory at a time

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.coding.contexts import TensorContext, check_context, classes_of, raw_bits
+from quantlab.coding.frequency_tables import TableSet
 from quantlab.coding.lanes import ReadSymbols, WriteSymbols, read_symbols, write_symbols
 from quantlab.coding.symbols import from_symbols, join_low_bits_, low_bits, to_symbols
-from quantlab.coding.tables import TableSet
 from quantlab.errors import FormatError
 from quantlab.format_rules import ESCAPE, LANE_GROUP, LOWEST, TABLE_CLASSES, lane_groups_of, shifts_of, tables_of
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantlab.coding.contexts import TensorContext, raw_bits
+from quantlab.coding.frequency_tables import FREQUENCY_SHIFT, PLACE_MASK, SYMBOL_SHIFT, TableSet
 from quantlab.coding.rans import check_contexts, joined, split
 from quantlab.coding.symbols import symbol_limit
-from quantlab.coding.tables import FREQUENCY_SHIFT, PLACE_MASK, SYMBOL_SHIFT, TableSet
 from quantlab.errors import FormatError
 from quantlab.format_rules import ESCAPE, LOWEST, PARITY_CHECKS, TABLE_CLASSES, shifts_of, sum_classes, tables_of
 from quantlab.kernels.rans_decode import ENTRY_FREQUENCY, ENTRY_SYMBOL, rans_decode

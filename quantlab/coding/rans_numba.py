@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from quantlab.coding import rans
 from quantlab.coding.contexts import TensorContext, check_context, classes_of, raw_bits
+from quantlab.coding.frequency_tables import FREQUENCY_SHIFT, PLACE_MASK, SYMBOL_SHIFT, TableSet, columns_of
 from quantlab.coding.lanes import Written
 from quantlab.coding.symbols import to_symbols
-from quantlab.coding.tables import FREQUENCY_SHIFT, PLACE_MASK, SYMBOL_SHIFT, TableSet, columns_of
 from quantlab.format_rules import (
     LANE_GROUP,
     LOWEST,

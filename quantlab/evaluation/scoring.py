@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from quantlab.errors import ConfigError, DataError, ShapeError
 from quantlab.evaluation.ledger import Ledger, bytes_match, due_positions, implied_bytes, public_split
 from quantlab.evaluation.windows import Mode, Windows, batches, scored_part, share_of, stride_of, windows_of
+from quantlab.models.loading import in_eval_mode
 from quantlab.text.tokenizer import TokenBytes
 from quantlab.trainer.model import GPT
 from quantlab.trainer.world import World
@@ -126,14 +127,8 @@ def device_of(model: nn.Module) -> torch.device:
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode without gradients inside the block; after it each module has the mode that it had before."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with in_eval_mode(model), torch.inference_mode():
+        yield
 
 
 def _check_ids(tokens: NDArray[np.integer], vocab_size: int) -> None:

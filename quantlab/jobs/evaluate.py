@@ -32,7 +32,7 @@ from quantlab.progress import Progress, silent, stage
 from quantlab.text.documents import read_documents
 from quantlab.text.shards import read_shards
 from quantlab.text.tokenizer import Tokenizer
-from quantlab.trainer.packed import PackedWeight, weight_bytes
+from quantlab.trainer.packed_layers import PackedWeight, weight_bytes
 from quantlab.trainer.world import World, close_world, open_world
 
 TOKENIZER_NAME = "tokenizer.model"

@@ -24,7 +24,7 @@ from quantlab.format_rules import LOG_STEPS, SCALE_UNITS
 from quantlab.kernels.packed import Packed, pack
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import SMEAR_WINDOW, GPTConfig
-from quantlab.trainer.packed import pack_modules_
+from quantlab.trainer.packed_layers import pack_modules_
 
 Array = NDArray[Any]
 

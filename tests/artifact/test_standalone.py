@@ -19,7 +19,7 @@ from quantlab.artifact.emit import emit_decoder, minify
 from quantlab.artifact.manifest import GridTensor, TrellisTensor
 from quantlab.artifact.shaped_grid import _SIGNIFICANDS, context_of
 from quantlab.artifact.writer import GridPayload, TrellisPayload, encode_artifact, passthrough_payload
-from quantlab.coding import tables
+from quantlab.coding import frequency_tables as tables
 from quantlab.coding.codecs import CODECS, SELF_CONTAINED
 from quantlab.coding.contexts import classes_of
 from quantlab.coding.symbols import from_symbols

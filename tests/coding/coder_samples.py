@@ -3,7 +3,7 @@
 import numpy as np
 
 from quantlab.coding.contexts import TensorContext, classes_of
-from quantlab.coding.tables import TableSet
+from quantlab.coding.frequency_tables import TableSet
 from quantlab.format_rules import TABLE_CLASSES, next_states
 
 RANGES = {"low": (-40, 8), "path": (9, 27), "high": (28, 83), "mixed": (0, 40), "beyond": (-900, 900)}

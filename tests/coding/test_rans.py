@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from quantlab.coding import rans, rans_numba
 from quantlab.coding.codecs import encode_smallest
 from quantlab.coding.contexts import classes_of, raw_bits
+from quantlab.coding.frequency_tables import ClassTable, TableSet, fit_tables, sets_to_bytes
 from quantlab.coding.rans import MAX_LANES, lanes_for
-from quantlab.coding.tables import ClassTable, TableSet, fit_tables, sets_to_bytes
 from quantlab.errors import FormatError
 from quantlab.format_rules import STATES
 

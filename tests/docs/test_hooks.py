@@ -27,7 +27,7 @@ def page(src_uri: str) -> SimpleNamespace:
 @pytest.mark.parametrize(
     ("link", "there"),
     [
-        ("../kernels/unpack.py", "source/kernels/unpack.py.md"),
+        ("../kernels/unpack_weights.py", "source/kernels/unpack_weights.py.md"),
         ("../benchmarks/results/gaussian_source.json", "source/benchmarks/results/gaussian_source.json"),
         ("../examples", "source/examples.md"),
         ("../notebooks/4_the_trellis_by_hand.ipynb", "notebooks/4_the_trellis_by_hand.md"),
@@ -84,3 +84,10 @@ def test_a_result_without_columns_of_its_own_shows_its_values():
 def test_a_table_that_the_page_names_must_be_there():
     with pytest.raises(PluginError, match=r"no_such\.rows"):
         hook("results").on_page_markdown("<!-- results: no_such.rows -->", page("benchmarks.md"), None, None)
+
+
+def test_a_section_of_a_docstring_is_set_off_by_a_blank_line():
+    text = "Do it.\n\nArgs:\n    x: one.\nReturns:\n    Two.\nRaises:\n    KeyError: three."
+    assert hook("docstrings").with_blank_lines(text) == text.replace("\nReturns", "\n\nReturns").replace(
+        "\nRaises", "\n\nRaises"
+    )

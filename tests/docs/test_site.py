@@ -1,5 +1,6 @@
 """The site that `make docs` builds: complete, without warnings, and nothing in it is loaded from elsewhere."""
 
+import inspect
 import json
 import re
 from html import unescape
@@ -10,9 +11,13 @@ import typer
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
+import quantlab
 from quantlab.cli.main import app
+from quantlab.report.tables import measures
 
 ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("codes", "scales", "entropy_model", "passthrough", "manifest", "framing")
+"""Keys of the size breakdown."""
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,25 @@ def test_every_command_has_a_page_with_all_its_options(site: Path):
         assert not [name for name in options if name not in text], words
         assert "Example" in text, f"{words} has no example in its help"
         assert f"quantlab {' '.join(words)}" in overview
+
+
+def test_every_public_function_is_on_the_page_of_python(site: Path):
+    html = (site / "api.html").read_text()
+    for name in quantlab.__all__:
+        section = html[html.index(f'<h3 id="quantlab.{name}"') :]
+        section = unescape(re.sub(r"<[^>]+>", "", section[: section.index("<h3", 3)]))
+        function = getattr(quantlab, name)
+        assert " ".join(function.__doc__.split("\n")[0].split()).replace("`", "") in " ".join(section.split())
+        assert not [parameter for parameter in inspect.signature(function).parameters if parameter not in section], name
+        documented = re.findall(r"^(\w+Error)(?:, \w+Error)*: ", inspect.getdoc(function) or "", re.MULTILINE)
+        assert "Raises:" in section or not documented, name
+    assert all(f'id="{name}"' in html for name in re.findall(r'href="#(quantlab[\w.]+)"', html))
+
+
+def test_the_glossary_has_every_line_of_the_tables(site: Path):
+    text = text_of(site / "glossary.html").lower()
+    assert not [name for name, _ in measures([]) if name.strip().lower() not in text]
+    assert not [part for part in PARTS if part.replace("_", " ") not in text or part not in text]
 
 
 def test_formulas_are_mathml(site: Path):

@@ -12,7 +12,7 @@ import quantlab.kernels.dequant_matmul as module
 from quantlab.errors import ShapeError
 from quantlab.kernels.dequant_matmul import FUSED_ROWS, dequant_matmul, dequant_matmul_ref, dequant_matmul_triton, splits_of
 from quantlab.kernels.packed import PACKED_WIDTHS, pack
-from quantlab.kernels.unpack import unpack
+from quantlab.kernels.unpack_weights import unpack
 
 TOLERANCE = {torch.float32: 2**-20, torch.bfloat16: 2.01 * 2**-8, torch.float16: 2.01 * 2**-11}
 """Share of Σ |x·w|: x · column_scale, or the weight, is rounded, and then the sum; in float32, 513 terms in any order."""

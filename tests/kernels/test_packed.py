@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quantlab.errors import ConfigError, ShapeError
 from quantlab.kernels.packed import LANES, PACKED_WIDTHS, pack
-from quantlab.kernels.unpack import unpack_ref
+from quantlab.kernels.unpack_weights import unpack_ref
 
 widths, seeds, outlier_counts = st.sampled_from(PACKED_WIDTHS), st.integers(0, 2**31), st.integers(0, 20)
 

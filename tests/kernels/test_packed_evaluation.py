@@ -10,7 +10,7 @@ from quantlab.kernels import dequant_matmul, unpack
 from quantlab.kernels.packed import pack
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
-from quantlab.trainer.packed import pack_modules_
+from quantlab.trainer.packed_layers import pack_modules_
 
 CONFIG = GPTConfig(vocab_size=400, num_layers=1, model_dim=32, num_heads=2, num_kv_heads=1, mlp_hidden=64)
 

@@ -13,8 +13,8 @@ sys.path.append(str(Path(__file__).parents[1] / "coding"))
 from coder_samples import RANGES, equal, random_codes, set_of
 
 from quantlab.coding import rans, rans_device, rans_numba
+from quantlab.coding.frequency_tables import ClassTable, fit_tables
 from quantlab.coding.lanes import read_symbols
-from quantlab.coding.tables import ClassTable, fit_tables
 from quantlab.errors import FormatError, ShapeError
 from quantlab.format_rules import STATES, lane_groups_of
 from quantlab.kernels import launch, rans_decode, trellis_codes

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from quantlab.artifact.shaped_grid import values_of
 from quantlab.calib.fisher import Use
 from quantlab.coding.contexts import TensorContext, classes_of
+from quantlab.coding.frequency_tables import fit_tables
 from quantlab.coding.rans_numba import code_bits, histogram
 from quantlab.coding.symbols import to_symbols
-from quantlab.coding.tables import fit_tables
 from quantlab.format_rules import OFFSET, SCALAR_CLASSES, TABLE_CLASSES, next_states
 from quantlab.methods.trellis.factors import Factors, factors
 from quantlab.methods.trellis.feedback import Rates, round_with_feedback
@@ -59,8 +59,8 @@ def correlated(n, seed, *, shared=2.0):
 def gap_bits(states, rate_bits, slope, *, rounds=3):
     """Rate above ½ log2(variance / D) of a Gaussian matrix, after `rounds` fits of scale classes and tables to the codes."""
     w = GAUSSIAN
-    octaves = 0.5 * math.log2(2 * math.pi * math.e) - rate_bits - (states > 1)  # a trellis uses half of twice the points
-    grid, slopes = flat_grid(w.shape, level=round(64 * octaves)), (0.0, *[slope] * rounds)
+    log2_step = 0.5 * math.log2(2 * math.pi * math.e) - rate_bits - (states > 1)  # a trellis uses half of twice the points
+    grid, slopes = flat_grid(w.shape, level=round(64 * log2_step)), (0.0, *[slope] * rounds)
     rates = Rates(*fit_classes(w / grid.steps_OI), FREE)
     for now in slopes:
         context = context_for(w.shape, states, rates)

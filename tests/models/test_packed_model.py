@@ -11,13 +11,13 @@ from quantlab.artifact.decode import decode_artifact
 from quantlab.artifact.reader import open_artifact
 from quantlab.cli.main import run
 from quantlab.coding import rans_device
-from quantlab.kernels.unpack import unpack_ref
+from quantlab.kernels.unpack_weights import unpack_ref
 from quantlab.models import challenge as packed_model
 from quantlab.models.challenge import packed_gpt, packed_matrices
 from quantlab.tensor_file import write_safetensors
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
-from quantlab.trainer.packed import PackedEmbedding, PackedLinear, weight_bytes
+from quantlab.trainer.packed_layers import PackedEmbedding, PackedLinear, weight_bytes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

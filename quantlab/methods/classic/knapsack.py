@@ -20,7 +20,7 @@ MAX_STATES = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class _Merge:
-    """How each state of the curve came about when one tensor was merged."""
+    """The origin of each state of the curve when one tensor was merged."""
 
     parent: NDArray[np.int32]
     """Index of the state before."""

@@ -112,7 +112,7 @@ class _Trellis(NamedTuple):
 
 
 class _Prices(NamedTuple):
-    """What the bits of a symbol count in the cost of a path."""
+    """Prices of symbols in the cost of a path."""
 
     slope: float
     """Squared steps that a bit may cost."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.artifact.writer import EncodedArtifact, TrellisPayload, coded_bytes, fit_sets
-from quantlab.coding.tables import TableSet
+from quantlab.coding.frequency_tables import TableSet
 from quantlab.errors import BudgetError, ExpansionError
 from quantlab.methods.method import Point
 from quantlab.methods.trellis.rounder import Rounder, narrowest, next_classes

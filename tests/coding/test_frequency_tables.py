@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantlab.coding.codecs import encode_smallest
-from quantlab.coding.tables import (
+from quantlab.coding.frequency_tables import (
     FREQUENCY_SHIFT,
     PLACE_MASK,
     SYMBOL_SHIFT,

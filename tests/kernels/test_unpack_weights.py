@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packed_samples import DTYPES, SHAPES, sample
 
-import quantlab.kernels.unpack as module
+import quantlab.kernels.unpack_weights as module
 from quantlab.errors import ShapeError
 from quantlab.kernels.packed import PACKED_WIDTHS
-from quantlab.kernels.unpack import unpack, unpack_ref, unpack_triton
+from quantlab.kernels.unpack_weights import unpack, unpack_ref, unpack_triton
 
 UNIT = {torch.float32: 2**-22, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 """Relative error: two products of float32, then one rounding; of float16 also half of its smallest number."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from quantlab.errors import ShapeError
 from quantlab.kernels.dequant_matmul import dequant_matmul
 from quantlab.kernels.packed import Packed
-from quantlab.kernels.unpack import unpack
+from quantlab.kernels.unpack_weights import unpack
 
 
 class PackedWeight(nn.Module):
