@@ -129,7 +129,7 @@ def predicted() -> Figure:
         axes.plot(*zip(*points, strict=True), "o", ms=5, color=colour, label=label)
     ends = np.array([0.00015, 0.04])
     axes.plot(ends, ends, color="0.5", lw=0.9, label="equal")
-    axes.set(xscale="log", yscale="log", xlabel="predicted cost, nats per token", ylabel="measured KL, nats per token")
+    axes.set(xscale="log", yscale="log", xlabel="predicted KL, nats per token", ylabel="measured KL, nats per token")
     axes.grid(which="both", color="0.92", lw=0.6)
     axes.legend(fontsize=9)
     return figure

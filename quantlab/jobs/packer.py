@@ -166,7 +166,11 @@ def _solve(
     solver, budget = find_method(config.method).solver(problem, config.options), config.budget_bytes - config.code_bytes
     if (smallest := solver.smallest_bytes()) > budget:
         raise _too_small(smallest, config)
-    return solver.solve(budget)
+    solution = solver.solve(budget)
+    if len(solution.data) > budget:  # no method may do this; a promise is checked where it is given
+        over = f"made a file of {len(solution.data)} bytes for {budget}"
+        raise BudgetError(f"method {config.method} {over}: it exceeds the budget", hint="raise --budget a little")
+    return solution
 
 
 def _about(loaded: LoadedModel, stats: Statistics, config: PackConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
