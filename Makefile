@@ -6,8 +6,13 @@ DEMO_ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PIP_FLAGS := --quiet --disable-pip-version-check
 
-# The tests that answer in under a minute on two cores.
-QUICK := tests/artifact tests/coding tests/methods tests/models tests/report tests/runs tests/text tests/test_*.py
+# The tests that answer in under a minute on two cores: these rooms without the files that take longest.
+QUICK := $(addprefix tests/,artifact coding evaluation methods models pipeline report runs text trainer docs/test_commands_in_docs.py \
+	docs/test_hooks.py test_budget.py test_fields.py test_files.py test_packaging.py)
+NOT_QUICK := $(addprefix tests/,artifact/test_standalone.py coding/test_codecs.py evaluation/test_scoring.py \
+	methods/test_feedback.py methods/test_slope_search.py methods/test_third_method.py methods/test_tuning.py \
+	models/test_packed_model.py runs/test_recorded_commands.py runs/test_run_frontier.py text/test_prepare.py \
+	text/test_stdlib_corpus.py trainer/test_model_options.py trainer/test_qat.py trainer/test_training.py trainer/test_world.py)
 
 # The smoke subset for `make lowest`: import, pack, unpack and eval of a toy model, coder round trip, every command line.
 SMOKE := tests/artifact/test_artifact.py tests/coding/test_rans.py tests/docs/test_readme.py tests/docs/test_commands_in_docs.py \
@@ -25,7 +30,7 @@ test: $(VENV)/.ready  # everything: about ten minutes
 	$(PYTEST) -n auto
 
 quick: $(VENV)/.ready  # under a minute
-	$(PYTEST) -n auto -m 'not slow' $(QUICK)
+	$(PYTEST) -n auto -m 'not slow' $(addprefix --ignore=,$(NOT_QUICK)) $(QUICK)
 
 types: $(VENV)/.ready  # mypy, strict, on the checkout
 	$(BIN)/mypy -p quantlab

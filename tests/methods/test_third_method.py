@@ -49,7 +49,7 @@ class PlainSolver:
         return GridPayload(entry, scale_O, smallest_section(codes_to_bytes(codes_OI)))
 
     def smallest_bytes(self):
-        return len(self.file) if self.loudness < 100 else 0
+        return 0 if self.loudness == 1.5 else len(self.file)
 
     def solve(self, budget_bytes):
         from quantlab.artifact.decode import decode_artifact, parse_artifact
@@ -96,7 +96,7 @@ def test_a_new_folder_is_a_new_method(toy_checkpoint, tmp_path):
     with pytest.raises(BudgetError, match="below the smallest reachable size"):
         quantlab.pack(toy_checkpoint, budget="20KB", output=tmp_path / "s.qlab", **sample)
     with pytest.raises(BudgetError, match="method plain made a file of .* it exceeds the budget"):
-        quantlab.pack(toy_checkpoint, budget="20KB", output=tmp_path / "s.qlab", loudness=100.0, **sample)
+        quantlab.pack(toy_checkpoint, budget="20KB", output=tmp_path / "s.qlab", loudness=1.5, **sample)
     assert not (tmp_path / "s.qlab").exists()
     with pytest.raises(ConfigError, match="loudness is not an option of method gptq"):
         quantlab.pack(toy_checkpoint, budget="80KB", output=tmp_path / "s.qlab", method="gptq", loudness=1.0)
