@@ -37,7 +37,7 @@ class Check:
     runs_as: str
     """"kernel", or "reference" where there is no GPU and the reference implementation runs."""
     against: str
-    """What the result is compared with: "float64", "reference" or "reference, bit for bit"."""
+    """Name of the values that the result is compared with: "float64", "reference" or "reference, bit for bit"."""
     error: float
     """Largest relative difference, or the share of integers that differ."""
     allowed: float

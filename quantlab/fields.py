@@ -179,7 +179,7 @@ def _types_of(cls: type) -> tuple[dict[str, Any], frozenset[str]]:
 RECORDS = Reader(error=ReportError, refuses_unknown_keys=False, refuses_large_numbers=True, notation=JSON)
 """Reports and records: a later quantlab may add keys."""
 CONFIGS = Reader(error=ConfigError, refuses_unknown_keys=True, refuses_large_numbers=False, notation=TOML)
-"""What a user writes: an unknown key is a typing error, infinity may mean no limit."""
+"""Configs that a user writes: an unknown key is a typing error, infinity may mean no limit."""
 
 
 def read_fields(cls: type[T], raw: Any, where: str) -> T:

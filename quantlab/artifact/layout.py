@@ -1,4 +1,4 @@
-"""Where the bytes of a .qlab file are, by part and by tensor. The writer returns it; a reader computes it from the sections."""
+"""Layout of a .qlab file: its bytes by part and by tensor. The writer returns it; a reader computes it from the sections."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from quantlab.coding.codecs import CODECS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorBytes:
-    """What one quantized matrix takes."""
+    """Bytes of one quantized matrix."""
 
     name: str
     shape: tuple[int, int]

@@ -73,6 +73,6 @@ def show_whole(result: RenderableType) -> None:
 
 
 def console() -> Console:
-    """Where results for people go; wide enough that tables are not cut when stdout is a file."""
+    """Return the console for results; wide enough that tables are not cut when stdout is a file."""
     width = None if sys.stdout.isatty() else 140
     return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True, force_jupyter=False)

@@ -107,7 +107,7 @@ class EvaluationRecord:
     bytes_match: bool | None = None
     """Whether the bytes are those of that split; None without a split."""
     device: str = ""
-    """Where the target ran: a CPU computes in float32, a GPU in bfloat16."""
+    """Device that the target ran on: a CPU computes in float32, a GPU in bfloat16."""
     against: Against | None = None
     """Comparison with a reference; None where there is none."""
     memory: Memory | None = None

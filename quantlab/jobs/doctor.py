@@ -1,4 +1,4 @@
-"""What this machine can do, measured where that takes less than a second."""
+"""Report on this machine: versions, processors, memory, GPU, a round trip of an artifact, and every kernel."""
 
 import importlib.metadata
 import os

@@ -108,7 +108,7 @@ def check_options(text: str | Path | None, tokens: str | None, mode: str, seq_le
 
 @dataclass(frozen=True, slots=True)
 class _Scoring:
-    """How every model of one evaluation is scored."""
+    """The way in which every model of one evaluation is scored."""
 
     ids: NDArray[Any]
     tokenizer: Tokenizer

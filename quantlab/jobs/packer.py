@@ -42,7 +42,7 @@ class PackConfig:
     code: dict[str, int] = field(default_factory=dict)
     """Bytes of each counted code file, by path."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    """Which tokens are measured, unless statistics are given."""
+    """Calibration tokens, unless statistics are given."""
 
     def __post_init__(self) -> None:
         if type(self.options) is not find_method(self.method).options:

@@ -16,7 +16,7 @@ from quantlab.trainer.train_config import TrainConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """Where training text comes from."""
+    """Sources of training and validation text."""
 
     train: str = "stdlib"
     """`stdlib` (the English and Python text that ships with CPython), `text:FILE` or `tokens:GLOB`."""

@@ -1,4 +1,4 @@
-"""What a killed packing leaves behind, so that `pack --resume` goes on where it stopped.
+"""The work that a killed packing leaves behind, so that `pack --resume` goes on where it stopped.
 
 A folder beside the output keeps the statistics, notes such as the chosen effort, the tuned tensors, and the codes of every
 finished tensor, each file written whole or not at all. Packing is deterministic: a resumed one takes the same steps and finds

@@ -96,7 +96,7 @@ class NoMemo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """What a method is given: a model, its matrices, how sensitive they are, and how the file is written."""
+    """The input of a method: a model, its matrices, how sensitive they are, and how the file is written."""
 
     model: "nn.Module"
     """In eval mode; its parameters have the names of the tensors."""
@@ -123,13 +123,13 @@ class Solution:
     data: bytes
     """The whole file."""
     layout: "Layout"
-    """Where the bytes of the file are."""
+    """Places of the bytes of the file."""
     points: dict[str, Point]
     """Setting, bytes and predicted KL of each quantized tensor."""
     tensors: "dict[str, Tensor]"
     """Values of every tensor as they were measured, made without the file."""
     effort: dict[str, int] = field(default_factory=dict)
-    """What the method spent, by name."""
+    """Work that the method spent, by name."""
     tuned: dict[str, Any] = field(default_factory=dict)
     """kl_before, kl_after (nats per token on held-out calibration sequences) and accepted; empty without tuning."""
     measured: dict[str, list[Point]] = field(default_factory=dict)
@@ -159,7 +159,7 @@ class Method(Protocol):
 
     @property
     def predictor(self) -> str:
-        """Which information its predicted KL uses: kronecker (both factors of the Fisher information) or diagonal."""
+        """Information that its predicted KL uses: kronecker (both factors of the Fisher information) or diagonal."""
 
     @property
     def needs_products(self) -> bool:

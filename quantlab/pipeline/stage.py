@@ -16,7 +16,7 @@ KEY_DIGITS = 12
 
 @dataclass(frozen=True, slots=True)
 class StageJob:
-    """What the work of a stage is given."""
+    """The place of a stage at work."""
 
     root: Path
     """The pipeline's output directory."""
@@ -29,7 +29,7 @@ class StageJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageOutcome:
-    """What the work of a stage has made."""
+    """The files that a stage has made."""
 
     outputs: Sequence[str]
     """Names of the files in the stage's folder that later stages read; their hashes name the result."""

@@ -110,7 +110,7 @@ def _damaged(folder: Path, message: str) -> StageError:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _AttemptNote:
-    """What attempt.json holds."""
+    """The content of attempt.json."""
 
     key: str
     made_from: dict[str, str]

@@ -40,12 +40,12 @@ class PackReport:
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the method."""
     predictor: str = ""
-    """Which predictor the predicted KL is from: kronecker (both factors of the Fisher information) or diagonal.
+    """Information that the predicted KL uses: kronecker (both factors of the Fisher information) or diagonal.
 
     Predictions of different predictors are not compared.
     """
     effort: dict[str, int]
-    """What the method spent, by name: for the trellis its states and the batches of tuning (tune_steps)."""
+    """Work that the method spent, by name: for the trellis its states and the batches of tuning (tune_steps)."""
     tuned: dict[str, Any]
     """kl_before and kl_after, nats per token on held-out calibration sequences; accepted: whether the tuned values are used."""
     seed: int
