@@ -36,7 +36,7 @@ types: $(VENV)/.ready  # mypy, strict, on the checkout
 	$(BIN)/mypy -p quantlab
 
 lowest: $(LOWEST)/.ready  # the smoke subset on the lowest versions that pyproject.toml allows
-	OMP_NUM_THREADS=1 NUMBA_CACHE_DIR=$(LOWEST)/numba $(LOWEST)/bin/python -m pytest -o addopts= -q $(SMOKE)
+	OMP_NUM_THREADS=1 NUMBA_CACHE_DIR=$(abspath $(LOWEST))/numba $(LOWEST)/bin/python -m pytest -o addopts= -q $(SMOKE)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -22,7 +22,8 @@ from machine import ROOT, machine
 from quantlab.artifact.writer import TrellisPayload, encode_artifact
 from quantlab.calib.fisher import Use
 from quantlab.format_rules import LOG_STEPS, STATES
-from quantlab.methods.trellis.rounder import Rounder, RoundingOptions, weights
+from quantlab.methods.trellis import TrellisOptions
+from quantlab.methods.trellis.rounder import Rounder, weights
 from quantlab.methods.trellis.slope_search import LEAST_PASSES, EntropyModel
 
 SHAPE = (1024, 512)
@@ -37,7 +38,7 @@ def measure(states: int, w_OI: torch.Tensor) -> Iterator[Row]:
     """Yield a row for each of RATES, which the files have about."""
     O, I = w_OI.shape
     unit = Use(torch.eye(I), torch.ones(O))
-    rounder = Rounder("w", w_OI, (unit,), RoundingOptions(states=states), bits=16)
+    rounder = Rounder("w", w_OI, (unit,), TrellisOptions(states=states), bits=16)
     for rate in RATES:
         log2_step = math.log2(math.sqrt(2 * math.pi * math.e)) - rate - (TRELLIS_LOG2 if states > 1 else 0.0)
         level = round(LOG_STEPS * log2_step)

@@ -50,11 +50,11 @@ from quantlab.trainer.training_loop import MODEL_NAME
 
 PUBLISHED, BEST, GPTQ, DEFAULT = 1, 2, 3, 9
 RECORD = {PUBLISHED: "record pipeline, published k", BEST: "record pipeline, best k by group"}
-PLAIN = {"states": 1, "row_shape": False, "column_shape": False, "row_feedback": False, "tune_steps": 0}
+PLAIN = {"states": 1, "row_scales": False, "column_scales": False, "row_feedback": False, "tune_steps": 0}
 PACKS: dict[int, tuple[str, dict[str, Any]]] = {
     GPTQ: ("gptq: row grids, byte codecs", {"method": "gptq"}),
     4: ("trellis method: one slope, rANS", PLAIN),
-    5: ("+ column scales", PLAIN | {"column_shape": True}),
+    5: ("+ column scales", PLAIN | {"column_scales": True}),
     6: ("+ row scales", {"states": 1, "row_feedback": False, "tune_steps": 0}),
     7: ("+ row feedback", {"states": 1, "tune_steps": 0}),
     8: ("+ trellis", {"tune_steps": 0}),

@@ -133,7 +133,7 @@ def serve(work: Work) -> NoReturn:
     Where torch.distributed.run started several processes, rank 0 alone speaks, but for errors. Work that prints cannot disturb
     the answer: its stdout becomes stderr.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, raise_interrupt)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     speaks = os.environ.get("RANK", "0") == "0"
@@ -151,10 +151,20 @@ def serve(work: Work) -> NoReturn:
     except QuantlabError as error:
         say(error={"kind": type(error).__name__, "message": str(error), "hint": error.hint})
         sys.exit(error.exit_code)
+    except (MemoryError, OSError) as error:
+        say(error={"kind": "QuantlabError", "message": _system_error(error), "hint": None})
+        sys.exit(1)
     if speaks:
         say(result=result)
     sys.exit(0)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _system_error(error: MemoryError | OSError) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    return f"{error.filename or 'input or output'}: {error.strerror or error}"
+
+
+def raise_interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal as Ctrl-C is handled, so that everything is cleaned up."""
     raise KeyboardInterrupt

@@ -29,6 +29,15 @@ def code_limit(bits: int) -> int:
     return int(2 ** (bits - 1) - 1)
 
 
+def code_range(bits: int, states: int) -> tuple[int, int]:
+    """Return the lowest and the highest code of `bits` bits on a trellis of `states` states.
+
+    On a trellis codes come in pairs 2k and 2k + 1, so the lowest is even.
+    """
+    limit = code_limit(bits)
+    return (-limit if states == 1 else 1 - limit), limit
+
+
 # Steps of a grid with row and column scales: 2**(log-step index / LOG_STEPS + (row unit + column unit) / SCALE_UNITS)
 
 LOG_STEPS = 64
@@ -72,7 +81,9 @@ def tables_of(classes: Integers) -> Integers:
 PROBABILITY_BITS = 12
 TOTAL = 1 << PROBABILITY_BITS
 """Number of slots in a table, the sum of its frequencies."""
-OFFSET = 128
+COLUMNS = 256
+"""Number of columns of a table in counts, frequencies and lengths: the escape's, then those of the symbols -127 to 127."""
+OFFSET = COLUMNS // 2
 """Column of symbol 0 in counts, frequencies and lengths."""
 ESCAPE = -OFFSET
 """Symbol that stands for the escape: no support holds it."""

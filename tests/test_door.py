@@ -65,7 +65,7 @@ def test_pack_does_what_the_command_does(folder, toy_checkpoint, tmp_path):
 
 
 def test_statistics_in_memory_are_those_of_the_file(folder, toy_checkpoint, toy_state, tmp_path):
-    sample = {"calib": "random", "tokens": 1024, "seq_len": 64}
+    sample = SAMPLE
     stats = quantlab.calibrate(gpt_from_state_dict(toy_state), output=tmp_path / "s.safetensors", **sample)
     for number, given in enumerate((stats, tmp_path / "s.safetensors")):
         output = tmp_path / f"{number}.qlab"

@@ -29,11 +29,11 @@ GUIDES = {
     "eval": "quick_start.md",
     "probe": "recipes/challenge.md",
 }
-"""The page that explains a command, by its first word; one that does not exist is left out."""
+"""The page that explains a command, by the command's first word; a page that does not exist is left out."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the pages below the entry of the navigation that names the overview."""
+    """Put the commands' pages below the entry of the navigation that names the overview."""
     pages = [{"Overview": OVERVIEW}, *({name: page_of(name)} for name, _, _ in commands())]
     for entry in config.nav or []:
         for title, target in list(entry.items()):
@@ -43,7 +43,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages."""
+    """Add a page for each command."""
     for name, command, context in commands():
         guide = GUIDES.get(name.split()[0], "")
         text = page_text(name, command, context, guide if files.get_file_from_path(guide) else "")
@@ -57,7 +57,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def commands() -> Iterator[tuple[str, Any, Any]]:
-    """(name, command, its context) of every command that does something, nested ones with the words before: `data prepare`."""
+    """Yield (name, command, its context) of every command; the name of a nested one has all its words: `data prepare`."""
 
     def walk(group: Any, context: Any, before: str) -> Iterator[tuple[str, Any, Any]]:
         for word, command in group.commands.items():
@@ -72,19 +72,19 @@ def commands() -> Iterator[tuple[str, Any, Any]]:
 
 
 def page_of(name: str) -> str:
-    """Where the page of a command lies."""
+    """Return the path of a command's page."""
     return f"commands/{name.replace(' ', '_')}.md"
 
 
 def overview() -> str:
-    """A line for each command."""
+    """Return a table with a line for each command."""
     lines = ["| command | does |", "|---|---|"]
     lines += [f"| [`quantlab {name}`]({page_of(name)}) | {cell(_parts(c)[0][0])} |" for name, c, _ in commands()]
     return "\n".join(lines)
 
 
 def page_text(name: str, command: Any, context: Any, guide: str) -> str:
-    """The page of one command; `guide` is the page that explains it, or empty."""
+    """Return the page of one command; `guide` is the page that explains it, or empty."""
     paragraphs, examples = _parts(command)
     parts = [f"# quantlab {name}", *map(prose, paragraphs), f"```\n{usage(name, command, context)}\n```"]
     records = [(is_argument(p), p.get_help_record(context)) for p in command.params]
@@ -102,7 +102,7 @@ def page_text(name: str, command: Any, context: Any, guide: str) -> str:
 
 
 def usage(name: str, command: Any, context: Any) -> str:
-    """The call with all that it needs."""
+    """Return the command line with every argument and every required option."""
     required = [p for p in command.params if p.required]
     arguments = [p.get_help_record(context)[0].split(" <")[0] for p in command.params if is_argument(p)]
     options = [_short(p.get_help_record(context)[0]) for p in required if not is_argument(p)]
@@ -110,28 +110,28 @@ def usage(name: str, command: Any, context: Any) -> str:
 
 
 def is_argument(parameter: Any) -> bool:
-    """Whether it goes by its place."""
+    """Return whether a parameter is an argument, not an option."""
     return parameter.param_type_name == "argument"
 
 
 def table(heading: str, records: list[tuple[str, str]]) -> str:
-    """Names on the left; on the right the help, with what the command line says of defaults as a sentence."""
+    """Return a table of names and their help, in which defaults and ranges are sentences."""
     rows = [f"| {_names(names)} | {cell(_sentences(text))} |" for names, text in records]
     return "\n".join([f"| {heading} | meaning |", "|---|---|", *rows])
 
 
 def prose(text: str) -> str:
-    """Help as Markdown: options and placeholders with signs of their own are code."""
+    """Return help as Markdown: options, patterns and shapes become code."""
     return re.sub(r"(?<![\w`])(--[a-z][a-z-]*|\w*\*\.\w+|\[B, [TV, ]+\])", r"`\1`", text)
 
 
 def cell(text: str) -> str:
-    """Prose within a table."""
+    """Return prose for the cell of a table."""
     return prose(text).replace("|", "\\|")
 
 
 def _parts(command: Any) -> tuple[list[str], list[str]]:
-    """Paragraphs of the help, and the command lines of its examples."""
+    """Return the paragraphs of the help, and the command lines of its examples."""
     paragraphs = [" ".join(part.split()) for part in (command.help or "").split("\n\n") if part.strip()]
     is_example = [part.startswith("Example: ") for part in paragraphs]
     plain = [part for part, flag in zip(paragraphs, is_example, strict=True) if not flag]
@@ -140,7 +140,7 @@ def _parts(command: Any) -> tuple[list[str], list[str]]:
 
 
 def _names(text: str) -> str:
-    """`-o, --output M.qlab` as two names; `<int>` as N."""
+    """Return the names of an option: `-o, --output M.qlab` becomes two, and `<int>` becomes N."""
     text = text.replace("<int>", "N").replace("<float>", "X").replace("<str>", "TEXT").replace("<path>", "")
     return " ".join(f"<code>{part.strip()}</code>" for part in re.split(r",| / ", text))
 
@@ -150,7 +150,7 @@ def _short(text: str) -> str:
 
 
 def _sentences(text: str) -> str:
-    """`[default: 8]`, `[required]` at the end become sentences."""
+    """Return help whose `[default: 8]` or `[required]` at the end is a sentence."""
     match = re.search(r"\s*\[((?:default|required|x>)[^\]]*)\]\s*$", text)
     if not match:
         return text

@@ -1,4 +1,4 @@
-"""Formulas as MathML, written when the site is built: browsers draw it themselves, without a script or a font of ours."""
+"""Turn formulas into MathML when the site is built: browsers draw it themselves, without a script or a font of ours."""
 
 import re
 from html import unescape
@@ -14,7 +14,7 @@ _LEFT_OVER = re.compile(r"\\\w+|(?<=>)[&{}](?=<)")
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replace what pymdownx.arithmatex marked; `div` is a formula on a line of its own."""
+    """Replace the formulas that pymdownx.arithmatex marked; a `div` is a formula on a line of its own."""
 
     def mathml(match: re.Match[str]) -> str:
         tag, _, latex = match.groups()

@@ -1,4 +1,4 @@
-"""The notebooks as pages: their text, code, and the outputs that they were saved with."""
+"""Make a page of each notebook: its text, its code, and the outputs that it was saved with."""
 
 import base64
 import json
@@ -25,12 +25,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def page_text(stem: str, cells: list[dict[str, Any]]) -> str:
-    """Markdown of a notebook; links lead where they would from the folder of the notebooks."""
+    """Return a notebook as Markdown; its links lead where they lead from the folder of the notebooks."""
     return "\n\n".join(block for cell in cells for block in _blocks(stem, cell)) + "\n"
 
 
 def pictures(stem: str, cells: list[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
-    """(name, PNG) of every picture in the outputs."""
+    """Yield (name, PNG) of every picture in the outputs."""
     for cell in cells:
         for number, data in _pngs(cell):
             yield _name(stem, cell, number), base64.b64decode(data)
@@ -51,13 +51,13 @@ def _blocks(stem: str, cell: dict[str, Any]) -> Iterator[str]:
 
 
 def _links(markdown: str) -> str:
-    """From notebooks/ to docs/notebooks/."""
+    """Return Markdown whose links start from docs/notebooks/ instead of notebooks/."""
     markdown = re.sub(r"\]\(\.\./(?!docs/)", "](../../", markdown).replace("](../docs/", "](../")
     return re.sub(r"(\]\([^)\s]+)\.ipynb\)", r"\1.md)", markdown)
 
 
 def _pngs(cell: dict[str, Any]) -> Iterator[tuple[int, str]]:
-    """(number of the output, base64) of a cell's pictures."""
+    """Yield (number of the output, base64) of a cell's pictures."""
     for number, output in enumerate(cell.get("outputs", [])):
         if "image/png" in output.get("data", {}):
             yield number, "".join(output["data"]["image/png"])

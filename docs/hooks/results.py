@@ -1,7 +1,7 @@
-"""Tables of the benchmark page, made from benchmarks/results/*.json when the site is built.
+"""Make the tables of the benchmark page from benchmarks/results/*.json when the site is built.
 
 `<!-- results: rate_distortion.rows -->` in the page becomes the table of that list. Files and lists that the page does not name
-come at `<!-- other results -->`, so that no result is left out.
+are shown at `<!-- other results -->`, so that no result is left out.
 """
 
 import json
@@ -45,11 +45,11 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
         "unpack, s": lambda r: f"{r['unpack_s']:.1f}",
     },
 }
-"""By the beginning of a file's name: columns of its lists. Other files show what their rows hold."""
+"""The columns of a file's lists, by the beginning of its name. Other files show all plain values of their rows."""
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill the page in."""
+    """Put the tables into the page."""
     if page.file.src_uri != PAGE:
         return markdown
     page.meta["hide"] = ["toc"]  # tables are wide
@@ -59,7 +59,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def others(named: set[tuple[str, str]]) -> str:
-    """A section for each file with lists that the page does not name."""
+    """Return a section for each file with lists that the page does not name."""
     parts = []
     for path in sorted(RESULTS.glob("*.json")):
         data = json.loads(path.read_text())
@@ -70,12 +70,12 @@ def others(named: set[tuple[str, str]]) -> str:
 
 
 def is_rows(value: Any) -> bool:
-    """A list of objects makes a table."""
+    """Return whether a value is a list of objects, which makes a table."""
     return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
 def machine_line(data: Row) -> str:
-    """Where it was measured."""
+    """Return a sentence that says where the results were measured."""
     about = data.get("machine", {})
     place = [data["card"]] if "card" in data else [f"{about.get('processors')} processors ({about.get('processor')})"]
     versions = [f"{key} {about[key]}" for key in _VERSIONS if about.get(key)]
@@ -84,7 +84,7 @@ def machine_line(data: Row) -> str:
 
 
 def named_table(stem: str, rows: list[Row]) -> str:
-    """Rows with the columns of their file, or with all plain values that they hold."""
+    """Return the table of the rows, with the columns of their file or with all plain values."""
     if stem == "gaussian_source":
         rows, columns = _by_rate(rows)
     else:
@@ -95,7 +95,7 @@ def named_table(stem: str, rows: list[Row]) -> str:
 
 
 def _by_rate(rows: list[Row]) -> tuple[list[Row], dict[str, Callable[[Row], str]]]:
-    """A row for each rate that was aimed at, a column for each number of states: the distance at the rate that came out."""
+    """Return a row for each target rate and a column for each number of states: the distance at the rate that came out."""
     states = list(dict.fromkeys(row["states"] for row in rows))
     at = {(row["target_bits"], row["states"]): f"{row['gap_bits']:.3f} at {row['rate_bits']:.2f}" for row in rows}
     titles = {n: "scalar" if n == 1 else f"{n} states" for n in states}
@@ -119,7 +119,7 @@ def _plain_columns(rows: list[Row]) -> dict[str, Callable[[Row], str]]:
 
 
 def _flat(row: Row, before: str = "") -> list[tuple[str, str]]:
-    """Names and texts of the plain values; those of an object within have its name before theirs."""
+    """Return names and texts of the plain values; values of an inner object have its name before theirs."""
     found = []
     for key, value in row.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Links from a page to files and folders of the repository: there they open the file, on the site a page that shows it."""
+"""Make links to files of the repository work on the site: there they lead to a page that shows the file."""
 
 import os.path
 import posixpath
@@ -15,11 +15,11 @@ FOLDER = "source"
 NOTEBOOK = ".ipynb"
 _LINK = re.compile(r"(?<=\]\()([^)\s#?]+)(?=[)#])")
 _SHOWN = {".py": "python", ".toml": "toml", ".sh": "bash"}
-"""Kinds of files that get a page."""
+"""Languages of the kinds of files that get a page, by suffix."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what the pages link to."""
+    """Add the files and folders that the pages link to."""
     pages = [f for f in files.documentation_pages() if f.generated_by is None or f.src_uri.startswith("notebooks/")]
     paths = {path for f in pages for _, path in outside_links(f.content_string, f.src_uri)}
     inside = {file.relative_to(ROOT).as_posix() for path in paths for file in files_in(path)}
@@ -32,7 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def shown(path: str) -> str:
-    """The page of a file, or of a folder: its files, linked."""
+    """Return the page of a file, or of a folder with links to its files."""
     head = f"---\nsearch:\n  exclude: true\n---\n# {path}\n\n"
     if (ROOT / path).is_dir():
         names = [file.relative_to(ROOT / path).as_posix() for file in files_in(path)]
@@ -41,17 +41,17 @@ def shown(path: str) -> str:
 
 
 def files_in(path: str) -> list[Path]:
-    """The files that lie directly in a folder; none for a file."""
+    """Return the files directly in a folder; none for a file."""
     return sorted(file for file in (ROOT / path).glob("*") if file.is_file())
 
 
 def is_shown(path: str) -> bool:
-    """Whether it gets a page; other files are copied as they are."""
+    """Return whether a path gets a page; other files are copied as they are."""
     return Path(path).suffix in _SHOWN or (ROOT / path).is_dir()
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn the links; one whose file does not exist stays, so that a strict build names it."""
+    """Return the page with links to the site; one whose file does not exist stays, so that a strict build names it."""
     here = posixpath.dirname(page.file.src_uri)
     found = dict(outside_links(markdown, page.file.src_uri))
     return _LINK.sub(
@@ -60,7 +60,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def outside_links(markdown: str, src_uri: str) -> Iterator[tuple[str, str]]:
-    """(link, path from the repository's root) of links to what exists and is no part of the site."""
+    """Yield (link, path from the repository's root) of links to files that exist and are no part of the site."""
     for link in _LINK.findall(markdown):
         path = os.path.normpath(posixpath.join("docs", posixpath.dirname(src_uri), link)).replace(os.sep, "/")
         is_inside = path.startswith("docs/") and Path(path).suffix not in _SHOWN
@@ -69,7 +69,7 @@ def outside_links(markdown: str, src_uri: str) -> Iterator[tuple[str, str]]:
 
 
 def address(path: str) -> str:
-    """Where a file of the repository lies on the site; notebooks have pages (notebooks.py)."""
+    """Return the place of a repository's file on the site; notebooks have pages (notebooks.py)."""
     if path.endswith(NOTEBOOK):
         return path.removesuffix(NOTEBOOK) + ".md"
     return f"{FOLDER}/{path}.md" if is_shown(path) else f"{FOLDER}/{path}"

@@ -40,9 +40,9 @@ class TensorBytes:
 class Layout:
     """The parts of one file."""
 
-    file_bytes: int
     size_breakdown: dict[str, int]
-    """codes, scales, entropy_model (its side information), passthrough, manifest, framing; they add up to file_bytes."""
+    """Bytes by part: codes, scales, entropy_model (its side information), passthrough, manifest, framing; they add up to the
+    file's length."""
     tensors: tuple[TensorBytes, ...]
     """Quantized matrices in the file's order."""
     passthrough: tuple[RawTensor, ...]
@@ -54,7 +54,6 @@ def layout_of(
 ) -> Layout:
     """Return the layout of a file of `file_bytes` bytes; `code_bytes` says what the codes of each trellis tensor take."""
     return Layout(
-        file_bytes=file_bytes,
         size_breakdown=_breakdown(sections, file_bytes),
         tensors=_tensors(manifest, sections, code_bytes or {}),
         passthrough=tuple(tensor for tensor in manifest.tensors if isinstance(tensor, RawTensor)),

@@ -18,7 +18,7 @@ from quantlab.coding.codecs import SELF_CONTAINED, STORED, encode_smallest, to_b
 from quantlab.coding.contexts import TensorContext
 from quantlab.coding.frequency_tables import TableSet, fit_tables, sets_to_bytes
 from quantlab.coding.rans import lanes_for
-from quantlab.format_rules import TABLE_CLASSES
+from quantlab.format_rules import COLUMNS, TABLE_CLASSES
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def fit_sets(payloads: Sequence[TrellisPayload]) -> list[TableSet]:
     """Return frequency tables fitted to the codes of all payloads, by number of table set."""
     from quantlab.coding.rans_numba import histogram
 
-    counts = np.zeros((1 + max(p.entry.tables for p in payloads), TABLE_CLASSES, 256), np.int64)
+    counts = np.zeros((1 + max(p.entry.tables for p in payloads), TABLE_CLASSES, COLUMNS), np.int64)
     for p in payloads:
         counts[p.entry.tables] += histogram(p.codes_OI, payload_context(p))
     return [fit_tables(one) for one in counts]

@@ -3,11 +3,11 @@
 import logging
 import signal
 import sys
-from types import FrameType
 
 import typer
 
 from quantlab import __version__
+from quantlab.child_process import raise_interrupt
 from quantlab.cli import pack_commands, run_command, runs_commands, score_commands, start_commands, train_commands
 from quantlab.cli.options import COMMAND
 from quantlab.errors import QuantlabError
@@ -55,7 +55,7 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit: one line on stderr for what went wrong, and the exit code that says which kind."""
-    signal.signal(signal.SIGTERM, _interrupt)  # clean up as after Ctrl-C, also where a shell has SIGINT ignored
+    signal.signal(signal.SIGTERM, raise_interrupt)  # clean up as after Ctrl-C, also where a shell has SIGINT ignored
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     sys.exit(run(sys.argv[1:]))
 
@@ -81,10 +81,6 @@ def run(arguments: list[str]) -> int:
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", None, 1)
     except MemoryError:
         return _fail("out of memory", None, 1)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _fail(message: str, hint: str | None, code: int) -> int:

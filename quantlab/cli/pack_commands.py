@@ -40,8 +40,8 @@ def calibrate(
         stats = measure(
             checkpoint,
             calib=calib,
-            tokens=calib_tokens,
-            seq_len=calib_seq_len,
+            calib_tokens=calib_tokens,
+            calib_seq_len=calib_seq_len,
             seed=seed,
             tokenizer=tokenizer,
             model=model,
@@ -123,7 +123,10 @@ def _method_options(given: Sequence[str], *, widths: str | None, **known: Any) -
     values = {name: value for name, value in known.items() if value is not None}
     if widths is not None:
         values["widths"] = _parse_widths(widths)
-    apply_changes_(values, given, option="--option")
+    for change in given:
+        if (key := change.partition("=")[0].strip()) in values:
+            raise ConfigError(f"option {key} is given twice, also as --option {change}", hint="leave out one of them")
+        apply_changes_(values, [change], option="--option")
     return values
 
 

@@ -59,10 +59,10 @@ def evaluate(
         record = score(target, **asked, stride=stride, save=save, force=force, progress=progress)
         run.result(evaluation=record, metrics=asdict(record.memory) if record.memory else {})
     if os.environ.get("RANK", "0") == "0":
-        _print_evaluation(record, target, save, as_json)
+        _print_evaluation(record, target, against, save, as_json)
 
 
-def _print_evaluation(record: "EvaluationRecord", target: Path, save: bool, as_json: bool) -> None:
+def _print_evaluation(record: "EvaluationRecord", target: Path, against: Path | None, save: bool, as_json: bool) -> None:
     from quantlab.evaluation.evaluation_record import record_path
 
     if save:
@@ -77,7 +77,7 @@ def _print_evaluation(record: "EvaluationRecord", target: Path, save: bool, as_j
             f"weights {memory.weights}: {memory.weight_bytes:,} bytes in memory, peak {memory.peak_bytes:,} bytes "
             f"({memory.device})"
         )
-    _print_comparison(record)
+    _print_comparison(record, against)
 
 
 def _print_score(record: "EvaluationRecord") -> None:
@@ -94,10 +94,10 @@ def _print_score(record: "EvaluationRecord") -> None:
         note(f"warning: as many tokens as the public validation split {record.split}, but not its bytes: do not compare this")
 
 
-def _print_comparison(record: "EvaluationRecord") -> None:
+def _print_comparison(record: "EvaluationRecord", against: Path | None) -> None:
     if found := record.against:
         print(
-            f"against {found.file}: KL {found.kl_mean:.6f} nats (99 % of tokens below {found.kl_q99:.4f}), "
+            f"against {against}: KL {found.kl_mean:.6f} nats (99 % of tokens below {found.kl_q99:.4f}), "
             f"top token differs at {100 * found.top1_flips:.2f} %, loss {found.loss_difference:+.6f} nats "
             f"(95 %: {found.loss_difference_low:+.6f} to {found.loss_difference_high:+.6f})"
         )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.errors import FormatError
-from quantlab.format_rules import ESCAPE, OFFSET, PROBABILITY_BITS, TABLE_CLASSES, TOTAL
+from quantlab.format_rules import COLUMNS, ESCAPE, OFFSET, PROBABILITY_BITS, TABLE_CLASSES, TOTAL
 
 MAX_SETS = 128
 """Largest number of sets in a file: bounds the decoder's memory to 112 MiB."""
@@ -55,7 +55,7 @@ class TableSet:
     @cached_property
     def frequencies(self) -> NDArray[np.int64]:
         """Frequencies int64 [C, 256] by column (see columns_of); each row sums to TOTAL, 0 means outside the support."""
-        table = np.zeros((len(self.classes), 256), np.int64)
+        table = np.zeros((len(self.classes), COLUMNS), np.int64)
         for row, entry in zip(table, self.classes, strict=True):
             values = _frequencies(entry.logs)
             row[0] = values[0]
@@ -80,7 +80,7 @@ class TableSet:
         """Frequency, symbol byte and place (slot - start) of each slot, packed for the decoder; int64 [C·TOTAL]."""
         counts = self.frequencies.reshape(-1)
         slot = np.arange(len(self.classes) * TOTAL) % TOTAL
-        symbol_byte = np.tile((np.arange(256) - OFFSET) & 255, len(self.classes))
+        symbol_byte = np.tile((np.arange(COLUMNS) - OFFSET) & 255, len(self.classes))
         packed = counts << FREQUENCY_SHIFT | symbol_byte << SYMBOL_SHIFT
         return np.repeat(packed, counts) | (slot - np.repeat(self.starts.reshape(-1), counts))
 
@@ -122,8 +122,8 @@ def _best_support(counts: NDArray[np.int64]) -> tuple[int, int]:
     floored_escape = np.maximum(escaped / total, 1 / TOTAL)
     cost = bits[None, :] - bits[:, None] + escaped * (8 * _ESCAPE_BYTES - np.log2(floored_escape))
     cost += total * np.log2(mass[None, :] - mass[:, None] + floored_escape)
-    cost += _ENTRY_BITS * np.arange(256) - _ENTRY_BITS * np.arange(256)[:, None]
-    cost[np.tril_indices(256, -1)] = np.inf
+    cost += _ENTRY_BITS * np.arange(COLUMNS) - _ENTRY_BITS * np.arange(COLUMNS)[:, None]
+    cost[np.tril_indices(COLUMNS, -1)] = np.inf
     first, last = (int(at) + 1 for at in np.unravel_index(np.argmin(cost), cost.shape))
     return (first, last) if first < last else (OFFSET, OFFSET)
 
@@ -152,7 +152,7 @@ def sets_to_bytes(sets: Sequence[TableSet]) -> bytes:
     tables = [table for one in sets for table in one.classes]
     heads = np.array([(table.low & 255, table.n, table.logs[0]) for table in tables], np.uint8).reshape(-1, 3).T
     parts = [bytes([len(sets)]), np.diff(heads, prepend=np.uint8(0)).tobytes()]
-    latest = np.full(256, _RAREST, np.uint8)
+    latest = np.full(COLUMNS, _RAREST, np.uint8)
     for table in tables:
         logs = np.frombuffer(table.logs, np.uint8, offset=1)
         support = latest[table.low + OFFSET :][: table.n]
@@ -181,7 +181,7 @@ def sets_from_bytes(raw: bytes) -> list[TableSet]:
 
 
 def _read_classes(lows: list[int], counts: list[int], escapes: bytes, differences: NDArray[np.uint8]) -> Iterator[ClassTable]:
-    latest = np.full(256, _RAREST, np.uint8)
+    latest = np.full(COLUMNS, _RAREST, np.uint8)
     at = 0
     for low, n, escape in zip(lows, counts, escapes, strict=True):
         if not ESCAPE < low <= OFFSET - n or (n == 0 and low != 0):

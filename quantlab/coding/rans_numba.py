@@ -13,6 +13,7 @@ from quantlab.coding.frequency_tables import FREQUENCY_SHIFT, PLACE_MASK, SYMBOL
 from quantlab.coding.lanes import Written
 from quantlab.coding.symbols import to_symbols
 from quantlab.format_rules import (
+    COLUMNS,
     LANE_GROUP,
     LOWEST,
     PROBABILITY_BITS,
@@ -41,7 +42,7 @@ def histogram(code_OI: NDArray[np.int16], context: TensorContext) -> NDArray[np.
     rans.check_codes(code_OI, context)
     class_OI = classes_of(context)
     symbol_OI = to_symbols(code_OI, context.states, class_OI)
-    counts = np.zeros((TABLE_CLASSES, 256), np.int64)
+    counts = np.zeros((TABLE_CLASSES, COLUMNS), np.int64)
     _count_(counts, columns_of(symbol_OI >> shifts_of(class_OI)), tables_of(class_OI))
     return counts
 

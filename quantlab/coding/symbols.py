@@ -11,20 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.errors import FormatError
-from quantlab.format_rules import SCALAR_CLASSES, next_states
+from quantlab.format_rules import SCALAR_CLASSES, WIDE, code_range, next_states
 
-_BYPASS = 64  # above all doubled states
-_CHUNK = 1 << 16  # symbols whose low bits are read at a time: keeps temporaries in the cache
-
-
-def code_limits(states: int) -> tuple[int, int]:
-    """Return the lowest and the highest code of a context."""
-    return (-32767, 32767) if states == 1 else (-32766, 32767)
+_BYPASS = 64
+"""Bit that marks a weight which bypasses the trellis; it is above all doubled states."""
+_CHUNK = 1 << 16
+"""Number of symbols whose low bits are read at a time, so that temporaries stay in the cache."""
 
 
 def symbol_limit(states: int) -> int:
     """Return the largest magnitude of a context's symbols."""
-    return 32767 if states == 1 else 16383
+    return code_range(WIDE, states)[1] >> (states > 1)
 
 
 def to_symbols(code_OI: NDArray[np.int16], states: int, class_OI: NDArray[np.uint8]) -> NDArray[np.int16]:
@@ -36,7 +33,7 @@ def to_symbols(code_OI: NDArray[np.int16], states: int, class_OI: NDArray[np.uin
     Raises:
         ValueError: a code is out of range, odd where it bypasses the trellis, or its parity is not that of its state.
     """
-    low, high = code_limits(states)
+    low, high = code_range(WIDE, states)
     if code_OI.size and not low <= int(code_OI.min()) <= int(code_OI.max()) <= high:
         raise ValueError(f"codes must lie in {low} to {high}, got {code_OI.min()} to {code_OI.max()}")
     code_OI = np.ascontiguousarray(code_OI)

@@ -111,6 +111,7 @@ class EvaluationRecord:
     against: Against | None = None
     """Comparison with a reference; None where there is none."""
     memory: Memory | None = None
+    """Memory that the evaluation took; None in saved records, so that the same evaluation writes the same file."""
     producer: str = ""
 
     def to_dict(self) -> dict[str, Any]:

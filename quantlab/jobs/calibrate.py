@@ -8,7 +8,7 @@ from quantlab.calib.statistics import Statistics, read_statistics, write_statist
 from quantlab.errors import CheckpointError
 from quantlab.files import refuse_existing
 from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_tokenizer
-from quantlab.models.weights import split_state
+from quantlab.models.weights import MIN_MATRIX_ELEMENTS, split_state
 from quantlab.progress import Progress, silent, stage
 from quantlab.text.tokenizer import Tokenizer
 
@@ -17,9 +17,9 @@ def calibrate(
     source: Source,
     *,
     calib: str = "self",
-    tokens: int = 65536,
-    seq_len: int = 512,
-    temperature: float = 1.0,
+    calib_tokens: int = 65536,
+    calib_seq_len: int = 512,
+    calib_temperature: float = 1.0,
     seed: int = 0,
     tokenizer: str | Path | Tokenizer | None = None,
     model: str | None = None,
@@ -32,9 +32,9 @@ def calibrate(
     Args:
         source: a checkpoint's path or a module (see `quantlab.load`).
         calib: where the tokens come from: `self` (text that the model samples), `random`, `text:FILE` or `tokens:GLOB`.
-        tokens: number of calibration tokens.
-        seq_len: tokens in one sequence.
-        temperature: of the model's own text; logits are divided by it.
+        calib_tokens: number of calibration tokens.
+        calib_seq_len: tokens in one sequence.
+        calib_temperature: of the model's own text; logits are divided by it.
         seed: seed of the draws.
         tokenizer: SentencePiece .model file; needed for `text:FILE`.
         model: path/to/file.py:factory of a checkpoint of another architecture; this runs that file.
@@ -45,7 +45,9 @@ def calibrate(
         StatisticsError: a matrix was never used, or its statistics are zero or not finite.
         ConfigError: an option is out of range, or the output exists.
     """
-    config = CalibrationConfig(source=calib, tokens=tokens, seq_len=seq_len, temperature=temperature, seed=seed)
+    config = CalibrationConfig(
+        source=calib, tokens=calib_tokens, seq_len=calib_seq_len, temperature=calib_temperature, seed=seed
+    )
     if output is not None:
         refuse_existing([Path(output)], force=force)
     loaded = load(source, model=model)
@@ -100,7 +102,9 @@ def matrix_shapes(loaded: LoadedModel) -> dict[str, tuple[int, ...]]:
     """Return the shape of every matrix to quantize; all must be parameters of the model under the checkpoint's names."""
     matrices, _ = split_state(loaded.state)
     if not matrices:
-        raise CheckpointError("the checkpoint has no matrix to quantize: no floating 2-D tensor of 4096 weights or more")
+        raise CheckpointError(
+            f"the checkpoint has no matrix to quantize: no floating 2-D tensor of {MIN_MATRIX_ELEMENTS} weights or more"
+        )
     known = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
     if unknown := sorted(matrices.keys() - known):
         raise CheckpointError(f"tensor {unknown[0]} of the checkpoint is not a parameter of the model")

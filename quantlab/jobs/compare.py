@@ -11,20 +11,21 @@ from quantlab.report.entry import Entry, FileFacts, TensorFacts
 from quantlab.report.pack_report import PackReport, read_report, report_path
 
 
-def compare(files: Sequence[str | Path], *, sort: Sort = "bytes") -> Comparison:
+def compare(files: str | Path | Sequence[str | Path], *, sort: Sort = "bytes") -> Comparison:
     """Compare packed models: sizes, scores, and the bytes, bits and predicted KL of every tensor.
 
     What lies beside x.qlab belongs to it: x.report.json of a packing, x.eval.json of an evaluation that was saved.
 
     Args:
-        files: artifacts (.qlab) or reports (.report.json).
+        files: artifacts (.qlab) or reports (.report.json), one or several.
         sort: order of the tensors, by what differs most from the first file: bytes, predicted_kl, bpw; or name.
     Raises:
         FormatError: a file is no artifact, or a damaged one.
         ReportError: a report or record is damaged or belongs to another file.
         ConfigError: scores were measured on different data, or `sort` is unknown.
     """
-    return compare_entries([read_entry(Path(path)) for path in files], sort=sort)
+    paths = [files] if isinstance(files, str | Path) else files
+    return compare_entries([read_entry(Path(path)) for path in paths], sort=sort)
 
 
 def comparison_page(comparison: Comparison, entries: Sequence[Entry]) -> str:

@@ -65,7 +65,7 @@ def _round_trip() -> str:
     generator = torch.Generator().manual_seed(0)
     w_OI, x_TI = (torch.randn(shape, generator=generator) for shape in ((96, 64), (512, 64)))
     uses = (Use(x_TI.T @ x_TI / len(x_TI), torch.ones(96)),)
-    meter = TensorMeter("matrix", w_OI, uses, "gptq", (6,))
+    meter = TensorMeter("matrix", w_OI, uses, (6,), feeds_back=True)
     point = meter.measure(6, 12.0).point
     data = encode_artifact([meter.payload(point)]).data
     expected = digest(decode_artifact(*parse_artifact(data)))

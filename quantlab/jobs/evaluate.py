@@ -10,7 +10,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from quantlab.evaluation.divergence import measure_divergence
 from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord, Memory, record_path
 from quantlab.evaluation.scoring import Score, device_of, score_tokens
 from quantlab.evaluation.windows import Mode, as_mode, scored_part, stride_of
+from quantlab.fields import json_file
 from quantlab.files import hash_file, refuse_existing, write_whole
 from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_packed, load_tokenizer, stays_packed
 from quantlab.progress import Progress, silent, stage
@@ -89,19 +90,27 @@ def evaluate(
         scoring = _Scoring(ids, known, seq_len, windows, stride, world, progress)
         score = scoring.score(loaded, "evaluate")
         memory = memory_of(loaded, world.device)
-        found = None if against is None else scoring.compare(load(against, model=model), loaded, score)
+        takes_part = against is not None and (world.is_main or windows != "chunked")  # chunks are compared by the main process
+        found = scoring.compare(load(against, model=model), loaded, score) if against is not None and takes_part else None
     finally:
         close_world(world)
-    record = _record(target, score, ids, known, memory, found)
-    if save and world.is_main and isinstance(target, str | Path):
-        write_whole(record_path(Path(target)), record.to_json())
+    place = file_of(target)
+    record = _record(place if world.is_main else None, score, ids, known, memory, found)
+    if save and world.is_main and place is not None:
+        write_whole(record_path(place), json_file(replace(record, memory=None)))  # the same work gives the same file
     return record
+
+
+def file_of(target: Source) -> Path | None:
+    """Return the file that a model was or will be loaded from; None for a module in memory."""
+    name = target.name if isinstance(target, LoadedModel) else target
+    return Path(name) if isinstance(name, str | Path) and str(name) else None
 
 
 def check_options(text: str | Path | None, tokens: str | None, mode: str, seq_len: int, stride: int | None) -> tuple[Mode, int]:
     """Return the mode and the stride in tokens. ConfigError unless there is one source of tokens and all are in range."""
     if (text is None) == (tokens is None):
-        raise ConfigError("eval needs exactly one of --text and --tokens")
+        raise ConfigError("exactly one of text and tokens is needed", hint="give a text file, or a pattern of token shards")
     windows = as_mode(mode)
     return windows, stride_of(windows, seq_len, stride)
 
@@ -176,11 +185,12 @@ def evaluation_tokens(text: str | Path | None, shards: str | None, tokenizer: To
 
 def tokenizer_beside(target: Source, *, say: bool = True) -> Path:
     """Return the file tokenizer.model in the target's folder, and log it. ConfigError if there is none."""
-    if not isinstance(target, str | Path):
+    place = file_of(target)
+    if place is None:
         raise ConfigError("no tokenizer: a module in memory has no file beside it", hint="pass tokenizer=FILE.model")
-    path = Path(target).parent / TOKENIZER_NAME
+    path = place.parent / TOKENIZER_NAME
     if not path.is_file():
-        raise ConfigError(f"no tokenizer: --tokenizer was not given and {path} does not exist")
+        raise ConfigError(f"no tokenizer: none was given and {path} does not exist", hint="name the .model file")
     if say:
         _log.info("tokenizer %s", path)
     return path
@@ -216,11 +226,12 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 def refuse_record(target: Source, *, force: bool) -> None:
     """Raise unless there is a target and the record of its evaluation can be written: before hours are spent on one."""
-    if not isinstance(target, str | Path):
+    place = file_of(target)
+    if place is None:
         raise ConfigError("a module in memory has no place for its record", hint="evaluate a file, or leave out save")
-    if not Path(target).exists():
-        raise CheckpointError(f"{target} does not exist")
-    refuse_existing([record_path(Path(target))], force=force)
+    if not place.exists():
+        raise CheckpointError(f"{place} does not exist", hint="check the path")
+    refuse_existing([record_path(place)], force=force)
 
 
 def _load_target(target: Source, model: str | None, packed: bool | None, device: torch.device) -> LoadedModel:
@@ -234,7 +245,7 @@ def _load_target(target: Source, model: str | None, packed: bool | None, device:
 
 
 def _record(
-    target: Source, score: Score, ids: NDArray[Any], tokenizer: Tokenizer, memory: Memory, against: Against | None
+    target: Path | None, score: Score, ids: NDArray[Any], tokenizer: Tokenizer, memory: Memory, against: Against | None
 ) -> EvaluationRecord:
     data = EvaluationData(
         tokens_sha256=hashlib.sha256(scored_part(ids, score.mode, score.seq_len).astype("<u2").tobytes()).hexdigest(),
@@ -246,9 +257,9 @@ def _record(
         stride=score.stride,
         tokenizer_sha256=tokenizer.sha256,
     )
-    size, digest = hash_file(Path(target)) if isinstance(target, str | Path) else (0, "")
+    size, digest = hash_file(target) if target else (0, "")
     return EvaluationRecord(
-        target=Path(target).name if isinstance(target, str | Path) else "",
+        target=target.name if target else "",
         target_sha256=digest,
         target_bytes=size,
         data=data,

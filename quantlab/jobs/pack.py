@@ -32,7 +32,7 @@ def pack(
     seed: int = 0,
     tokenizer: str | Path | Tokenizer | None = None,
     model: str | None = None,
-    code: Iterable[str | Path] = (),
+    code: str | Path | Iterable[str | Path] = (),
     emit_decoder: str | Path | None = None,
     report: str | Path | None = None,
     resume: bool = False,
@@ -125,43 +125,63 @@ def plan_pack(
     options: Mapping[str, Any] | None = None,
     stats: str | Path | Statistics | None = None,
     calibration: CalibrationConfig | None = None,
-    code: Iterable[str | Path] = (),
+    code: str | Path | Iterable[str | Path] = (),
     emit_decoder: str | Path | None = None,
     report: str | Path | None = None,
     force: bool = False,
 ) -> PackPlan:
-    """Check what `pack` was asked for, and write the decoder if one is wanted; the arguments are those of `pack`."""
+    """Check what `pack` was asked for, then write the decoder if one is wanted; the arguments are those of `pack`."""
     output = Path(output)
     report = report_path(output) if report is None else Path(report)
+    decoder = None if emit_decoder is None else Path(emit_decoder)
     calibration = calibration or CalibrationConfig()
-    chosen = method_options(method, options or {})
-    if stats is not None and calibration.source != "self":
-        raise ConfigError(f"--stats brings its own calibration, --calib {calibration.source} cannot be used with it")
-    _check_outputs(output, report, emit_decoder, method, force=force)
+    chosen, budget_bytes = method_options(method, options or {}), _budget_bytes(budget)
+    if stats is not None and calibration != CalibrationConfig(seed=calibration.seed):
+        raise ConfigError(
+            f"the statistics bring their own calibration, {calibration.tokens} {calibration.source} tokens in "
+            f"sequences of {calibration.seq_len} cannot be used with them",
+            hint="leave out either the statistics or the options of calibration",
+        )
+    _check_outputs(output, report, decoder, method, force=force)
+    if decoder is not None:
+        _write_decoder(decoder, force=force)  # before code is counted: it may be one of the files
+    files = [code] if isinstance(code, str | Path) else code
     config = PackConfig(
-        budget_bytes=parse_bytes(budget) if isinstance(budget, str) else budget,
+        budget_bytes=budget_bytes,
         method=method,
         options=chosen,
-        code=code_bytes(map(Path, code)),
+        code=code_bytes(map(Path, files)),
         calibration=calibration,
     )
     return PackPlan(config=config, output=output, report=report, stats=stats)
 
 
-def _check_outputs(output: Path, report: Path, decoder: str | Path | None, method: str, *, force: bool) -> None:
-    """Refuse outputs that exist or are one file; then write the decoder: it may be one of the counted code files."""
+def _budget_bytes(budget: int | str) -> int:
+    """Return a budget in bytes. ConfigError unless it is a whole number or a text like 16MB."""
+    if isinstance(budget, str):
+        return parse_bytes(budget)
+    if type(budget) is not int:
+        raise ConfigError(f"budget must be a whole number of bytes or a text like 16MB, got {budget!r}")
+    return budget
+
+
+def _check_outputs(output: Path, report: Path, decoder: Path | None, method: str, *, force: bool) -> None:
+    """Raise ConfigError where an output exists, two are one file, or the method has no decoder."""
     if report.resolve() == output.resolve():
-        raise ConfigError(f"--report and --output are both {output}")
+        raise ConfigError(f"artifact and report are both {output}", hint="name another report")
     refuse_existing([output, report], force=force)
     if decoder is None:
         return
-    decoder = Path(decoder)
     if not find_method(method).has_decoder:
         able = ", ".join(name for name, known in methods().items() if known.has_decoder)
-        raise ConfigError(f"--emit-decoder is for artifacts of method {able}, got {method}")
+        raise ConfigError(f"the decoder is for artifacts of method {able}, got {method}", hint="leave out the decoder")
     if decoder.resolve() in (output.resolve(), report.resolve()):
-        raise ConfigError(f"--emit-decoder and another output are both {decoder}")
+        raise ConfigError(f"the decoder and another output are both {decoder}", hint="name another file for the decoder")
+
+
+def _write_decoder(path: Path, *, force: bool) -> None:
+    """Write the decoder, unless the file holds it already, as it does where a killed packing goes on."""
     data = decoder_source()
-    if not decoder.is_file() or decoder.read_bytes() != data:  # as it does where a killed packing goes on
-        refuse_existing([decoder], force=force)
-        write_whole(decoder, data)
+    if not path.is_file() or path.read_bytes() != data:
+        refuse_existing([path], force=force)
+        write_whole(path, data)

@@ -47,6 +47,7 @@ class PackConfig:
     def __post_init__(self) -> None:
         if type(self.options) is not find_method(self.method).options:
             raise ConfigError(f"options of method {self.method} are needed, got {type(self.options).__name__}")
+        self.options.check(self.method)
         if self.budget_bytes < 1:
             raise ConfigError(f"budget must be at least 1 byte, got {self.budget_bytes}")
         if self.code_bytes >= self.budget_bytes:
@@ -73,7 +74,7 @@ def pack_with(
     watch = _Stopwatch()
     with in_eval_mode(loaded.model):
         with watch.time("calibrate"):
-            given = None if statistics is None else reuse_statistics(statistics, loaded)
+            given = None if statistics is None else _given(statistics, loaded, config)
             workspace = Workspace(folder_of(output), _work_key(loaded, config, given), resume=resume)
             stats = _statistics(loaded, config, given, tokenizer, workspace, progress)
         with watch.time("search"):
@@ -119,6 +120,18 @@ def _work_key(loaded: LoadedModel, config: PackConfig, stats: Statistics | None)
     return {"checkpoint": loaded.fingerprint, "options": json.loads(json.dumps(options)), "version": __version__}
 
 
+def _given(statistics: str | Path | Statistics, loaded: LoadedModel, config: PackConfig) -> Statistics:
+    """Return statistics of an earlier calibration. StatisticsError unless they are of this model and serve the method."""
+    given = reuse_statistics(statistics, loaded)
+    if find_method(config.method).needs_products and not given.is_plain:
+        name = "in memory" if isinstance(statistics, Statistics) else statistics
+        raise StatisticsError(
+            f"statistics {name} were measured for the trellis alone, method {config.method} needs more",
+            hint="run quantlab calibrate, whose statistics serve every method",
+        )
+    return given
+
+
 def _statistics(
     loaded: LoadedModel,
     config: PackConfig,
@@ -130,10 +143,6 @@ def _statistics(
     plain = find_method(config.method).needs_products
     if given is None:
         return workspace.statistics(lambda: measure_statistics(loaded, config.calibration, tokenizer, progress, plain=plain))
-    if plain and not given.is_plain:
-        raise StatisticsError(
-            f"the statistics lack the unweighted products that method {config.method} needs", hint="run quantlab calibrate"
-        )
     return given
 
 
@@ -169,7 +178,7 @@ def _solve(
     solution = solver.solve(budget)
     if len(solution.data) > budget:  # no method may do this; a promise is checked where it is given
         over = f"made a file of {len(solution.data)} bytes for {budget}"
-        raise BudgetError(f"method {config.method} {over}: it exceeds the budget", hint="raise --budget a little")
+        raise BudgetError(f"method {config.method} {over}: it exceeds the budget", hint="raise the budget")
     return solution
 
 
@@ -192,7 +201,7 @@ def _too_small(artifact_bytes: int, config: PackConfig) -> BudgetError:
     return BudgetError(
         f"budget {config.budget_bytes} bytes is below the smallest reachable size, {smallest} bytes{code}",
         smallest_bytes=smallest,
-        hint="raise --budget, or allow a narrower width with --widths",
+        hint="raise the budget",
     )
 
 

@@ -42,7 +42,7 @@ def probe(
         DataError: there are too few tokens, or an id is not in the vocabulary.
     """
     if text is not None and tokens is not None:
-        raise ConfigError("probe takes --text or --tokens or neither, got both")
+        raise ConfigError("text and tokens are both given, at most one is needed", hint="leave out one of them")
     if seq_len < 2:
         raise ConfigError(f"seq_len must be 2 or more, got {seq_len}")
     loaded = load(target, model=model)

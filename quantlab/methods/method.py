@@ -8,13 +8,14 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from quantlab import methods as folder
 from quantlab.errors import ConfigError
 from quantlab.fields import dataclass_from_dict
-from quantlab.format_rules import WIDE, WIDTHS
+from quantlab.format_rules import WIDTHS
 from quantlab.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -34,21 +35,26 @@ if TYPE_CHECKING:
 class MethodOptions:
     """Options that every method has; a method's own class adds its own."""
 
+    allowed_widths: ClassVar[tuple[int, ...]] = WIDTHS
+    """Widths that the method can store."""
+    can_tune: ClassVar[bool] = False
+    """Whether the method can tune unquantized tensors."""
+
     widths: tuple[int, ...] = (5, 6, 8)
     """Code widths in bits that a tensor may take."""
     tune: bool = False
     """Whether norms, gains and scales are tuned after rounding by KL to the float model; not every method can."""
 
-    def __post_init__(self) -> None:
-        self.check_widths(WIDTHS)
-        if self.tune:
-            raise ConfigError("tune must be false: this method does not tune unquantized tensors")
+    def check(self, method: str) -> None:
+        """Raise ConfigError unless the method with this name can take the widths and `tune`.
 
-    def check_widths(self, allowed: tuple[int, ...]) -> None:
-        """Raise ConfigError unless there is a width, and each is allowed."""
-        if not self.widths or any(width not in allowed for width in self.widths):
-            got = ",".join(map(str, self.widths)) or "none"
-            raise ConfigError(f"widths must be among {','.join(map(str, allowed))}, got {got}")
+        `method_options` calls it. What needs no name of a method belongs in `__post_init__`.
+        """
+        if not self.widths or any(width not in self.allowed_widths for width in self.widths):
+            allowed, got = (",".join(map(str, widths)) for widths in (self.allowed_widths, self.widths))
+            raise ConfigError(f"widths of method {method} must be among {allowed}, got {got or 'none'}")
+        if self.tune and not self.can_tune:
+            raise ConfigError(f"tune: method {method} does not tune unquantized tensors", hint="leave it out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +156,6 @@ class Method(Protocol):
     """A quantization method."""
 
     @property
-    def summary(self) -> str:
-        """A few words for the help text."""
-
-    @property
     def options(self) -> type[MethodOptions]:
         """Class of its options."""
 
@@ -194,16 +196,29 @@ def find_method(name: str) -> Method:
 def method_options(name: str, values: Mapping[str, Any], where: str = "") -> MethodOptions:
     """Return the options of a method out of plain values; the others have their defaults.
 
+    Args:
+        where: put before every key in errors, as `pack.`.
     Raises:
         ConfigError: there is no such method, it has no such option (the hint names the nearest), or a value is out of range.
     """
     cls = find_method(name).options
-    for key in values.keys() - option_names(cls):
-        if owners := [other for other, method in methods().items() if key in option_names(method.options)]:
-            hint = f"leave it out, or choose method {' or '.join(owners)}"
-            raise ConfigError(f"{where}{key} is not an option of method {name}", hint=hint)
+    for key in values:
+        if key not in option_names(cls):
+            raise _unknown_option(name, key, where)
     options = dataclass_from_dict(cls, values, where=where)
+    options.check(name)
     return replace(options, widths=tuple(sorted(set(options.widths))))
+
+
+def _unknown_option(name: str, key: str, where: str) -> ConfigError:
+    """Return the error about an option that a method lacks; its hint names the methods that have it, or the nearest option."""
+    if owners := [other for other, method in methods().items() if key in option_names(method.options)]:
+        hint = f"leave it out, or choose method {' or '.join(owners)}"
+        return ConfigError(f"{where}{key} is not an option of method {name}", hint=hint)
+    known = option_names(find_method(name).options)
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {where}{near[0]}?" if near else f"known options: {', '.join(known)}"
+    return ConfigError(f"method {name} has no option {where}{key}", hint=hint)
 
 
 def option_names(options: type[MethodOptions]) -> list[str]:
@@ -214,21 +229,3 @@ def option_names(options: type[MethodOptions]) -> list[str]:
 def options_dict(options: MethodOptions) -> dict[str, Any]:
     """Return the options as plain JSON types."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
-
-
-__all__ = [
-    "WIDE",
-    "Memo",
-    "Method",
-    "MethodOptions",
-    "NoMemo",
-    "Point",
-    "Problem",
-    "Solution",
-    "Solver",
-    "find_method",
-    "method_options",
-    "methods",
-    "option_names",
-    "options_dict",
-]

@@ -30,7 +30,7 @@ class LoadedModel:
     model: nn.Module
     """In eval mode, but for a module that the caller gave: that keeps its modes."""
     state: dict[str, Tensor]
-    """On the CPU; of a model whose weights stay packed the unquantized tensors alone."""
+    """On the CPU; of a module its live weights, of a model whose weights stay packed the unquantized tensors alone."""
     vocab_size: int
     config: dict[str, Any]
     """Config of the built-in architecture; empty for any other."""
@@ -78,6 +78,8 @@ def load(source: Source, *, model: str | None = None) -> LoadedModel:
 
 
 def _from_module(module: nn.Module) -> LoadedModel:
+    while isinstance(inner := getattr(module, "_orig_mod", None) or getattr(module, "module", None), nn.Module):
+        module = inner  # of torch.compile, DataParallel, DistributedDataParallel
     state = checked_state("in memory", {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()})
     config = module.config.to_dict() if isinstance(module, GPT) else {}
     with in_eval_mode(module):

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from quantlab.errors import ConfigError
 from quantlab.fields import check_keys, dataclass_from_dict
 from quantlab.jobs.train_file import read_train_file
-from quantlab.methods.method import method_options, methods
+from quantlab.methods.method import method_options, methods, option_names
 from quantlab.pipeline.pipeline_config import (
     STAGES,
     CalibrateOptions,
@@ -175,25 +175,14 @@ def _pack(table: dict[str, Any]) -> PackOptions:
     """Return [pack]: its own keys, and the options of its method, which are the other keys."""
     own = {key: value for key, value in table.items() if key in PACK_KEYS}
     rest = {key: value for key, value in table.items() if key not in PACK_KEYS}
+    options_of_all = (key for method in methods().values() for key in option_names(method.options))
+    check_keys(rest, dict.fromkeys([*PACK_KEYS, *options_of_all]), "pack.")  # first: a missing key may be misspelled
     if "budget" not in own:
-        _check_method_keys(rest, *methods())  # more likely misspelled than forgotten
         raise ConfigError("pack.budget is missing: 16000000, 16MB (10^6) or 16MiB (2^20)")
     if type(own["budget"]) is int:
         own["budget"] = str(own["budget"])
     options = dataclass_from_dict(PackOptions, own, where="pack.")
-    _check_method_keys(rest, options.method)
     return replace(options, options=method_options(options.method, rest, where="pack."))
-
-
-def _check_method_keys(keys: Mapping[str, Any], *names: str) -> None:
-    """Raise ConfigError unless each key is an option of one of the methods; the hint has the nearest of all keys of [pack]."""
-    options = {name: [f.name for f in fields(method.options)] for name, method in methods().items()}
-    for key in keys:
-        owners = [name for name, known in options.items() if key in known]
-        if owners and not set(owners) & set(names):
-            hint = f"leave it out, or choose method {' or '.join(owners)}"
-            raise ConfigError(f"pack.{key} is not an option of method {names[0]}", hint=hint)
-    check_keys(keys, dict.fromkeys([*PACK_KEYS, *(key for name in names for key in options[name])]), "pack.")
 
 
 def _train_and_data(tables: Mapping[str, Any], base: Path) -> tuple[TrainOptions | None, DataOptions | None]:

@@ -333,4 +333,7 @@ def _point(label: str, entry: Entry, kl: float) -> _Point:
 def _series(entry: Entry) -> str:
     """Return a name of everything but the budget that decides a file; empty without a report."""
     r = entry.report
-    return repr((r.method, r.options, r.effort, r.calibration, r.seed)) if r else ""
+    if r is None:
+        return ""
+    options = {name: value for name, value in r.options.items() if name not in ("tune", "tune_steps", "time_limit")}
+    return repr((r.method, options, r.effort, r.calibration, r.seed))  # the effort says what tuning and a time limit led to

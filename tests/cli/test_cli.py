@@ -183,12 +183,14 @@ def test_bad_input_is_one_clear_line(toy_checkpoint, toy_state, artifact, tmp_pa
     torch.save({**toy_state, "blocks.1.mlp.fc.weight": torch.zeros(9, 9)}, tmp_path / "shape.pt")
     fails(capsys, packing(tmp_path / "shape.pt"), 1, "no model matches", "blocks.1.mlp.fc.weight", "[9, 9]")
     fails(capsys, packing(toy_checkpoint, "--widths", "5,x"), 2, "widths must be whole numbers", "'5,x'")
-    fails(capsys, packing(toy_checkpoint, "--widths", "12"), 2, "widths must be among 2,3,4,5,6,7,8,16, got 12")
+    fails(
+        capsys, packing(toy_checkpoint, "--widths", "12"), 2, "widths of method trellis must be among 2,3,4,5,6,7,8,16, got 12"
+    )
     fails(capsys, packing(toy_checkpoint, "--states", "7"), 2, "states must be one of 1, 4, 8, 16, 32, got 7")
     fails(capsys, packing(toy_checkpoint, "--method", "magic"), 2, "method must be one of gptq, rtn, trellis, got 'magic'")
     fails(capsys, packing(toy_checkpoint, "--calib", "web"), 2, "calibration source must be self")
     fails(capsys, packing(toy_checkpoint, "--stats", tmp_path / "absent"), 1, "cannot read statistics")
-    fails(capsys, packing(toy_checkpoint, "--report", out), 2, "--report and --output are both", "m.qlab")
+    fails(capsys, packing(toy_checkpoint, "--report", out), 2, "artifact and report are both", "m.qlab")
     both = ("--stats", tmp_path / "s", "--calib", "random")
     fails(capsys, packing(toy_checkpoint, *both), 2, "--calib random cannot be used with it")
     fails(capsys, packing(toy_checkpoint, "--code", tmp_path / "absent.py"), 2, "absent.py does not exist")
@@ -228,7 +230,7 @@ def test_text_and_tokens_must_fit_the_model(artifact, toy_checkpoint, tokenizer_
     known = ["--tokenizer", tokenizer_file]
     fails(capsys, ["eval", artifact, "--text", tmp_path / "empty.txt", *known], 1, "empty.txt")
     fails(capsys, ["eval", artifact, "--text", tmp_path / "t.txt", *known], 1, "1,024")
-    fails(capsys, ["eval", artifact, *known], 2, "exactly one of --text and --tokens")
+    fails(capsys, ["eval", artifact, *known], 2, "exactly one of text and tokens")
     fails(capsys, ["eval", artifact, "--tokens", f"{tmp_path}/none_*.bin", *known], 1, "none_*.bin")
     (tmp_path / "bad_0.bin").write_bytes(bytes(2000))
     fails(capsys, ["eval", artifact, "--tokens", f"{tmp_path}/bad_*.bin", *known], 1, "bad_0.bin", "magic")

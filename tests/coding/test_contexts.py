@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantlab.coding.contexts import classes_of, raw_bits
-from quantlab.coding.symbols import code_limits, from_symbols, join_low_bits_, low_bits, to_symbols
+from quantlab.coding.symbols import from_symbols, join_low_bits_, low_bits, to_symbols
 from quantlab.errors import FormatError
-from quantlab.format_rules import MAX_CLASS, STATES, TABLE_CLASSES, next_states, shifts_of, tables_of
+from quantlab.format_rules import MAX_CLASS, STATES, TABLE_CLASSES, WIDE, code_range, next_states, shifts_of, tables_of
 
 
 def test_classes_are_sums_of_shares_within_bounds():
@@ -48,7 +48,7 @@ def test_weights_that_bypass_the_trellis_pass_the_state_on():
 @pytest.mark.parametrize("number", [0, 8, 9, 83])
 def test_symbols_reach_exactly_as_far_as_codes(states, number):
     class_OI = np.full((1, 1), number, np.uint8)
-    low, high = code_limits(states)
+    low, high = code_range(WIDE, states)
     for symbol in (low >> (states > 1), high >> (states > 1)):
         symbol_OI = np.array([[symbol]], np.int16)
         assert to_symbols(from_symbols(symbol_OI, states, class_OI), states, class_OI) == symbol_OI

@@ -1,4 +1,4 @@
-"""What stands in fenced blocks of Markdown files."""
+"""Read the fenced blocks of Markdown files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,12 @@ class Fence:
 
     language: str
     line: int
-    """Of its first line of text, from 1."""
+    """Number of its first line of text, from 1."""
     text: str
 
 
 def fences(path: Path) -> list[Fence]:
-    """All blocks of a file in their order."""
+    """Return all blocks of a file in their order."""
     found, lines, language = [], [], None
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if line.lstrip().startswith("```"):

@@ -13,14 +13,14 @@ from fences import fences
 from quantlab.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHELL = ("", "bash", "sh", "console", "shell")
 STARTERS = ("torchrun", "python")
 PLACEHOLDERS = {"...", "…"}
 
 
 def shell_lines(text: str) -> Iterator[tuple[int, str]]:
-    """(number from 0, line) of a block; a line that ends in a backslash takes the next one in."""
+    """Yield (number from 0, line) of a block; a line that ends in a backslash includes the next one."""
     whole, first = "", 0
     for number, line in enumerate(text.splitlines()):
         first = first if whole else number
@@ -33,7 +33,7 @@ def shell_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def arguments(line: str) -> list[str] | None:
-    """What `quantlab` gets in a shell line; None where it is not called."""
+    """Return the arguments of `quantlab` in a shell line; None if it is not called there."""
     try:
         words = shlex.split(line, comments=True)
     except ValueError:  # output, not a command
@@ -47,7 +47,7 @@ def arguments(line: str) -> list[str] | None:
 
 
 def calls_in(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """(place, arguments) of each command line in fenced blocks."""
+    """Yield (place, arguments) of each command line in fenced blocks."""
     for fence in fences(path):
         if fence.language in SHELL:
             for number, line in shell_lines(fence.text):
@@ -56,7 +56,7 @@ def calls_in(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def calls_in_notebook(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """(place, arguments) of each whole command line between backticks; with an option or a file, not `quantlab run` alone."""
+    """Yield (place, arguments) of each whole command line between backticks, not of `quantlab run` alone."""
     for number, cell in enumerate(json.loads(path.read_text())["cells"]):
         if cell["cell_type"] == "markdown":
             for line in re.findall(r"`(quantlab [^`]+)`", "".join(cell["source"])):
@@ -70,7 +70,7 @@ CALLS += [call for path in sorted((ROOT / "notebooks").glob("*.ipynb")) for call
 
 
 def parse(words: list[str]) -> None:
-    """Parse a command line as the shell's would be, without running it. Raises what typer does where it is wrong."""
+    """Parse a command line without running it. Raise the error of typer if it is wrong."""
     command = typer.main.get_command(app)
     context = type(typer.Context(command))(command, info_name="quantlab")
     while hasattr(command, "commands"):
@@ -131,7 +131,7 @@ INLINE = re.compile(r"(?<!`)`(quantlab [a-z][^`]*)`")
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_text_exist(page: Path):
-    """Spans like `quantlab eval --save`: the command, and each option."""
+    """In spans like `quantlab eval --save` the command and each option exist."""
     command = typer.main.get_command(app)
     for span in INLINE.findall(re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)):
         if re.fullmatch(r"quantlab \d.*", span):

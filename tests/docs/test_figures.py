@@ -12,7 +12,7 @@ FIGURES = ROOT / "docs" / "figures"
 
 @pytest.fixture(scope="module")
 def draw() -> ModuleType:
-    """docs/figures/draw.py."""
+    """Return the module docs/figures/draw.py."""
     spec = importlib.util.spec_from_file_location("draw_figures", FIGURES / "draw.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""The hooks of the site, one by one."""
+"""Each hook of the site does its part."""
 
 import importlib.util
 from pathlib import Path
@@ -11,7 +11,7 @@ HOOKS = Path(__file__).resolve().parents[2] / "docs" / "hooks"
 
 
 def hook(name: str) -> ModuleType:
-    """A module of docs/hooks, as mkdocs loads it."""
+    """Return a module of docs/hooks, as mkdocs loads it."""
     spec = importlib.util.spec_from_file_location(f"hook_{name}", HOOKS / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -20,7 +20,7 @@ def hook(name: str) -> ModuleType:
 
 
 def page(src_uri: str) -> SimpleNamespace:
-    """As much of a page as hooks look at."""
+    """Return an object with the parts of a page that hooks read."""
     return SimpleNamespace(file=SimpleNamespace(src_uri=src_uri), meta={})
 
 
@@ -72,9 +72,9 @@ def test_what_the_command_line_says_of_a_default_becomes_a_sentence(text: str, w
 
 
 def test_a_result_without_columns_of_its_own_shows_its_values():
-    rows = [{"kernel": "unpack", "ms": 0.12345, "peers_ms": {"twin": 2.0}, "points": [1]}, {"kernel": "a|b", "ok": True}]
+    rows = [{"kernel": "unpack", "ms": 0.12345, "peers_ms": {"reference": 2.0}, "points": [1]}, {"kernel": "a|b", "ok": True}]
     assert hook("results").named_table("kernels_card", rows).splitlines()[2:6] == [
-        "| kernel | ms | peers ms twin | ok |",
+        "| kernel | ms | peers ms reference | ok |",
         "|---|---|---|---|",
         "| unpack | 0.1235 | 2 |  |",
         "| a\\|b |  |  | True |",

@@ -1,4 +1,4 @@
-"""The files and commands of docs/recipes/own_model.md, run at toy size."""
+"""The files and commands of docs/recipes/own_model.md run at toy size."""
 
 import shlex
 import sys
@@ -18,12 +18,12 @@ TOY = {"--budget": "60KB", "--calib-seq-len": "32"}
 
 
 def blocks(language: str) -> list[str]:
-    """Fenced blocks of the page in their order."""
+    """Return the fenced blocks of the page in their order."""
     return [fence.text for fence in fences(PAGE) if fence.language == language]
 
 
 def arguments(line: str) -> list[str]:
-    """Of one command line of the page, with the sizes of a toy."""
+    """Return the arguments of one command line of the page, with the sizes of a toy."""
     words = shlex.split(line)[1:]
     return [TOY.get(before, word) for before, word in zip(["", *words], words, strict=False)]
 

@@ -146,7 +146,7 @@ def test_a_trellis_file_is_the_same_every_time_on_any_number_of_processors(trell
     [
         {"states": 1},
         {"row_feedback": False},
-        {"row_shape": False, "column_shape": False},
+        {"row_scales": False, "column_scales": False},
     ],
 )
 def test_every_part_of_the_trellis_method_pays(change, trellis, packed, tmp_path):
@@ -215,13 +215,13 @@ def test_a_budget_beyond_reach_gives_the_finest_plan(packed, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widths": (9,)}, "widths must be among 2,3,4,5,6,7,8,16, got 9"),
-        ({"widths": (16,), "method": "gptq"}, "widths must be among 2,3,4,5,6,7,8, got 16"),
-        ({"widths": ()}, "widths must be among .* got none"),
+        ({"widths": (9,)}, "widths of method trellis must be among 2,3,4,5,6,7,8,16, got 9"),
+        ({"widths": (16,), "method": "gptq"}, "widths of method gptq must be among 2,3,4,5,6,7,8, got 16"),
+        ({"widths": ()}, "widths of method trellis must be among .* got none"),
         ({"widths": (3,)}, "the widest of widths must be 4 bits or more for the trellis, got 3"),
         ({"method": "magic"}, "method must be one of gptq, rtn, trellis, got 'magic'"),
         ({"method": "gptq", "states": 8}, "states is not an option of method gptq"),
-        ({"state": 8}, "unknown key state"),
+        ({"state": 8}, "method trellis has no option state"),
         ({"time_limit": 0.0}, "time limit must be above 0 seconds, got 0"),
         ({"budget": 0}, "budget must be at least 1 byte, got 0"),
     ],

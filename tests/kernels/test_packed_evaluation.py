@@ -6,7 +6,7 @@ from conftest import random_state
 from exact_interpreter import exact_interpreter  # noqa: F401 - a fixture of all tests here
 
 from quantlab.evaluation.scoring import score_tokens
-from quantlab.kernels import dequant_matmul, unpack
+from quantlab.kernels import dequant_matmul, unpack_weights
 from quantlab.kernels.packed import pack
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
@@ -27,7 +27,7 @@ def packed_and_decoded():
         rows, columns = (torch.randint(3, 8, (n,), generator=g, dtype=torch.int16) for n in codes.shape)
         matrices[name] = pack(codes, row, column, row_class_O=rows, column_class_I=columns, bits=5)
     decoded, packed = (GPT(CONFIG).eval() for _ in range(2))
-    decoded.load_state_dict(state | {name: unpack.unpack_ref(m) for name, m in matrices.items()})
+    decoded.load_state_dict(state | {name: unpack_weights.unpack_ref(m) for name, m in matrices.items()})
     packed.load_state_dict(state)
     pack_modules_(packed, matrices)
     return packed, decoded
@@ -35,7 +35,7 @@ def packed_and_decoded():
 
 def test_kernels_score_a_packed_model_as_its_decoded_weights(tokenizer, monkeypatch):
     calls = []
-    for module in (unpack, dequant_matmul):
+    for module in (unpack_weights, dequant_matmul):
         monkeypatch.setattr(module, "on_kernel", lambda *_: calls.append(1) or True)
     packed, decoded = packed_and_decoded()
     tokens = np.random.default_rng(0).integers(0, 400, 97).astype(np.uint16)

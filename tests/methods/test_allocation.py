@@ -21,7 +21,7 @@ def allocator(progress=None):
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(3 * I, I, generator=generator)
         use = Use(x.T @ x / len(x), torch.rand(O, generator=generator) * 10.0**-seed)
-        meters.append(TensorMeter(name, torch.randn(O, I, generator=generator), (use,), "gptq", (5, 6, 8)))
+        meters.append(TensorMeter(name, torch.randn(O, I, generator=generator), (use,), (5, 6, 8), feeds_back=True))
     return Allocator(meters, encode_artifact, progress)
 
 

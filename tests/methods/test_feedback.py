@@ -24,7 +24,7 @@ from quantlab.methods.trellis.feedback import Rates, round_with_feedback
 from quantlab.methods.trellis.reference import Trellis, round_reference
 from quantlab.methods.trellis.rounder import SCALAR_SLOPE, SLOPE
 from quantlab.methods.trellis.scale_classes import fit_classes
-from quantlab.methods.trellis.shape import ShapedGrid
+from quantlab.methods.trellis.shape import ScaledGrid
 
 FREE = np.zeros((TABLE_CLASSES, 256), np.float32)
 EQUAL_SLOPE = 0.36  # squared steps a bit where the error falls 6.02 dB a bit: 2 ln 2 · D at D = 0.26
@@ -33,7 +33,7 @@ GAUSSIAN = np.random.default_rng(0).standard_normal((768, 768)).astype(np.float3
 
 
 def flat_grid(shape, *, bits=16, level=0):
-    return ShapedGrid(bits, level, *(np.zeros(n, np.int8) for n in shape))
+    return ScaledGrid(bits, level, *(np.zeros(n, np.int8) for n in shape))
 
 
 def no_feedback(shape):
@@ -118,7 +118,7 @@ def problem(O, I, seed, *, rows=True):
     """A small matrix with everything in use: uneven steps, scale classes on and off the path and with raw bits, feedback."""
     rng = np.random.default_rng(seed)
     w = (3 * rng.standard_normal((O, I))).astype(np.float32)
-    grid = ShapedGrid(5, 8, rng.integers(-2, 3, O).astype(np.int8), rng.integers(-2, 3, I).astype(np.int8))
+    grid = ScaledGrid(5, 8, rng.integers(-2, 3, O).astype(np.int8), rng.integers(-2, 3, I).astype(np.int8))
     G = correlated(O, seed + 1, shared=1.0) if rows else torch.rand(O, generator=torch.Generator().manual_seed(seed)) + 0.1
     parts = factors("w", (Use(correlated(I, seed + 2, shared=1.0), G),))
     bits = (np.abs(np.arange(256) - OFFSET)[None] * 0.4 + rng.random((TABLE_CLASSES, 1)) + 1).astype(np.float32)
@@ -192,7 +192,7 @@ def test_codes_of_the_narrowest_widths_stay_within_them(states, slope, bits):
 
 def check_path(O, I, states, bits, slope, scale, seed):
     w, grid, parts, rates = problem(O, I, seed)
-    grid = ShapedGrid(bits, grid.level, grid.a_O, grid.b_I)
+    grid = ScaledGrid(bits, grid.level, grid.a_O, grid.b_I)
     w = (w * scale).astype(np.float32)
     before = w.copy()
     q = round_with_feedback(w, grid, parts, rates, states=states, slope=slope)

@@ -10,7 +10,7 @@ from quantlab.artifact.shaped_grid import grid_steps
 from quantlab.calib.fisher import Use
 from quantlab.format_rules import code_limit
 from quantlab.methods.trellis.factors import factors
-from quantlab.methods.trellis.shape import HEADROOM, Shape
+from quantlab.methods.trellis.shape import HEADROOM, StepScales
 
 COARSE = 64 * 2  # log-step index, so coarse that no row has to be bounded
 
@@ -41,7 +41,7 @@ def test_steps_are_whole_powers_of_two_exactly():
 def test_steps_follow_rows_and_columns():
     """step · d_i · d_j is c for every weight, to half a unit of a row scale, of a column scale, and half a log-step."""
     w, parts = layer()
-    shape = Shape(w, parts)
+    shape = StepScales(w, parts)
     c = 2 ** (COARSE / 64 - shape.base)
     steps = torch.from_numpy(shape.grid(round(shape.level(c)), 16).steps_OI).double()
     ratio = (steps * parts.d_O[:, None] * parts.d_I / c).log2()
@@ -53,7 +53,7 @@ def test_steps_follow_rows_and_columns():
 def test_a_side_without_scales_has_one_step(rows, columns):
     """Its d is replaced by the root mean square, which keeps Σ (step · d)², the noise, at the same c."""
     w, parts = layer()
-    shape = Shape(w, parts, rows=rows, columns=columns)
+    shape = StepScales(w, parts, rows=rows, columns=columns)
     assert shape.a_O.any() == rows and shape.b_I.any() == columns
     steps = torch.from_numpy(shape.grid(round(shape.level(1.0)), 16).steps_OI).double()
     noise = (steps * parts.d_O[:, None] * parts.d_I).square().mean().sqrt()
@@ -62,7 +62,7 @@ def test_a_side_without_scales_has_one_step(rows, columns):
 
 def test_twice_c_is_twice_every_step():
     w, parts = layer()
-    shape = Shape(w, parts)
+    shape = StepScales(w, parts)
     level = round(shape.level(1.0))
     assert shape.level(2.0) == pytest.approx(shape.level(1.0) + 64)
     assert np.array_equal(shape.grid(level + 64, 16).steps_OI, 2 * shape.grid(level, 16).steps_OI)
@@ -73,7 +73,7 @@ def test_twice_c_is_twice_every_step():
 def test_every_weight_fits_the_codes_without_being_cut(bits, level):
     w, parts = layer()
     w[3, 5] = 60.0  # an outlier
-    shape = Shape(w, parts)
+    shape = StepScales(w, parts)
     steps = shape.grid(level, bits).steps_OI
     codes = w.abs().numpy().astype(np.float64) / steps
     # a row scale goes no further than 127 quarters of a power of two; log-step index -3000 is 2**-47
@@ -86,12 +86,12 @@ def test_every_weight_fits_the_codes_without_being_cut(bits, level):
 def test_arguments_are_left_alone_and_scales_are_the_same_every_time():
     w, parts = layer()
     before = w.clone()
-    a, b = Shape(w, parts).grid(-300, 6), Shape(w, parts).grid(-300, 6)
+    a, b = StepScales(w, parts).grid(-300, 6), StepScales(w, parts).grid(-300, 6)
     assert torch.equal(w, before)
     assert np.array_equal(a.a_O, b.a_O) and np.array_equal(a.b_I, b.b_I) and a.level == b.level == -300
 
 
 def test_a_matrix_of_zeros_has_a_grid():
     w, parts = layer()
-    grid = Shape(torch.zeros_like(w), parts).grid(0, 5)
+    grid = StepScales(torch.zeros_like(w), parts).grid(0, 5)
     assert np.isfinite(grid.steps_OI).all() and (grid.steps_OI > 0).all()

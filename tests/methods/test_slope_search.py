@@ -11,7 +11,8 @@ from quantlab.artifact.decode import decode_artifact, parse_artifact
 from quantlab.artifact.writer import encode_artifact, passthrough_payload
 from quantlab.calib.fisher import Use
 from quantlab.errors import BudgetError, ExpansionError
-from quantlab.methods.trellis.rounder import Rounder, RoundingOptions, narrowest, weights
+from quantlab.methods.trellis import TrellisOptions
+from quantlab.methods.trellis.rounder import Rounder, narrowest, weights
 from quantlab.methods.trellis.slope_search import SlopePlanner
 
 WIDTHS = (5, 6, 8, 16)
@@ -35,7 +36,7 @@ def rounders(*, states=8, widths=WIDTHS):
         uses = (Use(gram(I, seed, 0.4), gram(O, seed + 10, 0.7) * 10.0 ** -(seed + 1)),)
         if name == "head":
             uses += (Use(torch.rand(I, generator=torch.Generator().manual_seed(seed)) + 0.1, torch.full((O,), 1 / O)),)
-        made.append(Rounder(name, w, uses, RoundingOptions(states=states), max(widths)))
+        made.append(Rounder(name, w, uses, TrellisOptions(states=states), max(widths)))
     return made
 
 
@@ -90,7 +91,7 @@ def test_every_run_gives_the_same_file_whatever_the_number_of_workers(solved, wo
 def test_levels_of_all_tensors_are_at_one_slope(solved):
     """step · d_O · d_I is the same everywhere, but for the rounding of log-step indices and the last fill of one index."""
     planner, _, payloads = solved
-    log2_c = [p.entry.level / 64 - r.shape.base for r, p in zip(planner.rounders, payloads, strict=True)]
+    log2_c = [p.entry.level / 64 - r.scales.base for r, p in zip(planner.rounders, payloads, strict=True)]
     assert max(log2_c) - min(log2_c) <= 2 / 64 + 1e-9
 
 
@@ -148,7 +149,7 @@ def test_more_states_cost_less_at_equal_bytes(solved):
 
 
 def test_a_model_of_zeros_has_a_file():
-    flat = [Rounder("zero", torch.zeros(32, 16), (Use(torch.eye(16), torch.eye(32)),), RoundingOptions(), 16)]
+    flat = [Rounder("zero", torch.zeros(32, 16), (Use(torch.eye(16), torch.eye(32)),), TrellisOptions(), 16)]
     planner = SlopePlanner(flat, WIDTHS, encode_artifact)
     c, _ = planner.approach(2_000)
     file, (payload,) = planner.settle(2_000, c)

@@ -64,7 +64,7 @@ class PlainSolver:
 
 
 class Plain:
-    summary, options, predictor, needs_products, has_decoder = "plain rounding", PlainOptions, "none", False, False
+    options, predictor, needs_products, has_decoder = PlainOptions, "none", False, False
     solver = staticmethod(PlainSolver)
 
 
@@ -112,3 +112,25 @@ def test_the_command_line_takes_its_options(toy_checkpoint, tmp_path, capsys):
     assert "loudness must be above 0, got 0" in capsys.readouterr().err
     assert run([*command, "--force", "--states", "4"]) == 2
     assert "states is not an option of method plain" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message", "hint"),
+    [
+        ("gptq", {"widths": [16]}, "widths of method gptq must be among 2,3,4,5,6,7,8, got 16", None),
+        ("plain", {"tune": True}, "tune: method plain does not tune unquantized tensors", "leave it out"),
+        ("trellis", {"seed": 1}, "method trellis has no option seed", "known options: widths, tune, states"),
+        ("trellis", {"stetes": 4}, "method trellis has no option stetes", "did you mean states?"),
+        ("rtn", {"states": 4, "seed": 1}, "states is not an option of method rtn", "choose method trellis"),
+        ("rtn", {"seed": 1, "states": 4}, "method rtn has no option seed", "known options: widths, tune"),
+    ],
+)
+def test_errors_of_options_name_the_method_and_come_in_the_order_of_the_options(name, values, message, hint):
+    with pytest.raises(ConfigError, match=message) as caught:
+        method.method_options(name, values)
+    assert caught.value.hint == hint or hint in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["gptq", "rtn", "plain", "trellis"])
+def test_every_method_can_leave_out_tuning(name):
+    assert method.method_options(name, {"tune": False}).tune is False

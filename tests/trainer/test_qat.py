@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from quantlab.errors import ConfigError, TrainingError
-from quantlab.methods.trellis.shape import ShapedGrid
+from quantlab.methods.trellis.shape import ScaledGrid
 from quantlab.methods.trellis.training_grid import measure_grid, steps_of
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
@@ -68,7 +68,7 @@ def test_steps_are_those_of_the_file_to_a_unit_in_the_last_place():
     """Checks all fractions of a power of two that log-step index, row and column can have."""
     shapes = np.arange(-2, 6, dtype=np.int8)
     for level in range(-640, -640 + 64):
-        grid = ShapedGrid(8, level, shapes, shapes)
+        grid = ScaledGrid(8, level, shapes, shapes)
         product = dense(steps_of(grid, torch.device("cpu"))).numpy()
         assert np.abs(product.view(np.int32) - grid.steps_OI.view(np.int32)).max() <= 1
 

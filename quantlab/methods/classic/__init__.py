@@ -1,7 +1,5 @@
 """The baselines of the field: one step a row, GPTQ feedback along columns or rounding to nearest, general byte codecs."""
 
-from typing import Literal
-
 from quantlab.methods.method import Method, MethodOptions, Problem, Solver
 
 
@@ -13,17 +11,18 @@ class ClassicMethod:
     needs_products = True
     has_decoder = False
 
-    def __init__(self, rounding: Literal["gptq", "rtn"], summary: str) -> None:
-        self.rounding, self.summary = rounding, summary
+    def __init__(self, *, feeds_back: bool) -> None:
+        """Set whether rounding errors are fed back (GPTQ) or each weight is rounded to nearest (RTN)."""
+        self.feeds_back = feeds_back
 
     def solver(self, problem: Problem, options: MethodOptions) -> Solver:
         """Return a solver of the problem."""
         from quantlab.methods.classic.solver import ClassicSolver
 
-        return ClassicSolver(problem, options, self.rounding)
+        return ClassicSolver(problem, options, feeds_back=self.feeds_back)
 
 
 METHODS: dict[str, Method] = {
-    "gptq": ClassicMethod("gptq", "the GPTQ baseline"),
-    "rtn": ClassicMethod("rtn", "round to nearest"),
+    "gptq": ClassicMethod(feeds_back=True),
+    "rtn": ClassicMethod(feeds_back=False),
 }

@@ -12,11 +12,13 @@ from quantlab.methods.classic.row_grid import Setting
 from quantlab.methods.method import Point
 from quantlab.methods.workers import worker_pool
 
-ROUNDS = 3  # each halves the spacing of clips around the choice: a factor of 2 at first, then its square roots
+ROUNDS = 3
+"""Number of refinements: each halves the spacing of clips around the choice, a factor of 2 at first, then its square roots."""
 FIT_TRIES = 8
+"""Largest number of files that are assembled to find one that fits."""
 
 Assemble = Callable[[list[GridPayload]], EncodedArtifact]
-Progress = Callable[[int, int], None]
+CountProgress = Callable[[int, int], None]
 
 
 class Allocator:
@@ -28,18 +30,22 @@ class Allocator:
         progress: called with (measurements done, measurements planned).
     """
 
-    def __init__(self, meters: Sequence[TensorMeter], assemble: Assemble, progress: Progress | None = None) -> None:
+    def __init__(self, meters: Sequence[TensorMeter], assemble: Assemble, progress: CountProgress | None = None) -> None:
         self.meters, self.assemble = meters, assemble
         self._progress = progress or (lambda done, total: None)
         self._planned = sum(1 + len(m.coarse) + 2 * ROUNDS for m in meters)
         self._done = 0
         self._payloads: dict[tuple[str, Point], GridPayload] = {}
+        self._smallest_bytes: int | None = None
 
     def smallest_bytes(self) -> int:
         """Return the length of the file in which every tensor has the coarsest grid of the narrowest width."""
-        with worker_pool() as pool:
-            self._measure(pool, [(m, m.smallest) for m in self.meters if m.smallest not in m.measured])
-        return len(self.assemble([self._payload(m, p) for m, p in zip(self.meters, self._smallest(), strict=True)]))
+        if self._smallest_bytes is None:
+            with worker_pool() as pool:
+                self._measure(pool, [(m, m.smallest) for m in self.meters if m.smallest not in m.measured])
+            smallest = [self._payload(m, p) for m, p in zip(self.meters, self._smallest(), strict=True)]
+            self._smallest_bytes = len(self.assemble(smallest))
+        return self._smallest_bytes
 
     def solve(self, budget_bytes: int) -> tuple[EncodedArtifact, list[Point]]:
         """Return the file of least predicted KL with at most `budget_bytes`, and the point of each tensor.
@@ -49,7 +55,11 @@ class Allocator:
         """
         smallest = self.smallest_bytes()
         if smallest > budget_bytes:
-            raise BudgetError(f"the smallest reachable artifact is {smallest} bytes", smallest_bytes=smallest)
+            raise BudgetError(
+                f"the smallest reachable artifact is {smallest} bytes, the budget is {budget_bytes}",
+                smallest_bytes=smallest,
+                hint="raise the budget, or allow a narrower width with --widths",
+            )
         overhead = smallest - sum(p.bytes for p in self._smallest())
         with worker_pool() as pool:
             self._measure(pool, [(m, setting) for m in self.meters for setting in m.coarse])
@@ -92,7 +102,7 @@ class Allocator:
                 overhead += (len(file) - budget_bytes) << attempt  # leave twice the room each time
         if best is None:
             raise BudgetError(
-                f"no choice of grids of at most {budget_bytes} bytes was found in {FIT_TRIES} tries", hint="change --budget"
+                f"no choice of grids of at most {budget_bytes} bytes was found in {FIT_TRIES} tries", hint="raise the budget"
             )
         return best[1], best[2]
 

@@ -14,7 +14,9 @@ from quantlab.kernels.gptq_block import gptq_block
 from quantlab.methods.classic.row_grid import RowGrid
 
 DAMPING = 0.01
+"""Fraction of the mean diagonal of H that is added to its diagonal."""
 BLOCK = 128
+"""Columns that are rounded before their errors reach the columns after them."""
 
 
 @dataclass(frozen=True, slots=True)

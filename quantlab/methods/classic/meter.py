@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,14 +27,20 @@ class Measured:
 
 
 class TensorMeter:
-    """Measures one matrix on row grids and remembers every measurement."""
+    """Measures one matrix on row grids and remembers every measurement.
 
-    def __init__(
-        self, name: str, w_OI: Tensor, uses: tuple[Use, ...], rounding: Literal["gptq", "rtn"], widths: Sequence[int]
-    ) -> None:
+    Args:
+        name: name of the matrix.
+        w_OI: weights, float32 [O, I].
+        uses: every way in which the model uses the matrix.
+        widths: code widths in bits that the matrix may take.
+        feeds_back: whether rounding errors are fed back along columns (GPTQ); otherwise weights are rounded to nearest (RTN).
+    """
+
+    def __init__(self, name: str, w_OI: Tensor, uses: tuple[Use, ...], widths: Sequence[int], *, feeds_back: bool) -> None:
         self.name, self.w_OI, self.uses, self.widths = name, w_OI, uses, sorted(widths)
         self.measured: dict[Setting, Measured] = {}
-        self._feedback = None if rounding == "rtn" else feedback(name, column_hessian(uses))
+        self._feedback = feedback(name, column_hessian(uses)) if feeds_back else None
         self.coarse, self.smallest = coarse_settings(widths), smallest_setting(widths)
 
     def measure(self, bits: int, clip: float) -> Measured:

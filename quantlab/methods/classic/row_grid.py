@@ -19,7 +19,9 @@ from quantlab.artifact.manifest import GridTensor
 from quantlab.format_rules import code_limit
 
 CLIPS = (4.0, 8.0, 16.0, 32.0)
-COARSEST_CLIP = 64.0  # for the narrowest width only: about half a bit per weight
+"""Clips that are measured for every width."""
+COARSEST_CLIP = 64.0
+"""Clip of the smallest file, for the narrowest width only: about half a bit per weight."""
 
 
 class Setting(NamedTuple):

@@ -1,7 +1,5 @@
 """Solve a packing with the baselines: measure grids of every tensor, then choose one for each under the budget."""
 
-from typing import Literal
-
 from quantlab.artifact.writer import EncodedArtifact, GridPayload
 from quantlab.methods.classic.allocation import Allocator
 from quantlab.methods.classic.meter import TensorMeter
@@ -12,10 +10,10 @@ from quantlab.progress import stage
 class ClassicSolver:
     """GPTQ or round-to-nearest at work on one problem."""
 
-    def __init__(self, problem: Problem, options: MethodOptions, rounding: Literal["gptq", "rtn"]) -> None:
+    def __init__(self, problem: Problem, options: MethodOptions, *, feeds_back: bool) -> None:
         self.problem = problem
         uses, widths = problem.statistics.uses, options.widths
-        self.meters = [TensorMeter(name, w_OI, uses(name), rounding, widths) for name, w_OI in problem.matrices.items()]
+        self.meters = [TensorMeter(n, w_OI, uses(n), widths, feeds_back=feeds_back) for n, w_OI in problem.matrices.items()]
         self.allocator = Allocator(self.meters, self._assemble, stage(problem.progress, "search grids"))
 
     def _assemble(self, coded: list[GridPayload]) -> EncodedArtifact:

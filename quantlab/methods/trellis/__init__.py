@@ -1,14 +1,11 @@
 """The trellis method: row and column scales, error feedback on both sides, an entropy-coded trellis, one slope, tuning."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 from quantlab.errors import ConfigError
 from quantlab.format_rules import STATES, WIDE, WIDTHS
 from quantlab.methods.method import Method, MethodOptions, Problem, Solver
-
-if TYPE_CHECKING:
-    from quantlab.methods.trellis.rounder import RoundingOptions
 
 TUNE_STEPS = 24
 NARROWEST = 4
@@ -19,6 +16,8 @@ NARROWEST = 4
 class TrellisOptions(MethodOptions):
     """Options of the trellis method."""
 
+    allowed_widths: ClassVar[tuple[int, ...]] = (*WIDTHS, WIDE)
+    can_tune: ClassVar[bool] = True
     widths: tuple[int, ...] = (5, 6, 8, WIDE)
     """Code widths in bits that a tensor may take; the entropy coder decides the bytes, so a wide container costs nothing."""
     states: int = 8
@@ -29,16 +28,15 @@ class TrellisOptions(MethodOptions):
     """Batches of tuning."""
     time_limit: float | None = None
     """Seconds for rounding and tuning: fewer states and batches where these would take longer."""
-    row_shape: bool = True
+    row_scales: bool = True
     """Whether steps have row scales; benchmarks leave out one part at a time."""
-    column_shape: bool = True
+    column_scales: bool = True
     """Whether steps have column scales."""
     row_feedback: bool = True
     """Whether errors are fed back between rows."""
 
     def __post_init__(self) -> None:
-        self.check_widths((*WIDTHS, WIDE))
-        if max(self.widths) < NARROWEST:
+        if max(self.widths, default=NARROWEST) < NARROWEST:
             raise ConfigError(f"the widest of widths must be {NARROWEST} bits or more for the trellis, got {max(self.widths)}")
         if self.states not in STATES:
             raise ConfigError(f"states must be one of {', '.join(map(str, STATES))}, got {self.states}")
@@ -47,23 +45,10 @@ class TrellisOptions(MethodOptions):
         if self.tune_steps < 0:
             raise ConfigError(f"tune_steps must be 0 or more, got {self.tune_steps}")
 
-    @property
-    def rounding(self) -> "RoundingOptions":
-        """Options of rounding one matrix."""
-        from quantlab.methods.trellis.rounder import RoundingOptions
-
-        return RoundingOptions(
-            states=self.states,
-            row_shape=self.row_shape,
-            column_shape=self.column_shape,
-            row_feedback=self.row_feedback,
-        )
-
 
 class TrellisMethod:
-    """See the top of this file."""
+    """The trellis method: two-sided error feedback on an entropy-coded trellis, with row and column scales."""
 
-    summary = "row and column scales, two-sided feedback, entropy-coded trellis"
     options = TrellisOptions
     predictor = "kronecker"
     needs_products = False

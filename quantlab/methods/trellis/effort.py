@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quantlab.format_rules import LOG_STEPS, STATES, TABLE_CLASSES
+from quantlab.format_rules import COLUMNS, LOG_STEPS, STATES, TABLE_CLASSES
 from quantlab.methods.trellis.rounder import Rounder
 from quantlab.methods.trellis.slope_search import LEAST_PASSES
 
-PASSES = LEAST_PASSES + 2  # settling rounds most tensors once or twice more
-MARGIN = 0.8  # share of the time that may be planned: machines are noisy, and files are written in between
+PASSES = LEAST_PASSES + 2
+"""Times that most tensors are rounded: settling rounds them once or twice more."""
+MARGIN = 0.8
+"""Share of the time that may be planned: machines are noisy, and files are written in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ def _round_once(rounder: Rounder, states: int) -> None:
     trial = copy.copy(rounder)
     trial.options = replace(rounder.options, states=states)
     level = round(LOG_STEPS * (math.log2(float(np.abs(rounder.w_OI).mean()) + 1e-30) - 1))  # about 3 bits a weight
-    trial.codes(level, trial.first_classes(level), np.zeros((TABLE_CLASSES, 256), np.float32))
+    trial.codes(level, trial.first_classes(level), np.zeros((TABLE_CLASSES, COLUMNS), np.float32))
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -31,11 +31,11 @@ class Factors:
     columns_II: NDArray[np.float32]
     """U_Hᵀ: [j, k] for k > j is the share of the error of column k in the target of column j; 0 elsewhere."""
     rows_OO: NDArray[np.float32]
-    """U_Gᵀ, the same for rows; [0, 0] for a matrix without feedback between rows."""
+    """U_Gᵀ: [i, k] for k > i is the share of the error of row k in the target of row i; [0, 0] without row feedback."""
     d_I: Tensor
     """Square root of each column's sensitivity that is left after feedback, float64 [I]."""
     d_O: Tensor
-    """The same for rows, float64 [O]."""
+    """Square root of each row's sensitivity that is left after feedback, float64 [O]."""
 
 
 def factors(name: str, uses: tuple[Use, ...], *, row_feedback: bool = True) -> Factors:

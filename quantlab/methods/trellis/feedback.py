@@ -14,9 +14,9 @@ Entropy-coded trellis quantization (Fischer and Wang 1992) chooses the codes t o
 
 Of all paths that reach a state, only the cheapest can be part of the best one. The Viterbi algorithm keeps one survivor a state
 and traces the cheapest back from the end. The trellis itself (its points, codes and states) and the scale classes that bypass
-it are rules of the format: see quantlab.format_rules.
+it are rules of the format and stand in quantlab.format_rules.
 
-reference.py is the same in plain numpy, in as many lines as the formulas need; tests compare the codes.
+reference.py is the reference implementation in plain numpy, as short as the formulas; tests compare the codes.
 
 Legend
     O, I, S   rows (outputs), columns (inputs), states of the trellis
@@ -35,9 +35,9 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.format_rules import MAX_CLASS, OFFSET, SCALAR_CLASSES, code_limit, next_states, shifts_of, tables_of
+from quantlab.format_rules import MAX_CLASS, OFFSET, SCALAR_CLASSES, code_range, next_states, shifts_of, tables_of
 from quantlab.methods.trellis.factors import Factors
-from quantlab.methods.trellis.shape import ShapedGrid
+from quantlab.methods.trellis.shape import ScaledGrid
 
 # Sums may be reordered for speed; results depend on the machine that packs, never on the one that reads.
 # All compiled functions are in this file, and constants of other files are arguments: a compiled function is cached under the
@@ -59,15 +59,15 @@ class Rates(NamedTuple):
 
 
 def round_with_feedback(
-    w_OI: NDArray[np.float32], grid: ShapedGrid, parts: Factors, rates: Rates, *, states: int, slope: float
+    w_OI: NDArray[np.float32], grid: ScaledGrid, parts: Factors, rates: Rates, *, states: int, slope: float
 ) -> NDArray[np.int16]:
     """Return the codes int16 [O, I] of float32 weights [O, I].
 
     Args:
         grid: steps; codes stay within its width.
         parts: triangular factors of both sides of the Fisher information.
-        rates: of the coder that will store the codes; scale classes decide which weights bypass the trellis.
-        states: of the trellis, 1 for plain rounding.
+        rates: what the coder that will store the codes charges; scale classes decide which weights bypass the trellis.
+        states: number of states of the trellis, 1 for plain rounding.
         slope: squared steps that a bit may cost.
     """
     codes_OI = np.zeros(w_OI.shape, np.int16)
@@ -84,9 +84,9 @@ class _Matrix(NamedTuple):
     steps_OI: NDArray[np.float32]
     rows_O: NDArray[np.int16]
     columns_I: NDArray[np.int16]
-    """The scale class of a weight is the sum of its row's and its column's share ..."""
+    """Share of each column in the scale class."""
     max_class: int
-    """... clipped to 0 .. max_class."""
+    """Highest scale class: that of a weight is the sum of its row's and its column's share, clipped to 0 .. max_class."""
 
 
 class _Feedback(NamedTuple):
@@ -127,11 +127,11 @@ class _Prices(NamedTuple):
 
 
 class _Price(NamedTuple):
-    """The same for the symbols of one weight, whose scale class is known."""
+    """Prices of the symbols of one weight, whose scale class is known."""
 
     slope: float
     bits_N: NDArray[np.float32]
-    """Its table."""
+    """Bits of each symbol, without its raw bits, in the table of the scale class."""
     raw: int
     zero: int
 
@@ -162,10 +162,7 @@ class _Path(NamedTuple):
 
 
 def _trellis(states: int, bits: int) -> _Trellis:
-    limit = code_limit(bits)
-    if states == 1:
-        return _Trellis(next_states(1), -limit, limit, MAX_CLASS + 1)
-    return _Trellis(next_states(states), 1 - limit, limit, SCALAR_CLASSES)
+    return _Trellis(next_states(states), *code_range(bits, states), MAX_CLASS + 1 if states == 1 else SCALAR_CLASSES)
 
 
 def _prices(bits: NDArray[np.float32], slope: float) -> _Prices:

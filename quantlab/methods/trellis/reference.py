@@ -1,7 +1,7 @@
 """Two-sided error feedback and the trellis search in plain numpy: the reference implementation of feedback.py.
 
 Everything is float64 and nothing is reused: targets are matrix products over the whole matrix, the Viterbi algorithm keeps its
-survivors in a dictionary, and every code of the grid is tried. Legend: see feedback.py.
+survivors in a dictionary, and every code of the grid is tried. The legend of feedback.py holds here too.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.format_rules import OFFSET, SCALAR_CLASSES, code_limit, next_states, shifts_of, sum_classes, tables_of
+from quantlab.format_rules import COLUMNS, OFFSET, SCALAR_CLASSES, code_range, next_states, shifts_of, sum_classes, tables_of
 from quantlab.methods.trellis.factors import Factors
 from quantlab.methods.trellis.feedback import Rates
-from quantlab.methods.trellis.shape import ShapedGrid
+from quantlab.methods.trellis.shape import ScaledGrid
 
 
 def round_reference(
-    w_OI: NDArray[np.float32], grid: ShapedGrid, parts: Factors, rates: Rates, *, states: int, slope: float
+    w_OI: NDArray[np.float32], grid: ScaledGrid, parts: Factors, rates: Rates, *, states: int, slope: float
 ) -> NDArray[np.int16]:
     """Return what `feedback.round_with_feedback` returns; float32 sums there may decide a tie in another way."""
-    (O, I), limit = w_OI.shape, code_limit(grid.bits)
+    O, I = w_OI.shape
     W, steps, classes = w_OI.astype(np.float64), grid.steps_OI, sum_classes(rates.rows_O, rates.columns_I)
     U_G = parts.rows_OO.T if len(parts.rows_OO) else np.zeros((O, O))
     U_H = parts.columns_II.T
-    trellis = Trellis(states, -limit if states == 1 else 1 - limit, limit, rates.bits, slope)
+    trellis = Trellis(states, *code_range(grid.bits, states), rates.bits, slope)
     codes, E = np.zeros((O, I), np.int16), np.zeros((O, I))
     for s in reversed(range(O + I - 1)):
         T = W + U_G.T @ E + (E + U_G.T @ E) @ U_H  # final on anti-diagonal s: all that feeds it is rounded
@@ -60,7 +60,7 @@ class Trellis:
         """Return the squared error plus what the bits of the code's symbol cost, in squared steps."""
         k = t if self.states == 1 else t // 2 if t % 2 == 0 else -(t // 2)
         raw, table = (int(of(np.int64(cls))) for of in (shifts_of, tables_of))
-        column = min(max((k >> raw) + OFFSET, 0), 255)
+        column = min(max((k >> raw) + OFFSET, 0), COLUMNS - 1)
         return (x - self.point(t, cls)) ** 2 + self.slope * (float(self.bits[table, column]) + raw)
 
     def cheapest(self, x: float, cls: int, codes: Iterable[int]) -> tuple[float, int]:

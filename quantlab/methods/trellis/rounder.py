@@ -1,7 +1,7 @@
 """One matrix on its way into a trellis-coded file: factors and row and column scales once, then codes at any log-step index."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,58 +12,47 @@ from quantlab.artifact.manifest import TrellisTensor
 from quantlab.artifact.shaped_grid import values_of, weights_of
 from quantlab.artifact.writer import TrellisPayload, payload_context
 from quantlab.calib.fisher import Use, predicted_kl
-from quantlab.errors import ConfigError
-from quantlab.format_rules import LOG_STEPS, STATES, TABLE_CLASSES, code_limit
+from quantlab.format_rules import COLUMNS, LOG_STEPS, TABLE_CLASSES, code_limit
+from quantlab.methods.trellis import TrellisOptions
 from quantlab.methods.trellis.factors import factors
 from quantlab.methods.trellis.feedback import Rates, round_with_feedback
 from quantlab.methods.trellis.scale_classes import ScaleClasses, fit_classes, stored_classes
-from quantlab.methods.trellis.shape import Shape, ShapedGrid
+from quantlab.methods.trellis.shape import ScaledGrid, StepScales
 
 SLOPE = 0.25
 """Squared steps that a bit may cost on a trellis. Equal slope is 0.36 at high rates; a larger one pulls weights to zero."""
 SCALAR_SLOPE = 0.08
-"""The same for plain rounding, whose steps are twice as large at equal bits."""
+"""Squared steps that a bit may cost in plain rounding, whose steps are twice as large at equal bits."""
 
 FINEST, COARSEST = 14, 16
 """Powers of two below and above the mean weight between which steps are searched: beyond, all codes are at their limit or 0."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoundingOptions:
-    """Parts of the method that are in use; the defaults are all of them. Benchmarks leave out one at a time."""
-
-    states: int = 8
-    """States of the trellis; 1 is plain rounding."""
-    row_shape: bool = True
-    """Whether steps have row scales."""
-    column_shape: bool = True
-    """Whether steps have column scales."""
-    row_feedback: bool = True
-    """Whether errors are fed back between rows."""
-
-    def __post_init__(self) -> None:
-        if self.states not in STATES:
-            raise ConfigError(f"states must be one of {', '.join(map(str, STATES))}, got {self.states}")
-
-
 class Rounder:
-    """Rounds one matrix on grids that share their row and column scales and differ in the log-step index (level)."""
+    """Rounds one matrix on grids that share their row and column scales and differ in the log-step index.
 
-    def __init__(self, name: str, w_OI: Tensor, uses: tuple[Use, ...], options: RoundingOptions, bits: int) -> None:
+    Names `level` stand for a log-step index, as the key of the manifest does.
+
+    Args:
+        options: `states`, `row_scales`, `column_scales` and `row_feedback` are used.
+        bits: width of the codes.
+    """
+
+    def __init__(self, name: str, w_OI: Tensor, uses: tuple[Use, ...], options: TrellisOptions, bits: int) -> None:
         self.name, self.uses, self.options, self.bits = name, uses, options, bits
         self.w_OI = w_OI.float().contiguous().numpy()
         self.parts = factors(name, uses, row_feedback=options.row_feedback)
-        self.shape = Shape(w_OI, self.parts, rows=options.row_shape, columns=options.column_shape)
+        self.scales = StepScales(w_OI, self.parts, rows=options.row_scales, columns=options.column_scales)
 
     def level(self, step_scale: float) -> int:
         """Return the log-step index at which steps are step_scale / (d_O · d_I), within FINEST and COARSEST."""
         size = math.log2(float(np.abs(self.w_OI).mean()) + 1e-30)
         finest, coarsest = (round(LOG_STEPS * (size + powers)) for powers in (-FINEST, COARSEST))
-        return min(max(round(self.shape.level(step_scale)), finest), coarsest)
+        return min(max(round(self.scales.level(step_scale)), finest), coarsest)
 
     def first_classes(self, level: int) -> ScaleClasses:
         """Return the scale classes of the weights themselves, before any rounding."""
-        grid = self.shape.grid(level, self.bits)
+        grid = self.scales.grid(level, self.bits)
         return stored_classes(grid, *fit_classes(np.divide(self.w_OI, grid.steps_OI, dtype=np.float32)))
 
     def codes(self, level: int, classes: ScaleClasses, bits: NDArray[np.float32] | None) -> NDArray[np.int16]:
@@ -72,18 +61,19 @@ class Rounder:
         Args:
             bits: float32 [28, 256], what the coder's tables charge for each symbol; None where bits are free.
         """
-        grid = self.shape.grid(level, self.bits)
+        grid = self.scales.grid(level, self.bits)
         context = payload_context(self.payload(level, classes, np.zeros(self.w_OI.shape, np.int16)))
         states = self.options.states
         slope = 0.0 if bits is None else SCALAR_SLOPE if states == 1 else SLOPE
-        rates = Rates(context.rows_O, context.columns_I, np.zeros((TABLE_CLASSES, 256), np.float32) if bits is None else bits)
+        charged = np.zeros((TABLE_CLASSES, COLUMNS), np.float32) if bits is None else bits
+        rates = Rates(context.rows_O, context.columns_I, charged)
         return round_with_feedback(self.w_OI, grid, self.parts, rates, states=states, slope=slope)
 
     def payload(self, level: int, classes: ScaleClasses, codes_OI: NDArray[np.int16]) -> TrellisPayload:
         """Return the codes ready for the file."""
-        return self._payload(self.shape.grid(level, self.bits), classes, codes_OI)
+        return self._payload(self.scales.grid(level, self.bits), classes, codes_OI)
 
-    def _payload(self, grid: ShapedGrid, classes: ScaleClasses, codes_OI: NDArray[np.int16]) -> TrellisPayload:
+    def _payload(self, grid: ScaledGrid, classes: ScaleClasses, codes_OI: NDArray[np.int16]) -> TrellisPayload:
         O, I = codes_OI.shape
         entry = TrellisTensor(
             name=self.name,
@@ -98,7 +88,7 @@ class Rounder:
 
     def zeros(self) -> TrellisPayload:
         """Return the payload that takes the fewest bytes: its every code is zero."""
-        flat = ShapedGrid(self.bits, 0, *(np.zeros(n, np.int8) for n in self.w_OI.shape))
+        flat = ScaledGrid(self.bits, 0, *(np.zeros(n, np.int8) for n in self.w_OI.shape))
         empty = ScaleClasses(0, *(np.zeros(n, np.int8) for n in self.w_OI.shape))
         return self._payload(flat, empty, np.zeros(self.w_OI.shape, np.int16))
 
@@ -114,7 +104,7 @@ def weights(payload: TrellisPayload) -> NDArray[np.float32]:
 
 def next_classes(payload: TrellisPayload) -> ScaleClasses:
     """Return scale classes fitted to a payload's codes, for the next rounding."""
-    grid = ShapedGrid(payload.entry.bits, payload.entry.level, payload.a_O, payload.b_I)
+    grid = ScaledGrid(payload.entry.bits, payload.entry.level, payload.a_O, payload.b_I)
     return stored_classes(grid, *fit_classes(values_of(payload.codes_OI, payload_context(payload))))
 
 

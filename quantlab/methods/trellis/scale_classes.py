@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.format_rules import CLASSES_PER_POWER
-from quantlab.methods.trellis.shape import ShapedGrid
+from quantlab.methods.trellis.shape import ScaledGrid
 
 ZERO = 8
 """Scale class of weights whose root mean square is one step."""
 FLOOR = 0.05
 """Squared steps added to every weight, so that an empty row has a scale class."""
 _ROUNDS = 4
+"""Alternations of the fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def fit_classes(values_OI: NDArray[np.float32]) -> tuple[NDArray[np.int16], NDAr
     return np.rint(rows + centre + ZERO).astype(np.int16), np.rint(columns - centre).astype(np.int16)
 
 
-def stored_classes(grid: ShapedGrid, rows_O: NDArray[np.int16], columns_I: NDArray[np.int16]) -> ScaleClasses:
+def stored_classes(grid: ScaledGrid, rows_O: NDArray[np.int16], columns_I: NDArray[np.int16]) -> ScaleClasses:
     """Return the shares as a file stores them: less the exponents of the steps and the mean, each deviation within int8."""
     rows, columns = rows_O + grid.a_O.astype(np.int16), columns_I + grid.b_I.astype(np.int16)
     middle = round(float(columns.mean()))

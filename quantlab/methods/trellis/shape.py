@@ -22,7 +22,7 @@ HEADROOM = 0.94
 
 
 @dataclass(frozen=True, slots=True)
-class ShapedGrid:
+class ScaledGrid:
     """Steps as a file stores them: step[i, j] = 2**(level/64 + (a[i] + b[j])/4)."""
 
     bits: int
@@ -40,7 +40,7 @@ class ShapedGrid:
         return grid_steps(self.level, self.a_O, self.b_I)
 
 
-class Shape:
+class StepScales:
     """Row and column scales of one matrix, fixed before any rounding; `grid` makes steps of any size from them."""
 
     def __init__(self, w_OI: Tensor, parts: Factors, *, rows: bool = True, columns: bool = True) -> None:
@@ -55,14 +55,14 @@ class Shape:
         """Return the log-step index, not yet rounded, at which steps are step_scale / (d_O · d_I)."""
         return LOG_STEPS * (math.log2(step_scale) + self.base)
 
-    def grid(self, level: int, bits: int) -> ShapedGrid:
+    def grid(self, level: int, bits: int) -> ScaledGrid:
         """Return the steps of a log-step index.
 
         A row whose weights would not fit codes of `bits` bits gets larger steps until they do.
         """
         fitting_O = (SCALE_UNITS * ((self._largest_O / (HEADROOM * code_limit(bits))).log2() - level / LOG_STEPS)).ceil()
         a_O = torch.maximum(self.a_O, fitting_O).clamp(-127, 127)
-        return ShapedGrid(bits, level, a_O.to(torch.int8).numpy(), self.b_I.to(torch.int8).numpy())
+        return ScaledGrid(bits, level, a_O.to(torch.int8).numpy(), self.b_I.to(torch.int8).numpy())
 
 
 def _log_scales(d: Tensor, is_scaled: bool) -> Tensor:

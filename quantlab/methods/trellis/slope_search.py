@@ -1,9 +1,9 @@
 """From a byte budget to one step scale: all tensors at the same slope of predicted KL against bytes, measured on whole files.
 
 The step of a weight is the step scale c over the square root of what an error there costs, so the one number c fixes the
-log-step index (level) of every tensor (shape.py). Each pass rounds everything at a c, fits the coder's tables and scale classes
-to the codes, and moves c by the length of the file. Then tables and scale classes stay, and c moves in ever smaller steps, each
-of which changes the levels of few tensors, until the file fits.
+log-step index of every tensor (shape.py). Each pass rounds everything at a c, fits the coder's tables and scale classes to the
+codes, and moves c by the length of the file. Then tables and scale classes stay, and c moves in ever smaller steps,
+each of which changes the index of few tensors, until the file fits. Names `level` and `levels` stand for log-step indices.
 """
 
 import math
@@ -17,13 +17,51 @@ from numpy.typing import NDArray
 from quantlab.artifact.writer import EncodedArtifact, TrellisPayload, coded_bytes, fit_sets
 from quantlab.coding.frequency_tables import TableSet
 from quantlab.errors import BudgetError, ExpansionError
+from quantlab.format_rules import CLASSES_PER_POWER, LOG_STEPS
 from quantlab.methods.method import Point
 from quantlab.methods.trellis.rounder import Rounder, narrowest, next_classes
-from quantlab.methods.trellis.scale_classes import ScaleClasses
+from quantlab.methods.trellis.scale_classes import ZERO, ScaleClasses
 from quantlab.methods.workers import worker_pool
 
 LARGEST_STEP = 3.0
 """Most powers of two by which one try moves c while only one side of the target is known."""
+SHARES = (0.02, 0.98)
+"""Range of the shares of a bracket at which false position may cut it."""
+BISECTED_TRY = 4
+"""One try in this many halves the bracket, as false position alone can creep towards one side."""
+
+LEAST_PASSES = 3
+"""Number of passes after which tables and scale classes have settled."""
+PASSES = 5
+"""Number of passes after which a file that is FAR from the budget will do."""
+MOST_PASSES = 12
+"""Largest number of passes: only budgets near the smallest reachable size take more than PASSES."""
+CLOSE = 0.01
+"""Share of the budget by which a file may miss it after LEAST_PASSES."""
+FAR = 0.1
+"""Share of the budget by which a file may miss it after PASSES."""
+SETTLE_TRIES = 16
+"""Largest number of step scales that are tried with the settled entropy model."""
+FILL_TRIES = 8
+"""Largest number of tensors that are tried with finer steps."""
+MOST_LOG_STEPS = 6
+"""Most log-steps by which filling makes one tensor finer: its steps stay within 7 % of the others' slope."""
+SLACK = 0.0002
+"""Share of the budget that a settled file may leave."""
+
+GUESS_CENTRE = -8.0
+"""Value of log2 c in the middle of the range of the first guess; c is in square roots of nats."""
+GUESS_RANGE = (-12.0, 12.0)
+"""Range around GUESS_CENTRE in which the first guess is searched by bisection."""
+GUESS_BISECTIONS = 40
+MOST_CLASS = 400
+"""Largest magnitude of a scale class in the histograms of the first guess; larger ones count as this one."""
+
+Assemble = Callable[[Sequence[TrellisPayload]], EncodedArtifact]
+CountProgress = Callable[[int, int], None]
+"""Receives the number of tensors rounded, and an estimate of how many there will be."""
+CodesMemo = Callable[[bytes, Callable[[], NDArray[np.int16]]], NDArray[np.int16]]
+"""Returns the codes of a key, known or computed."""
 
 
 class Bracket:
@@ -37,7 +75,7 @@ class Bracket:
         self.too_long: tuple[float, float] | None = None
         """Largest c whose file exceeds the target, as (log2 of c, size)."""
         self.fits: tuple[float, float] | None = None
-        """Smallest c whose file does not."""
+        """Smallest c whose file does not exceed the target, as (log2 of c, size)."""
         self._reach = 1.0
         self._tries = 0
 
@@ -63,27 +101,10 @@ class Bracket:
             return float(c * 2 ** max(-LARGEST_STEP, min(LARGEST_STEP, step)))
         (low, more), (high, less) = self.too_long, self.fits
         share = (more - self.target) / max(more - less, 1e-9)
-        if self._tries % 4 == 3:  # false position alone can creep towards one side
+        if self._tries % BISECTED_TRY == BISECTED_TRY - 1:
             share = 0.5
-        return float(2 ** (low + (high - low) * min(max(share, 0.02), 0.98)))
-
-
-LEAST_PASSES = 3  # until tables and scale classes have settled
-PASSES = 5  # then the file must be ...
-MOST_PASSES = 12
-CLOSE = 0.01  # ... this close to the budget, as a share of it,
-FAR = 0.1  # or, after all PASSES, this close; only budgets near the smallest reachable size take more
-SETTLE_TRIES = 16
-FILL_TRIES = 8
-MOST_LEVELS = 6  # that filling makes one tensor finer: its steps stay within 7 % of the others' slope
-SLACK = 0.0002  # of the budget
-_POWERS = 24  # powers of two between the finest and the coarsest c of the first guess
-_CENTRE = -8.0  # log2 of the c in their middle; c is in square roots of nats
-
-Assemble = Callable[[Sequence[TrellisPayload]], EncodedArtifact]
-Progress = Callable[[int, int], None]
-Memo = Callable[[bytes, Callable[[], NDArray[np.int16]]], NDArray[np.int16]]
-"""Returns the codes of a key, known or computed."""
+        least, most = SHARES
+        return float(2 ** (low + (high - low) * min(max(share, least), most)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +151,15 @@ class SlopePlanner:
         rounders: Sequence[Rounder],
         widths: Sequence[int],
         assemble: Assemble,
-        progress: Progress | None = None,
-        memo: Memo | None = None,
+        progress: CountProgress | None = None,
+        memo: CodesMemo | None = None,
     ) -> None:
         self.rounders, self.widths, self.assemble = rounders, sorted(widths), assemble
         self._memo = memo or (lambda key, compute: compute())
         self._progress = progress or (lambda done, total: None)
         self._steps = 0
-        self._rounded: dict[tuple[int, int], TrellisPayload] = {}  # of the settled entropy_model, by tensor and level
+        self._rounded: dict[tuple[int, int], TrellisPayload] = {}
+        """Payload of each tensor and log-step index with the settled entropy model."""
         self.passes: list[list[Point]] = []
         """Point of each tensor in each pass of `approach`."""
 
@@ -222,7 +244,7 @@ class SlopePlanner:
         return FittingFile(budget_bytes - len(file), file, None)
 
     def _fill(self, pool: ThreadPoolExecutor, best: FittingFile) -> tuple[EncodedArtifact, list[TrellisPayload]]:
-        """Return `best` after making single tensors some levels finer while their bytes fit into the slack."""
+        """Return `best` after making the steps of single tensors finer while their bytes fit into the slack."""
         file, slack, levels = best.file, best.slack, best.levels
         if file is None:
             raise BudgetError(f"no decodable artifact fits {slack} bytes: the rate is too low", hint="raise the budget")
@@ -230,12 +252,12 @@ class SlopePlanner:
             return file, self._zeros()
         budget_bytes, tried = len(file) + slack, set[int]()
         for _ in range(FILL_TRIES):
-            room = [n for n, r in enumerate(self.rounders) if n not in tried and _level_bytes(r) <= slack]
+            room = [n for n, r in enumerate(self.rounders) if n not in tried and _log_step_bytes(r) <= slack]
             if not room or slack <= SLACK / 4 * budget_bytes:
                 break
-            finest = max(room, key=lambda n: _level_bytes(self.rounders[n]))
+            finest = max(room, key=lambda n: _log_step_bytes(self.rounders[n]))
             tried.add(finest)
-            depth = min(int(slack / _level_bytes(self.rounders[finest])), MOST_LEVELS)
+            depth = min(int(slack / _log_step_bytes(self.rounders[finest])), MOST_LOG_STEPS)
             trial = tuple(level - depth * (n == finest) for n, level in enumerate(levels))
             longer = self.assemble(self._at(pool, trial))
             if len(file) < len(longer) <= budget_bytes:
@@ -248,14 +270,14 @@ class SlopePlanner:
         """Return c by the entropy of Gaussian weights on the grid, and the scale classes of the weights themselves there."""
         with worker_pool() as pool:
             histograms = list(pool.map(_class_histogram, self.rounders))
-        low, high = -_POWERS / 2.0, _POWERS / 2.0
-        for _ in range(40):
+        low, high = GUESS_RANGE
+        for _ in range(GUESS_BISECTIONS):
             middle = (low + high) / 2
             bits = sum(
-                _gaussian_bits(h, r.shape.base + _CENTRE + middle) for h, r in zip(histograms, self.rounders, strict=True)
+                _gaussian_bits(h, r.scales.base + GUESS_CENTRE + middle) for h, r in zip(histograms, self.rounders, strict=True)
             )
             low, high = (low, middle) if bits / 8 < budget_bytes else (middle, high)
-        c = 2.0 ** (_CENTRE + low)
+        c = 2.0 ** (GUESS_CENTRE + low)
         return c, EntropyModel(tuple(r.first_classes(r.level(c)) for r in self.rounders), None)
 
     def _round(self, pool: ThreadPoolExecutor, c: float, entropy_model: EntropyModel) -> list[TrellisPayload]:
@@ -290,21 +312,22 @@ def _bytes_per_doubling(payloads: Iterable[TrellisPayload]) -> float:
     return sum(np.count_nonzero(p.codes_OI) for p in payloads) / 8
 
 
-def _level_bytes(rounder: Rounder) -> float:
-    """Return the bytes that a level finer costs: 1/64 bit a weight."""
-    return rounder.w_OI.size / 64 / 8
+def _log_step_bytes(rounder: Rounder) -> float:
+    """Return the bytes that steps finer by one log-step cost: 1/64 bit a weight."""
+    return rounder.w_OI.size / LOG_STEPS / 8
 
 
 def _class_histogram(rounder: Rounder) -> NDArray[np.int64]:
-    """Return the number of weights by scale class + 400, [801], at c = 2**-base, whose log-step index is 0."""
+    """Return the weights in each scale class at log-step index 0 (c = 2**-base), int64 [2 · MOST_CLASS + 1]."""
     classes = rounder.first_classes(0)
-    rows = classes.base + classes.rows_O.astype(np.int64) - rounder.shape.a_O.numpy().astype(np.int64)
-    columns = classes.columns_I.astype(np.int64) - rounder.shape.b_I.numpy().astype(np.int64)
-    counts: NDArray[np.int64] = np.bincount((rows[:, None] + columns[None]).clip(-400, 400).ravel() + 400, minlength=801)
+    rows = classes.base + classes.rows_O.astype(np.int64) - rounder.scales.a_O.numpy().astype(np.int64)
+    columns = classes.columns_I.astype(np.int64) - rounder.scales.b_I.numpy().astype(np.int64)
+    shifted = (rows[:, None] + columns[None]).clip(-MOST_CLASS, MOST_CLASS).ravel() + MOST_CLASS
+    counts: NDArray[np.int64] = np.bincount(shifted, minlength=2 * MOST_CLASS + 1)
     return counts
 
 
 def _gaussian_bits(histogram: NDArray[np.int64], log2_step: float) -> float:
     """Return about the entropy of all codes together: ½ log2(1 + 2πe σ²/(2·step)²) bits a weight."""
-    sigma = 2.0 ** ((np.arange(801) - 400 - 8) / 4 - log2_step - 1)
+    sigma = 2.0 ** ((np.arange(-MOST_CLASS, MOST_CLASS + 1) - ZERO) / CLASSES_PER_POWER - log2_step - 1)
     return float(histogram @ (0.5 * np.log2(1 + 2 * math.pi * math.e * sigma**2)))

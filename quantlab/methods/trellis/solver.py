@@ -17,7 +17,7 @@ from quantlab.methods.trellis.tuning import HELD_OUT, Tuned, tune
 from quantlab.progress import stage
 
 TUNED_GROWTH = 50
-"""Tuned tensors may code to a fiftieth more bytes than they had: the search leaves that much room."""
+"""Tuned tensors may code to a fiftieth more bytes than they had, so the search leaves that much room."""
 
 
 class TrellisSolver:
@@ -27,7 +27,7 @@ class TrellisSolver:
         self.problem, self.options = problem, options
         self.passthrough = dict(problem.passthrough)
         uses, widest = problem.statistics.fisher_uses, max(options.widths)
-        self.rounders = [Rounder(n, w, uses(n), options.rounding, widest) for n, w in problem.matrices.items()]
+        self.rounders = [Rounder(n, w, uses(n), options, widest) for n, w in problem.matrices.items()]
         self.planner = SlopePlanner(
             self.rounders, options.widths, self._assemble, stage(problem.progress, "round"), problem.memo.codes
         )
@@ -43,7 +43,7 @@ class TrellisSolver:
         """Return the best file of at most `budget_bytes`. BudgetError if none was found that readers accept."""
         planner, effort = self.planner, self._effort()
         for rounder in self.rounders:
-            rounder.options = replace(self.options.rounding, states=effort.states)
+            rounder.options = replace(self.options, states=effort.states)
         c, payloads = planner.approach(budget_bytes)
         room = sum(len(raw.raw) for raw in self.passthrough.values()) // TUNED_GROWTH if effort.tune_steps else 0
         file, payloads = planner.settle(max(budget_bytes - room, 1), c)
@@ -68,7 +68,7 @@ class TrellisSolver:
         )
 
     def _effort(self) -> Effort:
-        """Return what was asked for, or what fits into the time; a resumed packing keeps its first choice."""
+        """Return the effort that was asked for, or what fits into the time limit; a resumed packing keeps its first choice."""
         options = self.options
         wanted, limit = Effort(options.states, options.tune_steps if options.tune else 0), options.time_limit
         if limit is None:

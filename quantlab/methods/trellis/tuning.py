@@ -13,10 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 BATCH_TOKENS = 4096
-PASS_TOKENS = 2048  # at a time: two models and their logits take memory
+"""Tokens in a step of learning."""
+PASS_TOKENS = 2048
+"""Tokens that the models see at a time: two models and their logits take memory."""
 RATE = 3e-3
 """Learning rate of Adam, in root mean squares of each tensor."""
-WARMUP = 5  # steps
+WARMUP = 5
+"""Steps in which the learning rate rises to its full value."""
 HELD_OUT = 8
 """One sequence in this many is held out."""
 
@@ -30,7 +33,7 @@ class Tuned:
     kl_before: float
     """Nats per token on held-out sequences."""
     kl_after: float
-    """The same after learning."""
+    """Nats per token on held-out sequences after learning."""
 
     @property
     def is_better(self) -> bool:
@@ -104,7 +107,8 @@ def _set(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None
 
 
 def _kl(reference: nn.Module, model: nn.Module, ids_BT: Tensor) -> Tensor:
-    """Return KL(reference ‖ model) of every prediction in nats, [B, T]."""
+    """Return KL(reference ‖ model) of every prediction in nats, [B, T]; the ids follow the models' device."""
+    ids_BT = ids_BT.to(next(reference.parameters()).device)
     with torch.no_grad():
         p = reference(ids_BT).float().log_softmax(-1)
     return F.kl_div(model(ids_BT).float().log_softmax(-1), p, reduction="none", log_target=True).sum(-1)
