@@ -81,7 +81,7 @@ def test_a_cheating_model_fails_with_exit_code_1(tmp_path, capsys):
 
 def test_bad_input_to_probe_is_one_line(toy_checkpoint, tokenizer_file, text, shards, tmp_path, capsys):
     probe = ["probe", toy_checkpoint]
-    fails(capsys, [*probe, "--text", text, "--tokens", shards], 2, "--text or --tokens or neither")
+    fails(capsys, [*probe, "--text", text, "--tokens", shards], 2, "text and tokens are both given")
     fails(capsys, [*probe, "--text", text], 2, "no tokenizer")
     fails(capsys, [*probe, "--seq-len", "1"], 2, "seq_len must be 2 or more, got 1")
     fails(capsys, [*probe, "--tokens", shards, "--seq-len", "5000"], 1, "too few: 4 sequences of 5,000 need 20,000")
