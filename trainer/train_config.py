@@ -126,6 +126,8 @@ class TrainConfig:
         for name in ("warmup_steps", "muon_momentum_warmup_steps", "seed", "val_every", "warmdown_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed must be 0 to 2**63 - 1, got {self.seed}")
         for name in (
             "max_seconds",
             "matrix_lr",

@@ -38,13 +38,15 @@ def probe(
         seed: seed of random ids and of the tokens that are put in place of others.
         model: path/to/file.py:factory of another architecture; this runs that file.
     Raises:
-        ConfigError: both of `text` and `tokens` are given, or seq_len is below 2.
+        ConfigError: both of `text` and `tokens` are given, seq_len is below 2, or the seed is not 0 to 2**63 - 1.
         DataError: there are too few tokens, or an id is not in the vocabulary.
     """
     if text is not None and tokens is not None:
         raise ConfigError("text and tokens are both given, at most one is needed", hint="leave out one of them")
     if seq_len < 2:
         raise ConfigError(f"seq_len must be 2 or more, got {seq_len}")
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed must be 0 to 2**63 - 1, got {seed}")
     loaded = load(target, model=model)
     if text is not None and tokenizer is None:
         tokenizer = tokenizer_beside(target)

@@ -23,7 +23,7 @@ def load_factory(spec: str) -> Factory:
 
     Raises:
         ConfigError: the spec has another form, the file or the function does not exist, or the name is not callable.
-        QuantlabError: the file raises an exception while it is imported.
+        QuantlabError: the file raises an exception or calls sys.exit while it is imported.
     """
     path_text, colon, name = spec.rpartition(":")
     if not colon or not path_text.endswith(".py") or not name.isidentifier():
@@ -45,13 +45,13 @@ def build_model(state: dict[str, Tensor], spec: str) -> nn.Module:
 
     Raises:
         ConfigError: see `load_factory`; or the factory does not return an nn.Module.
-        QuantlabError: the factory raises an exception.
+        QuantlabError: the factory raises an exception or calls sys.exit.
     """
     factory = load_factory(spec)
     try:
         model: Any = factory(state)
-    except Exception as error:
-        raise QuantlabError(f"the model factory {spec} failed: {first_line(error)}") from error
+    except (Exception, SystemExit) as error:  # a file that ends the program must not look like a command that went well
+        raise QuantlabError(f"the model factory {spec} failed: {_told(error)}") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{spec} must return an nn.Module, got {type(model).__name__}")
     return model.eval()
@@ -87,7 +87,11 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
-        raise QuantlabError(f"model file {path} failed on import: {first_line(error)}") from error
+        raise QuantlabError(f"model file {path} failed on import: {_told(error)}") from error
     return module
+
+
+def _told(error: BaseException) -> str:
+    return f"it called sys.exit({error.code!r})" if isinstance(error, SystemExit) else first_line(error)

@@ -84,6 +84,7 @@ def test_bad_input_to_probe_is_one_line(toy_checkpoint, tokenizer_file, text, sh
     fails(capsys, [*probe, "--text", text, "--tokens", shards], 2, "text and tokens are both given")
     fails(capsys, [*probe, "--text", text], 2, "no tokenizer")
     fails(capsys, [*probe, "--seq-len", "1"], 2, "seq_len must be 2 or more, got 1")
+    fails(capsys, [*probe, "--seed", "-1"], 2, "seed must be 0 to 2**63 - 1, got -1")
     fails(capsys, [*probe, "--tokens", shards, "--seq-len", "5000"], 1, "too few: 4 sequences of 5,000 need 20,000")
     fails(capsys, [*probe, "--tokens", f"{tmp_path}/none_*"], 1, "none_*")
     write_shard(tmp_path / "big_0.bin", np.full(600, 400))

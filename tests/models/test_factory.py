@@ -74,6 +74,16 @@ def test_an_exception_in_the_users_code_becomes_one_line_with_its_cause(user_fil
         load_factory(f"{bad}:factory")
 
 
+def test_a_users_file_that_ends_the_program_is_an_error_and_not_an_early_success(tmp_path):
+    leaves = tmp_path / "leaves.py"
+    leaves.write_text("import sys\ndef factory(state):\n    sys.exit(0)\n")
+    with pytest.raises(QuantlabError, match=r"leaves\.py:factory failed: it called sys\.exit\(0\)"):
+        build_model({}, f"{leaves}:factory")
+    leaves.write_text("raise SystemExit('no way')\n")
+    with pytest.raises(QuantlabError, match=r"leaves\.py failed on import: it called sys\.exit\('no way'\)"):
+        load_factory(f"{leaves}:factory")
+
+
 class Fixed(nn.Module):
     def __init__(self, answer):
         super().__init__()
