@@ -57,15 +57,16 @@ def synthetic(kind: str, millions: int) -> tuple[list[np.ndarray], list[TensorCo
     width = WIDTHS.get(millions, 512)
     shape = (2 * width, width)
     half = (highest - lowest) // 2
+    key = {"states": states, "paths": "blocks"}
     codes, contexts = [], []
     for _ in range(round(millions * 1e6 / (2 * width * width))):
         rows, columns = (rng.integers(lowest, lowest + half + 1, n).astype(np.int16) for n in shape)
-        context = TensorContext(shape=shape, states=states, rows_O=rows, columns_I=columns - np.int16(lowest), tables=0)
+        context = TensorContext(shape=shape, **key, rows_O=rows, columns_I=columns - np.int16(lowest), tables=0)
         class_OI = classes_of(context)
         deviation = 2 ** ((class_OI - np.float32(UNIT_CLASS)) / 4)
         limit = 32767 if states == 1 else 16383
         symbols = np.rint(rng.standard_normal(shape, np.float32) * deviation).clip(-limit, limit).astype(np.int16)
-        codes.append(from_symbols(symbols, states, class_OI))
+        codes.append(from_symbols(symbols, class_OI, **key))
         contexts.append(context)
     return codes, contexts
 

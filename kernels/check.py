@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantlab.format_rules import LANE_GROUP, LOWEST, SCALAR_CLASSES, TOTAL
+from quantlab.format_rules import LANE_GROUP, LOWEST, PATHS, SCALAR_CLASSES, TOTAL
 from quantlab.kernels.dequant_matmul import dequant_matmul
 from quantlab.kernels.fake_quant import fake_quant, fake_quant_ref
 from quantlab.kernels.gptq_block import gptq_block, gptq_block_ref
@@ -134,8 +134,9 @@ def _trellis_codes(device: torch.device) -> float:
     g = torch.Generator().manual_seed(5)
     symbols = torch.randint(-20, 21, (65, 130), generator=g, dtype=torch.int16)
     rows, columns = (torch.randint(0, 12, (n,), generator=g, dtype=torch.int16) for n in symbols.shape)
-    mine = trellis_codes(symbols.to(device), rows.to(device), columns.to(device), 11, 4)
-    return _differing(mine, trellis_codes_ref(symbols, rows, columns, 11, 4))
+    mine = [trellis_codes(symbols.to(device), rows.to(device), columns.to(device), 11, 4, paths) for paths in PATHS]
+    wanted = [trellis_codes_ref(symbols, rows, columns, 11, 4, paths) for paths in PATHS]
+    return max(_differing(a, b) for a, b in zip(mine, wanted, strict=True))
 
 
 def _gptq_block(device: torch.device) -> float:

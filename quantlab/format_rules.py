@@ -109,17 +109,23 @@ def lane_groups_of(lanes: int) -> int:
 # state. So the coder sees a grid of twice the step, while the decisions of neighbours keep the used points far apart (union
 # codebooks of Marcellin and Fischer 1990; entropy-coded by Fischer and Wang 1992; codes of Ungerboeck 1982, one-dimensional).
 #
-# Paths run along anti-diagonals: the state of weight (i, j) follows from that of (i-1, j+1); row 0 and the last column start in
-# state 0. One state is the plain scalar grid t·step.
+# Each path starts in state 0. There are two orders of weights, PATHS. "columns": a path is a column, from its first row on.
+# "blocks": the matrix is cut into blocks of PATH_BLOCK x PATH_BLOCK weights; a path visits the blocks of one anti-diagonal of
+# blocks, from the uppermost on, and in each of them the weights of the same anti-diagonal, from its first row on. So row after
+# row the state of path (block row + block column, row in block + column in block) moves on.
 #
 # Weights of the scale classes below SCALAR_CLASSES bypass the trellis: their codes are even, t = 2k, whatever the state, which
-# passes on unchanged along the anti-diagonal. Such a weight is t·step, all others on a trellis are (t - ½)·step: a grid that
+# passes on unchanged along the path. Such a weight is t·step, all others on a trellis are (t - ½)·step: a grid that
 # does not contain zero costs bits where weights are smaller than about one step.
 
 PARITY_CHECKS = {4: (0o5, 0o2), 8: (0o13, 0o04), 16: (0o23, 0o04), 32: (0o45, 0o10)}
 """Parity checks (h0, h1) by number of states."""
 STATES = (1, *PARITY_CHECKS)
 """Numbers of states that a tensor's trellis may have."""
+PATHS = ("blocks", "columns")
+"""Orders of weights on the paths of a trellis."""
+PATH_BLOCK = 32
+"""Rows and columns of a block."""
 
 
 def next_states(states: int) -> NDArray[np.uint8]:

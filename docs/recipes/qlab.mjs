@@ -117,16 +117,18 @@ function sides(entries, section) {
   return [0, 1].map((side) => entries.map(({ shape }) => values.subarray(at, (at += shape[side]))));
 }
 
-function dequantize({ shape: [O, I], states, level }, symbols, classes, a, b) {
-  const [weights, state] = [new Float32Array(O * I), new Uint8Array(O * I)];
+function dequantize({ shape: [O, I], states, paths, level }, symbols, classes, a, b) {
+  const weights = new Float32Array(O * I);
+  const state = new Uint8Array(paths === "columns" ? I : 2 * (O + I) + 128); // of each path
+  const pathOf = paths === "columns" ? (i, j) => j : (i, j) => 64 * ((i >> 5) + (j >> 5)) + (i & 31) + (j & 31);
   const [h0, h1] = PARITY_CHECKS[states] ?? [0, 0];
   for (let i = 0, n = 0; i < O; i++)
     for (let j = 0; j < I; j++, n++) {
       const v = symbols[n];
-      const q = i > 0 && j < I - 1 ? state[n - I + 1] : 0;
-      const isOnPath = states > 1 && classes[n] >= 9;
+      const [path, isOnPath] = [pathOf(i, j), states > 1 && classes[n] >= 9];
+      const q = state[path];
       const code = states === 1 ? v : isOnPath && q & 1 ? 1 - 2 * v : 2 * v;
-      state[n] = isOnPath ? (q ^ ((q & 1) * h0) ^ ((v & 1) * h1)) >> 1 : q;
+      if (isOnPath) state[path] = (q ^ ((q & 1) * h0) ^ ((v & 1) * h1)) >> 1;
       const m = level + 16 * (a[i] + b[j]);
       // the product of two float32 is exact in a double, so storing it rounds once, as float32 arithmetic does
       weights[n] = (code - (isOnPath ? 0.5 : 0)) * (STEPS[m & 63] * 2 ** (Math.floor(m / 64) - 23));

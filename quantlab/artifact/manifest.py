@@ -53,6 +53,8 @@ class TrellisTensor:
     """Log-step index: the size of all steps, in 64ths of a power of two."""
     states: int
     """Number of states of the trellis; 1 for plain integers."""
+    paths: Literal["blocks", "columns"]
+    """Order of weights on the paths of the trellis (format_rules.PATHS); with 1 state, the order in which they were rounded."""
     classes: int
     """Offset of the scale classes of all weights: log2 of how large weights are in steps, in quarters."""
     tables: int

@@ -41,12 +41,17 @@ def grid_steps(level: int, a_O: NDArray[np.int8], b_I: NDArray[np.int8]) -> NDAr
         level: log-step index of the whole tensor.
         a_O, b_I: units of row and column scales, quarters of a power of two.
     """
+    steps: NDArray[np.float32] = step_table(level)[a_O.astype(np.int16)[:, None] + b_I.astype(np.int16)[None] + 256]
+    return steps
+
+
+def step_table(level: int) -> NDArray[np.float32]:
+    """Return the steps of a log-step index for every sum of scale units a + b from -256 to 255, float32 [512]."""
     unit_sums = np.arange(-256, 256)
     exponents, fractions = np.divmod(level + LOG_STEPS // SCALE_UNITS * unit_sums, LOG_STEPS)
     with np.errstate(over="ignore", under="ignore"):
         table: NDArray[np.float32] = np.ldexp(_SIGNIFICANDS[fractions].astype(np.float32), (exponents - 23).astype(np.int32))
-    steps: NDArray[np.float32] = table[a_O.astype(np.int16)[:, None] + b_I.astype(np.int16)[None] + 256]
-    return steps
+    return table
 
 
 def context_of(tensor: TrellisTensor, a_O: Array, b_I: Array, rows_O: Array, columns_I: Array) -> TensorContext:
@@ -58,7 +63,9 @@ def context_of(tensor: TrellisTensor, a_O: Array, b_I: Array, rows_O: Array, col
     rows = tensor.classes + rows_O.astype(np.int16) - a_O
     columns = columns_I.astype(np.int16) - b_I
     shape = (tensor.shape[0], tensor.shape[1])
-    return TensorContext(shape=shape, states=tensor.states, rows_O=rows, columns_I=columns, tables=tensor.tables)
+    return TensorContext(
+        shape=shape, states=tensor.states, paths=tensor.paths, rows_O=rows, columns_I=columns, tables=tensor.tables
+    )
 
 
 def values_of(codes_OI: Array, context: TensorContext) -> NDArray[np.float32]:

@@ -10,7 +10,6 @@ O: rows, I: columns.
 """
 
 import hashlib
-import itertools
 import json
 import lzma
 import math
@@ -108,7 +107,7 @@ def _weights(manifest: Entry, sections: list[bytes]) -> Iterator[Array]:
     symbols = _all_symbols(entries, classes, _slots_of_sets(tables), manifest["lanes"], stream)
     for (entry, a_O, b_I, _, _), class_OI in zip(sides, classes, strict=True):
         symbol_OI, symbols = symbols[: class_OI.size].reshape(class_OI.shape), symbols[class_OI.size :]
-        value_OI = _values(symbol_OI, class_OI < 9, entry["states"])
+        value_OI = _values(symbol_OI, class_OI < 9, entry["states"], entry["paths"])
         levels = range(entry["level"] - 16 * 256, entry["level"] + 16 * 256, 16)
         steps = [round(2 ** (level % 64 / 64 + 23)) * 2.0 ** (level // 64 - 23) for level in levels]
         yield value_OI * np.array(steps, np.float32)[np.add.outer(a_O, b_I) + 256]
@@ -206,7 +205,7 @@ def _join_low_bits_(symbols: Array, shifts: Array, raw: Array) -> None:
         bit += shift.sum()
 
 
-def _values(symbol_OI: Array, is_scalar_OI: Array, states: int) -> Array:
+def _values(symbol_OI: Array, is_scalar_OI: Array, states: int, paths: str) -> Array:
     """Return weights in steps, float32 [O, I] (coding/symbols.py, format_rules.py)."""
     if states == 1:
         return symbol_OI.astype(np.float32)
@@ -214,9 +213,16 @@ def _values(symbol_OI: Array, is_scalar_OI: Array, states: int) -> Array:
     # by doubled state + parity; from 64 on for weights that bypass the trellis, which pass the state on
     move = [(i >> 1 ^ (i >> 1 & 1) * h0 ^ (i & 1) * h1) & 62 if i < 64 else i & 62 for i in range(128)]
     moves = np.array(move, np.uint8)
-    index_OI = symbol_OI.astype(np.uint8) & 1 | is_scalar_OI * np.uint8(64)
-    for above, here in itertools.pairwise(index_OI):
-        here[:-1] |= moves.take(above[1:])
-    half_OI = (index_OI >> 1 & ~is_scalar_OI).astype(np.int16)
+    O, I = symbol_OI.shape
+    Q = (I + 31) // 32
+    index_OI = np.full((O, Q * 32), 64, np.uint8)
+    index_OI[:, :I] = symbol_OI.astype(np.uint8) & 1 | is_scalar_OI * np.uint8(64)
+    states_of_paths = np.zeros((O // 32 + Q + 1, 64), np.uint8)
+    for i, here in enumerate(index_OI.reshape(O, Q, 32)):
+        p, i = divmod(i, 32) if paths == "blocks" else (0, 0)
+        before = states_of_paths[p : p + Q, i : i + 32]
+        here |= before
+        before[:] = moves.take(here)
+    half_OI = (index_OI[:, :I] >> 1 & ~is_scalar_OI).astype(np.int16)
     code_OI = 2 * ((symbol_OI ^ -half_OI) + half_OI) + half_OI
     return code_OI.astype(np.float32) - np.float32(0.5) * ~is_scalar_OI

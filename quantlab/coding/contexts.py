@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.errors import FormatError
-from quantlab.format_rules import STATES, shifts_of, sum_classes
+from quantlab.format_rules import PATHS, STATES, shifts_of, sum_classes
 
 MAX_SHARE = 1000
 """Largest magnitude of a row's or a column's share of the scale class."""
@@ -30,6 +30,8 @@ class TensorContext:
     """Rows O and columns I; 0 is allowed."""
     states: int
     """Number of states of the trellis, 1 for plain codes."""
+    paths: str
+    """Order of weights on the paths of the trellis, one of format_rules.PATHS."""
     rows_O: NDArray[np.int16]
     """Share of each row in the scale class, int16 [O], within ±MAX_SHARE."""
     columns_I: NDArray[np.int16]
@@ -47,6 +49,8 @@ def check_context(context: TensorContext) -> None:
         raise FormatError(f"scale classes of {rows_O.shape} rows and {columns_I.shape} columns, the shape is {context.shape}")
     if context.states not in STATES:
         raise FormatError(f"a trellis has {context.states} states, allowed are {STATES}")
+    if context.paths not in PATHS:
+        raise FormatError(f"paths of a trellis are {context.paths!r}, allowed are {', '.join(PATHS)}")
     for name, shares in (("rows", rows_O), ("columns", columns_I)):
         low, high = int(shares.min(initial=0)), int(shares.max(initial=0))
         if low < -MAX_SHARE or high > MAX_SHARE:

@@ -79,7 +79,7 @@ def encode(
     for code_OI, context in zip(codes, contexts, strict=True):
         check_codes(code_OI, context)
         class_OI = classes_of(context)
-        symbol_OI, shift_OI = to_symbols(code_OI, context.states, class_OI), shifts_of(class_OI)
+        symbol_OI, shift_OI = to_symbols(code_OI, class_OI, context.states, context.paths), shifts_of(class_OI)
         symbols.append((symbol_OI >> shift_OI).reshape(-1))
         tables.append(_numbers_of_tables(class_OI, context))
         bits.append(low_bits(symbol_OI, shift_OI))
@@ -123,7 +123,7 @@ def decode(
         symbol_OI = symbol_N[at : at + class_OI.size].reshape(class_OI.shape)
         at += class_OI.size
         bits = join_low_bits_(symbol_OI, shifts_of(class_OI), raw, bits)
-        codes.append(from_symbols(symbol_OI, context.states, class_OI))
+        codes.append(from_symbols(symbol_OI, class_OI, context.states, context.paths))
     return codes
 
 

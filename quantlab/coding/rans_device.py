@@ -87,4 +87,6 @@ def _codes(symbols: Tensor, context: TensorContext, row_O: Tensor, column_I: Ten
     if len(symbols) and not -limit <= int(symbols.min()) <= int(symbols.max()) <= limit:
         raise FormatError(f"code symbols reach from {int(symbols.min())} to {int(symbols.max())}, allowed are ±{limit}")
     symbol_OI = symbols.reshape(context.shape)
-    return symbol_OI if context.states == 1 else trellis_codes(symbol_OI, row_O, column_I, *PARITY_CHECKS[context.states])
+    if context.states == 1:
+        return symbol_OI
+    return trellis_codes(symbol_OI, row_O, column_I, *PARITY_CHECKS[context.states], context.paths)

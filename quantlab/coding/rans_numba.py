@@ -41,7 +41,7 @@ def histogram(code_OI: NDArray[np.int16], context: TensorContext) -> NDArray[np.
     check_context(context)
     rans.check_codes(code_OI, context)
     class_OI = classes_of(context)
-    symbol_OI = to_symbols(code_OI, context.states, class_OI)
+    symbol_OI = to_symbols(code_OI, class_OI, context.states, context.paths)
     counts = np.zeros((TABLE_CLASSES, COLUMNS), np.int64)
     _count_(counts, columns_of(symbol_OI >> shifts_of(class_OI)), tables_of(class_OI))
     return counts

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.errors import FormatError
-from quantlab.format_rules import SCALAR_CLASSES, WIDE, code_range, next_states
+from quantlab.format_rules import PATH_BLOCK, SCALAR_CLASSES, WIDE, code_range, next_states
 
 _BYPASS = 64
 """Bit that marks a weight which bypasses the trellis; it is above all doubled states."""
@@ -24,12 +24,13 @@ def symbol_limit(states: int) -> int:
     return code_range(WIDE, states)[1] >> (states > 1)
 
 
-def to_symbols(code_OI: NDArray[np.int16], states: int, class_OI: NDArray[np.uint8]) -> NDArray[np.int16]:
+def to_symbols(code_OI: NDArray[np.int16], class_OI: NDArray[np.uint8], states: int, paths: str) -> NDArray[np.int16]:
     """Return codes as symbols, int16 [O, I], contiguous.
 
     Args:
-        states: number of states of the trellis, 1 for plain codes.
         class_OI: scale class of each weight.
+        states: number of states of the trellis, 1 for plain codes.
+        paths: order of weights on its paths, one of PATHS.
     Raises:
         ValueError: a code is out of range, odd where it bypasses the trellis, or its parity is not that of its state.
     """
@@ -42,19 +43,19 @@ def to_symbols(code_OI: NDArray[np.int16], states: int, class_OI: NDArray[np.uin
     k_OI, z0_OI, is_scalar_OI = code_OI >> 1, code_OI & 1, class_OI < SCALAR_CLASSES
     if (z0_OI & is_scalar_OI).any():
         raise ValueError(f"codes of scale classes below {SCALAR_CLASSES} must be even where there is a trellis")
-    if (_halves(k_OI, states, is_scalar_OI) != z0_OI).any():
+    if (_halves(k_OI, is_scalar_OI, states, paths) != z0_OI).any():
         raise ValueError(f"codes do not follow a path of the trellis of {states} states")
     return _mirrored(k_OI, z0_OI)
 
 
-def from_symbols(symbol_OI: NDArray[np.int16], states: int, class_OI: NDArray[np.uint8]) -> NDArray[np.int16]:
+def from_symbols(symbol_OI: NDArray[np.int16], class_OI: NDArray[np.uint8], states: int, paths: str) -> NDArray[np.int16]:
     """Return the codes that `to_symbols` turned into these symbols. FormatError where a symbol is out of range."""
     limit = symbol_limit(states)
     if symbol_OI.size and not -limit <= int(symbol_OI.min()) <= int(symbol_OI.max()) <= limit:
         raise FormatError(f"code symbols reach from {symbol_OI.min()} to {symbol_OI.max()}, allowed are ±{limit}")
     if states == 1:
         return symbol_OI
-    z0_OI = _halves(symbol_OI, states, class_OI < SCALAR_CLASSES)
+    z0_OI = _halves(symbol_OI, class_OI < SCALAR_CLASSES, states, paths)
     return 2 * _mirrored(symbol_OI, z0_OI) + z0_OI
 
 
@@ -62,18 +63,23 @@ def _mirrored(k_OI: NDArray[np.int16], z0_OI: NDArray[np.int16]) -> NDArray[np.i
     return (k_OI ^ -z0_OI) + z0_OI  # -k where z0 is 1
 
 
-def _halves(k_OI: NDArray[np.int16], states: int, is_scalar_OI: NDArray[np.bool_]) -> NDArray[np.int16]:
+def _halves(k_OI: NDArray[np.int16], is_scalar_OI: NDArray[np.bool_], states: int, paths: str) -> NDArray[np.int16]:
     """Return z0, the half of the grid that each weight's state allows, 0 where the trellis is bypassed; int16 [O, I].
 
     Only the parity of k matters, so symbols give the same halves.
     """
     step = np.arange(2 * _BYPASS, dtype=np.uint8) & (_BYPASS - 2)  # next doubled state by doubled state + parity (+ _BYPASS)
     step[: 2 * states] = next_states(states).reshape(-1) << 1
-    move_OI = (k_OI & 1).astype(np.uint8) | is_scalar_OI * np.uint8(_BYPASS)
-    doubled_OI = np.zeros(k_OI.shape, np.uint8)
-    for doubled, following, move in zip(doubled_OI, doubled_OI[1:], move_OI, strict=False):
-        following[:-1] = step[(doubled | move)[1:]]
-    return (doubled_OI >> 1 & ~is_scalar_OI).astype(np.int16)
+    O, I = k_OI.shape
+    P, Q, B = -(-O // PATH_BLOCK), -(-I // PATH_BLOCK), PATH_BLOCK
+    move_OI = np.full((O, Q * B), _BYPASS, np.uint8)  # places beyond the last column pass the state on
+    move_OI[:, :I] = (k_OI & 1).astype(np.uint8) | is_scalar_OI * np.uint8(_BYPASS)
+    doubled = np.zeros((P + Q, 2 * B), np.uint8)  # of each path, before the row
+    for i, move in enumerate(move_OI.reshape(O, Q, B)):
+        here = doubled[i // B : i // B + Q, i % B : i % B + B] if paths == "blocks" else doubled[:Q, :B]
+        move |= here
+        here[:] = step[move]
+    return (move_OI[:, :I] >> 1 & ~is_scalar_OI).astype(np.int16)
 
 
 def low_bits(symbol_OI: NDArray[np.int16], shift_OI: NDArray[np.uint8]) -> NDArray[np.uint8]:

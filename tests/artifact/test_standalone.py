@@ -23,7 +23,7 @@ from quantlab.coding import frequency_tables as tables
 from quantlab.coding.codecs import CODECS, SELF_CONTAINED
 from quantlab.coding.contexts import classes_of
 from quantlab.coding.symbols import from_symbols
-from quantlab.format_rules import MAX_CLASS, shifts_of
+from quantlab.format_rules import MAX_CLASS, PATHS, shifts_of
 
 STREAM = 5  # the section that no byte codec may touch
 
@@ -31,11 +31,12 @@ STREAM = 5  # the section that no byte codec may touch
 def trellis_payload(name, shape, states, rng, *, classes=16, spread=4, tables=0, level=-470, largest=100):
     """Random codes on a path: weights as large as their classes say, and a few that no table holds."""
     rows, columns, a, b = (rng.integers(-spread, spread + 1, n).astype(np.int8) for n in (*shape, *shape))
-    entry = TrellisTensor(name=name, shape=shape, bits=16, level=level, states=states, classes=classes, tables=tables)
+    key = {"level": level, "states": states, "paths": str(rng.choice(PATHS)), "classes": classes, "tables": tables}
+    entry = TrellisTensor(name=name, shape=shape, bits=16, **key)
     class_OI = classes_of(context_of(entry, a, b, rows, columns))
     size = 2.0 ** ((class_OI.astype(float) - 14) / 4) * np.where(rng.random(shape) < 0.01, largest, 1)
     symbols = np.rint(rng.standard_normal(shape) * size).clip(-16000, 16000).astype(np.int16)
-    return TrellisPayload(entry, a, b, rows, columns, from_symbols(symbols, states, class_OI))
+    return TrellisPayload(entry, a, b, rows, columns, from_symbols(symbols, class_OI, states, entry.paths))
 
 
 def raw_payloads():
@@ -59,7 +60,7 @@ def artifacts():
     """Files that between them meet every branch of the decoder."""
     rng = np.random.default_rng(0)
     unquantized = raw_payloads()
-    mixed = [trellis_payload(f"states {s}", (37, 23), s, rng, tables=k % 2) for k, s in enumerate((1, 4, 8, 16, 32))]
+    mixed = [trellis_payload(f"states {s}", (37, 73), s, rng, tables=k % 2) for k, s in enumerate((1, 4, 8, 16, 32))]
     low = [trellis_payload(f"low {s}", (40, 31), s, rng, classes=3) for s in (1, 8)]
     high = [trellis_payload(f"high {s}", (19, 70), s, rng, classes=60, spread=9, largest=1) for s in (1, 32)]
     small = [trellis_payload(f"small {shape}", shape, 8, rng) for shape in ((1, 1), (9, 5), (1, 40), (40, 1), (0, 4), (4, 0))]

@@ -1,28 +1,42 @@
 """Codes, contexts and a slow reader, shared by the tests of the entropy coder."""
 
+import itertools
+import math
+
 import numpy as np
 
 from quantlab.coding.contexts import TensorContext, classes_of
 from quantlab.coding.frequency_tables import TableSet
-from quantlab.format_rules import TABLE_CLASSES, next_states
+from quantlab.format_rules import PATHS, TABLE_CLASSES, next_states
 
 RANGES = {"low": (-40, 8), "path": (9, 27), "high": (28, 83), "mixed": (0, 40), "beyond": (-900, 900)}
 """Scale classes by name: lowest and highest sum of the shares of row and column."""
 
 
-def path_codes(k, states, class_OI):
-    """Return codes of a context from any whole numbers, weight by weight along the anti-diagonals; `k` itself for one state."""
+def walks(shape, paths):
+    """Yield the weights of every path in its order, as docs/format.md says it: blocks of 32 x 32, or whole columns."""
+    O, I = shape
+    if paths == "columns":
+        yield from ([(i, j) for i in range(O)] for j in range(I))
+        return
+    P, Q = math.ceil(O / 32), math.ceil(I / 32)
+    for d, t in itertools.product(range(P + Q - 1), range(63)):
+        blocks = [(p, d - p) for p in range(P) if 0 <= d - p < Q]
+        yield [(32 * p + i, 32 * q + t - i) for p, q in blocks for i in range(32) if in_block(32 * p + i, 32 * q, t - i, shape)]
+
+
+def in_block(i, first, j, shape):
+    return 0 <= j < 32 and i < shape[0] and first + j < shape[1]
+
+
+def path_codes(k, class_OI, states, paths):
+    """Return codes of a context from any whole numbers, weight by weight along the paths; `k` itself for one state."""
     if states == 1:
         return np.array(k, np.int16)
     table, code = next_states(states), np.zeros(k.shape, np.int16)
-    for start in range(sum(k.shape) - 1):
+    for walk in walks(k.shape, paths):
         state = 0
-        for i in range(k.shape[0]):
-            j = start - i
-            if not 0 <= j < k.shape[1]:
-                continue
-            if i == 0 or j == k.shape[1] - 1:
-                state = 0
+        for i, j in walk:
             code[i, j] = 2 * k[i, j]
             if class_OI[i, j] >= 9:
                 code[i, j] += state & 1
@@ -30,10 +44,9 @@ def path_codes(k, states, class_OI):
     return code
 
 
-def context_of(shape=(2, 3), states=1, rows=(0, 0), columns=(0, 0, 0), tables=0, dtype=np.int16):
-    return TensorContext(
-        shape=shape, states=states, rows_O=np.array(rows, dtype), columns_I=np.array(columns, dtype), tables=tables
-    )
+def context_of(shape=(2, 3), states=1, rows=(0, 0), columns=(0, 0, 0), tables=0, dtype=np.int16, paths="blocks"):
+    rows_O, columns_I = np.array(rows, dtype), np.array(columns, dtype)
+    return TensorContext(shape=shape, states=states, paths=paths, rows_O=rows_O, columns_I=columns_I, tables=tables)
 
 
 def random_codes(rng, shape, states, kind="mixed", tables=0):
@@ -41,12 +54,12 @@ def random_codes(rng, shape, states, kind="mixed", tables=0):
     low, high = RANGES[kind]
     rows = rng.integers(low // 2, high // 2 + 1, shape[0])
     columns = rng.integers(low - low // 2, high - high // 2 + 1, shape[1])
-    context = context_of(shape, states, rows, columns, tables)
+    context = context_of(shape, states, rows, columns, tables, paths=str(rng.choice(PATHS)))
     class_OI = classes_of(context)
     deviation = rng.choice([0, 1, 3]) * 2 ** ((class_OI - 12) / 4)
     limit = 32767 if states == 1 else 16383
     k = np.rint(rng.laplace(size=shape) * deviation).clip(-limit, limit - (states > 1)).astype(int)
-    return path_codes(k, states, class_OI), context
+    return path_codes(k, class_OI, states, context.paths), context
 
 
 def set_of(table):
@@ -115,19 +128,19 @@ class ScalarReader:
         return not any(self.words) and not self.escapes and set(self.state) <= {65536} and "1" not in self.bits
 
 
-def _code_row(symbols, classes, before, states):
-    """Return the codes of one row and the states that it passes on; `before` are those of the row above."""
-    codes, after = [], []
-    for j, (symbol, number) in enumerate(zip(symbols, classes, strict=True)):
-        state = before[j + 1] if j + 1 < len(before) else 0
-        if states > 1 and number >= 9:
-            k = -symbol if state & 1 else symbol
-            codes.append(2 * k + (state & 1))
-            state = int(next_states(states)[state, k & 1])
-        else:
-            codes.append(symbol if states == 1 else 2 * symbol)
-        after.append(state)
-    return codes, after
+def _codes(symbol_OI, class_OI, context):
+    """Return the codes of all symbols, one path after the other."""
+    if context.states == 1:
+        return symbol_OI
+    code_OI = 2 * symbol_OI
+    for walk in walks(context.shape, context.paths):
+        state = 0
+        for i, j in walk:
+            if class_OI[i][j] >= 9:
+                k = -symbol_OI[i, j] if state & 1 else symbol_OI[i, j]
+                code_OI[i, j] = 2 * k + (state & 1)
+                state = int(next_states(context.states)[state, k & 1])
+    return code_OI
 
 
 def scalar_decode(stream, contexts, sets, lanes):
@@ -140,9 +153,7 @@ def scalar_decode(stream, contexts, sets, lanes):
     flat = [(c, sets[context.tables]) for context, rows in zip(contexts, classes, strict=True) for row in rows for c in row]
     symbols = iter(reader.symbols(flat))
     for context, rows in zip(contexts, classes, strict=True):
-        code, state = np.zeros(context.shape, np.int16), [0] * context.shape[1]
-        for i, row in enumerate(rows):
-            code[i], state = _code_row([next(symbols) for _ in row], row, state, context.states)
-        decoded.append(code)
+        symbol_OI = np.array([next(symbols) for row in rows for _ in row], np.int16).reshape(context.shape)
+        decoded.append(_codes(symbol_OI, rows, context))
     assert reader.is_empty() and len(reader.bits) < 8
     return decoded

@@ -32,7 +32,7 @@ def test_raw_bits_are_the_sum_of_the_shifts(seed, shape):
 
 
 def test_weights_that_bypass_the_trellis_pass_the_state_on():
-    """Anti-diagonal (0, 2), (1, 1), (2, 0): the state after an odd k passes the second weight, which bypasses, to the third."""
+    """Path (0, 2), (1, 1), (2, 0): the state after an odd k passes the second weight, which bypasses, to the third."""
     class_OI = np.full((3, 3), 20, np.uint8)
     class_OI[1, 1] = 8
     state = next_states(8)[0, 1]
@@ -40,7 +40,7 @@ def test_weights_that_bypass_the_trellis_pass_the_state_on():
     code_OI = np.zeros((3, 3), np.int16)
     code_OI[0, 2], code_OI[1, 1] = 2, -6  # k: 1, -3
     code_OI[2, 0] = 2 * 7 + (state & 1)
-    assert to_symbols(code_OI, 8, class_OI).tolist() == [[0, 0, 1], [0, -3, 0], [-7 if state & 1 else 7, 0, 0]]
+    assert to_symbols(code_OI, class_OI, 8, "blocks").tolist() == [[0, 0, 1], [0, -3, 0], [-7 if state & 1 else 7, 0, 0]]
     assert state != second, "otherwise this could not tell a passed state from a moved one"
 
 
@@ -51,9 +51,10 @@ def test_symbols_reach_exactly_as_far_as_codes(states, number):
     low, high = code_range(WIDE, states)
     for symbol in (low >> (states > 1), high >> (states > 1)):
         symbol_OI = np.array([[symbol]], np.int16)
-        assert to_symbols(from_symbols(symbol_OI, states, class_OI), states, class_OI) == symbol_OI
+        code_OI = from_symbols(symbol_OI, class_OI, states, "columns")
+        assert to_symbols(code_OI, class_OI, states, "columns") == symbol_OI
         with pytest.raises(FormatError, match="symbols reach"):
-            from_symbols(symbol_OI + np.sign(symbol_OI), states, class_OI)
+            from_symbols(symbol_OI + np.sign(symbol_OI), class_OI, states, "columns")
 
 
 def test_low_bits_are_in_order_and_most_significant_first():

@@ -80,7 +80,7 @@ def test_tensors_share_a_byte_of_raw_bits_and_may_be_larger_than_a_chunk():
 def test_extreme_codes_round_trip_with_and_without_support(states, extremes, number):
     context = context_of((2, 2), states, (number, number), (0, 0))
     k = np.array([extremes, extremes]) >> (states > 1)
-    code = path_codes(k, states, classes_of(context))
+    code = path_codes(k, classes_of(context), states, context.paths)
     assert code.min() <= -32765 and code.max() >= 32766
     for table in (ClassTable(0, b"\0"), ClassTable(-127, bytes(256))):
         stream = rans_numba.encode([code], [context], [set_of(table)], 16)
@@ -102,7 +102,10 @@ def small_stream():
         context_of((3, 7), 8, (5, 6, 5), (0, 1, 2, 3, 4, 5, 6)),
         context_of((4, 5), 1, (12, 20, 12, 12), (0, 0, 11, 4, 12)),
     ]
-    codes = [path_codes(k, 8, classes_of(contexts[0])), np.arange(-10, 10, dtype=np.int16).reshape(4, 5) // 4]
+    codes = [
+        path_codes(k, classes_of(contexts[0]), 8, contexts[0].paths),
+        np.arange(-10, 10, dtype=np.int16).reshape(4, 5) // 4,
+    ]
     codes[0][2, 0], codes[1][1, 4], codes[1][2, 2] = 2 * 90, 444, -9000
     sets = [set_of(ClassTable(-2, bytes([20, 24, 12, 10, 14, 30])))]
     return codes, contexts, sets, rans_numba.encode(codes, contexts, sets, 4)
@@ -227,7 +230,7 @@ def test_total_loss_is_small_on_gaussian_weights(states):
     rows, columns = (np.arange(n) % 4 for n in shape)
     context = context_of(shape, states, rows + 15, columns)
     sigma = 2.7 * 2 ** ((rows[:, None] + columns[None, :] - 3.0) / 4)
-    code = path_codes(np.rint(rng.standard_normal(shape) * sigma).astype(int), states, classes_of(context))
+    code = path_codes(np.rint(rng.standard_normal(shape) * sigma).astype(int), classes_of(context), states, context.paths)
     counts = rans_numba.histogram(code, context)
     tables = fit_tables(counts)
     ideal_bytes = entropy_bits(counts) / 8
@@ -284,7 +287,7 @@ def test_each_lane_group_has_its_own_words():
 def test_histogram_counts_symbols_by_table():
     """Codes of the odd half count as the mirrored symbol, low bits are off, what no support holds is in column 0."""
     context = context_of(states=4, rows=(8, 9), columns=(0, 1, 20))
-    code = path_codes(np.array([[1, 1, 300], [3, 1, -9]]), 4, classes_of(context))
+    code = path_codes(np.array([[1, 1, 300], [3, 1, -9]]), classes_of(context), 4, context.paths)
     assert code.tolist() == [[2, 2, 600], [7, 2, -18]]
     expected = np.zeros((28, 256), np.int64)
     for table, column in ((8, 129), (9, 129), (24, 0), (9, 125), (10, 129), (25, 123)):

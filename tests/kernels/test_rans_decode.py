@@ -135,7 +135,9 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ShapeError, match="32 lanes, 2 lane groups, 4096 entries"):
         rans_decode.rans_decode(*good, z(32, dtype=torch.int64))
     with pytest.raises(ShapeError, match=r"int16 \[O, I\]"):
-        trellis_codes.trellis_codes(good[0][:, None], good[0], good[0], 5, 2)
+        trellis_codes.trellis_codes(good[0][:, None], good[0], good[0], 5, 2, "blocks")
+    with pytest.raises(ShapeError, match="paths must be blocks or columns, got 'rows'"):
+        trellis_codes.trellis_codes(good[0][:, None], good[0], good[0][:1], 5, 2, "rows")
 
 
 def test_reference_implementations_run_where_no_gpu_is():

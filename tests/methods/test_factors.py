@@ -6,7 +6,7 @@ import torch
 
 from quantlab.calib.fisher import Use
 from quantlab.errors import StatisticsError
-from quantlab.methods.trellis.factors import COLUMN_DAMPING, ROW_DAMPING, factors, row_sensitivity
+from quantlab.methods.trellis.factors import COLUMN_DAMPING, ROW_DAMPING, Panels, factors, row_sensitivity
 
 
 def spd(n, seed=0):
@@ -27,20 +27,28 @@ def test_factors_multiply_to_the_damped_matrices():
     H_damped = H.double() + COLUMN_DAMPING * H.double().diagonal().mean() * eye(7)
     G_damped = (1 - ROW_DAMPING) * G.double() + ROW_DAMPING * G.double().diagonal().mean() * eye(5)
     # the factors are stored in float32
-    assert torch.allclose(rebuilt(parts.columns_II, parts.d_I), H_damped, rtol=1e-6, atol=1e-6)
-    assert torch.allclose(rebuilt(parts.rows_OO, parts.d_O), G_damped, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(rebuilt(parts.columns.triangle(), parts.d_I), H_damped, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(rebuilt(parts.rows.triangle(), parts.d_O), G_damped, rtol=1e-6, atol=1e-6)
     assert float(G_damped.trace()) == pytest.approx(float(G.double().trace()))  # shrinking keeps the scale
 
 
 def test_only_later_rows_and_columns_feed_back():
     parts = factors("w", (Use(spd(6), spd(4)),))
-    for upper in (parts.columns_II, parts.rows_OO):
+    for upper in (parts.columns.triangle(), parts.rows.triangle()):
         assert upper.dtype == np.float32 and not np.tril(upper).any() and np.triu(upper, 1).any()
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 100])
+def test_panels_hold_a_triangle_and_nothing_else(n):
+    full = np.random.default_rng(n).standard_normal((n, n)).astype(np.float32)
+    panels = Panels.of(full)
+    assert np.array_equal(panels.triangle(), np.triu(full, 1))
+    assert np.count_nonzero(panels.far) + np.count_nonzero(panels.near_DN) == n * (n - 1) // 2
 
 
 def test_without_correlation_there_is_no_feedback():
     parts = factors("w", (Use(torch.eye(3) * 4, torch.diag(torch.tensor([1.0, 9.0]))),))
-    assert not parts.columns_II.any() and not parts.rows_OO.any()
+    assert not parts.columns.triangle().any() and not parts.rows.triangle().any()
     assert torch.allclose(parts.d_I, torch.full((3,), 2 * 1.01**0.5, dtype=torch.float64))
     assert torch.allclose(parts.d_O.square(), torch.tensor([0.95 * 1 + 0.25, 0.95 * 9 + 0.25], dtype=torch.float64))
 
@@ -55,7 +63,7 @@ def test_without_correlation_there_is_no_feedback():
 )
 def test_rows_without_feedback_keep_their_own_sensitivity(uses, row_feedback):
     parts = factors("w", uses, row_feedback=row_feedback)
-    assert parts.rows_OO.shape == (0, 0)
+    assert parts.rows is None
     assert torch.equal(parts.d_O, row_sensitivity(uses).sqrt())
 
 

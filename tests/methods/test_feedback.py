@@ -19,7 +19,7 @@ from quantlab.coding.frequency_tables import fit_tables
 from quantlab.coding.rans_numba import code_bits, histogram
 from quantlab.coding.symbols import to_symbols
 from quantlab.format_rules import OFFSET, SCALAR_CLASSES, TABLE_CLASSES, next_states
-from quantlab.methods.trellis.factors import Factors, factors
+from quantlab.methods.trellis.factors import Factors, Panels, factors
 from quantlab.methods.trellis.feedback import Rates, round_with_feedback
 from quantlab.methods.trellis.reference import Trellis, round_reference
 from quantlab.methods.trellis.rounder import SCALAR_SLOPE, SLOPE
@@ -38,15 +38,15 @@ def flat_grid(shape, *, bits=16, level=0):
 
 def no_feedback(shape):
     O, I = shape
-    return Factors(np.zeros((I, I), np.float32), np.zeros((0, 0), np.float32), torch.ones(I), torch.ones(O))
+    return Factors(Panels.of(np.zeros((I, I), np.float32)), None, torch.ones(I), torch.ones(O))
 
 
 def flat_rates(shape, bits=FREE, cls=WIDE_CLASS):
     return Rates(np.full(shape[0], cls, np.int16), np.zeros(shape[1], np.int16), bits)
 
 
-def context_for(shape, states, rates):
-    return TensorContext(shape=shape, states=states, rows_O=rates.rows_O, columns_I=rates.columns_I, tables=0)
+def context_for(shape, states, rates, paths="columns"):
+    return TensorContext(shape=shape, states=states, paths=paths, rows_O=rates.rows_O, columns_I=rates.columns_I, tables=0)
 
 
 def correlated(n, seed, *, shared=2.0):
@@ -129,7 +129,7 @@ def problem(O, I, seed, *, rows=True):
 @pytest.mark.parametrize("rows", [True, False])
 @pytest.mark.parametrize("states", [1, 4, 8, 32])
 @pytest.mark.parametrize("slope", [0.0, 0.25])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (4, 3), (5, 8), (13, 11)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (7, 1), (4, 3), (5, 8), (13, 11), (35, 34), (3, 70)])
 def test_codes_are_those_of_the_reference_implementation(shape, states, slope, rows):
     """Float32 rounds differently from float64, but near no boundary here: seeds are fixed, codes must be equal.
 
@@ -156,7 +156,7 @@ def test_the_cost_is_the_sum_of_weighted_squares_of_target_less_rounded(states, 
     on_path = (classes_of(context_for(w.shape, states, rates)) >= SCALAR_CLASSES) & (states > 1)
     rounded = (q - 0.5 * on_path) * grid.steps_OI.astype(np.float64)
     error = w.astype(np.float64) - rounded
-    V, U = parts.columns_II.astype(np.float64), parts.rows_OO if rows else np.zeros((O, O))
+    V, U = parts.columns.triangle().astype(np.float64), parts.rows.triangle() if rows else np.zeros((O, O))
     target = rounded + (np.eye(O) + U) @ error @ (np.eye(I) + V).T
     d = parts.d_O.numpy()[:, None] * parts.d_I.numpy()
     H_damped = H.double().numpy() + 0.01 * H.double().diagonal().mean().item() * np.eye(I)
@@ -169,8 +169,8 @@ def test_the_cost_is_the_sum_of_weighted_squares_of_target_less_rounded(states, 
 
 
 @given(
-    O=st.integers(1, 9),
-    I=st.integers(1, 9),
+    O=st.sampled_from([1, 2, 5, 9, 33, 64, 70]),
+    I=st.sampled_from([1, 3, 7, 31, 40, 65]),
     states=st.sampled_from([1, 4, 8, 16, 32]),
     bits=st.sampled_from([4, 5, 8, 16]),
     slope=st.sampled_from([0.0, 0.25, 3.0]),
@@ -198,7 +198,7 @@ def check_path(O, I, states, bits, slope, scale, seed):
     q = round_with_feedback(w, grid, parts, rates, states=states, slope=slope)
     high = 2 ** (bits - 1) - 1
     assert (-high if states == 1 else 1 - high) <= q.min() <= q.max() <= high
-    to_symbols(q, states, classes_of(context_for((O, I), states, rates)))  # ValueError where a code leaves its path
+    to_symbols(q, classes_of(context_for((O, I), states, rates)), states, "blocks")  # ValueError where a code leaves its path
     assert np.array_equal(w, before)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quantlab.calib.fisher import Use, column_hessian
 from quantlab.errors import StatisticsError
+from quantlab.format_rules import PATH_BLOCK
 
 COLUMN_DAMPING = 0.01
 ROW_DAMPING = 0.05
@@ -25,13 +26,52 @@ ROW_FLOOR = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
+class Panels:
+    """The unit triangle U^T [n, n] of one side, strictly upper, in the order in which feedback.py reads it.
+
+    [i, k] for k > i is the share of the error of row or column k in the target of i. n is rounded up to whole blocks of
+    PATH_BLOCK = B, with zeros.
+    """
+
+    n: int
+    far: NDArray[np.float32]
+    """One panel for each block of B targets after the other, turned: [places after the block, B]; float32, flat."""
+    near_DN: NDArray[np.float32]
+    """Shares within a block: [distance k - i, i], 0 where k is in another block; float32 [B, n rounded up]."""
+
+    @classmethod
+    def of(cls, triangle_NN: NDArray[np.float32]) -> "Panels":
+        """Return the panels of a triangle; what stands on and below the diagonal is not read."""
+        n, B = len(triangle_NN), PATH_BLOCK
+        size = -(-n // B) * B
+        padded = np.zeros((size, size + B), np.float32)
+        padded[:n, :n] = triangle_NN
+        far = [padded[at : at + B, at + B : size].T.ravel() for at in range(0, size, B)]
+        place, distance = np.arange(size), np.arange(B)[:, None]
+        near_DN = np.where((distance > 0) & (place % B + distance < B), padded[place, place + distance], np.float32(0))
+        return cls(n, np.concatenate([np.zeros(0, np.float32), *far]), near_DN)
+
+    def triangle(self) -> NDArray[np.float32]:
+        """Return the triangle float32 [n, n], with zeros on and below the diagonal."""
+        B, size = PATH_BLOCK, self.near_DN.shape[1]
+        whole, start = np.zeros((size, size), np.float32), 0
+        for at in range(0, size, B):
+            count = (size - at - B) * B
+            whole[at : at + B, at + B :] = self.far[start : start + count].reshape(-1, B).T
+            start += count
+        distance, place = np.nonzero(self.near_DN)
+        whole[place, place + distance] = self.near_DN[distance, place]
+        return whole[: self.n, : self.n]
+
+
+@dataclass(frozen=True, slots=True)
 class Factors:
     """Factors of both sides of one matrix."""
 
-    columns_II: NDArray[np.float32]
-    """U_Hᵀ: [j, k] for k > j is the share of the error of column k in the target of column j; 0 elsewhere."""
-    rows_OO: NDArray[np.float32]
-    """U_Gᵀ: [i, k] for k > i is the share of the error of row k in the target of row i; [0, 0] without row feedback."""
+    columns: Panels
+    """U_Hᵀ: the share of the error of column k in the target of column j."""
+    rows: Panels | None
+    """U_Gᵀ: the share of the error of row k in the target of row i; None without feedback between rows."""
     d_I: Tensor
     """Square root of each column's sensitivity that is left after feedback, float64 [I]."""
     d_O: Tensor
@@ -50,13 +90,13 @@ def factors(name: str, uses: tuple[Use, ...], *, row_feedback: bool = True) -> F
     """
     if not all(bool(torch.isfinite(use.g_O).all()) and float(use.diagonal_O.mean()) > 0 for use in uses):
         raise StatisticsError(f"tensor {name}: its output gradient is zero or not finite")
-    columns_II, d_I = _factor(name, "Hessian", _damped(column_hessian(uses), COLUMN_DAMPING))
+    columns, d_I = _factor(name, "Hessian", _damped(column_hessian(uses), COLUMN_DAMPING))
     if row_feedback and len(uses) == 1 and uses[0].g_O.ndim == 2:
         G_OO = uses[0].g_O.double()
         shrunk = G_OO * (1 - ROW_DAMPING)
-        rows_OO, d_O = _factor(name, "output gradient", _damped(shrunk, ROW_DAMPING / (1 - ROW_DAMPING)))
-        return Factors(columns_II, rows_OO, d_I, d_O)
-    return Factors(columns_II, np.zeros((0, 0), np.float32), d_I, row_sensitivity(uses).sqrt())
+        rows, d_O = _factor(name, "output gradient", _damped(shrunk, ROW_DAMPING / (1 - ROW_DAMPING)))
+        return Factors(columns, rows, d_I, d_O)
+    return Factors(columns, None, d_I, row_sensitivity(uses).sqrt())
 
 
 def row_sensitivity(uses: tuple[Use, ...]) -> Tensor:
@@ -74,7 +114,7 @@ def _damped(matrix: Tensor, share: float) -> Tensor:
     return matrix + torch.diag(torch.full((len(matrix),), share * float(matrix.diagonal().mean()), dtype=matrix.dtype))
 
 
-def _factor(name: str, side: str, matrix: Tensor) -> tuple[NDArray[np.float32], Tensor]:
+def _factor(name: str, side: str, matrix: Tensor) -> tuple[Panels, Tensor]:
     """Return Uᵀ and the diagonal d of the lower Cholesky factor (1 + U) diag(d)."""
     if not matrix.diagonal().mean() > 0:
         raise StatisticsError(f"tensor {name}: its {side} is zero or not finite")
@@ -82,4 +122,4 @@ def _factor(name: str, side: str, matrix: Tensor) -> tuple[NDArray[np.float32], 
     if info.item():
         raise StatisticsError(f"tensor {name}: its damped {side} is not positive definite (minor {info.item()})")
     d = lower.diagonal().clone()
-    return (lower / d).tril(-1).mT.float().contiguous().numpy(), d
+    return Panels.of((lower / d).mT.float().numpy()), d

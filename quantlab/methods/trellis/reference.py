@@ -4,13 +4,24 @@ Everything is float64 and nothing is reused: targets are matrix products over th
 survivors in a dictionary, and every code of the grid is tried. The legend of feedback.py holds here too.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.format_rules import COLUMNS, OFFSET, SCALAR_CLASSES, code_range, next_states, shifts_of, sum_classes, tables_of
+from quantlab.format_rules import (
+    COLUMNS,
+    OFFSET,
+    PATH_BLOCK,
+    SCALAR_CLASSES,
+    code_range,
+    next_states,
+    shifts_of,
+    sum_classes,
+    tables_of,
+)
 from quantlab.methods.trellis.factors import Factors
 from quantlab.methods.trellis.feedback import Rates
 from quantlab.methods.trellis.shape import ScaledGrid
@@ -22,19 +33,29 @@ def round_reference(
     """Return what `feedback.round_with_feedback` returns; float32 sums there may decide a tie in another way."""
     O, I = w_OI.shape
     W, steps, classes = w_OI.astype(np.float64), grid.steps_OI, sum_classes(rates.rows_O, rates.columns_I)
-    U_G = parts.rows_OO.T if len(parts.rows_OO) else np.zeros((O, O))
-    U_H = parts.columns_II.T
+    U_G = np.zeros((O, O)) if parts.rows is None else parts.rows.triangle().T
+    U_H = parts.columns.triangle().T
     trellis = Trellis(states, *code_range(grid.bits, states), rates.bits, slope)
     codes, E = np.zeros((O, I), np.int16), np.zeros((O, I))
-    for s in reversed(range(O + I - 1)):
-        T = W + U_G.T @ E + (E + U_G.T @ E) @ U_H  # final on anti-diagonal s: all that feeds it is rounded
+    for cells in reversed(paths(O, I, "columns" if parts.rows is None else "blocks")):
+        T = W + U_G.T @ E + (E + U_G.T @ E) @ U_H  # final on this path: all that feeds it is rounded
         x = np.divide(T, steps, out=np.zeros((O, I)), where=steps > 0)
-        cells = [(i, s - i) for i in range(O) if 0 <= s - i < I]
         path = trellis.best_path([x[cell] for cell in cells], [int(classes[cell]) for cell in cells])
         for cell, t in zip(cells, path, strict=True):
             codes[cell] = t
             E[cell] = W[cell] - trellis.point(t, int(classes[cell])) * steps[cell]
     return codes
+
+
+def paths(O: int, I: int, order: str) -> list[list[tuple[int, int]]]:
+    """Return the weights (row, column) of every path of an order of format_rules.PATHS, the last to be rounded first."""
+    B = PATH_BLOCK
+
+    def path_of(i: int, j: int) -> tuple[int, ...]:
+        return (j,) if order == "columns" else (i // B + j // B, i % B + j % B)
+
+    cells = sorted(((i, j) for i in range(O) for j in range(I)), key=lambda cell: (path_of(*cell), cell))
+    return [list(group) for _, group in itertools.groupby(cells, key=lambda cell: path_of(*cell))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,7 @@ class Rounder:
             bits=self.bits,
             level=grid.level,
             states=self.options.states,
+            paths="columns" if self.parts.rows is None else "blocks",
             classes=classes.base,
             tables=0,
         )
