@@ -139,7 +139,7 @@ CODECS: dict[int, Codec] = {
     4: Codec("lzma", _lzma_encode, _lzma_decode),
     5: Codec("rans-0", encode_bytes, decode_bytes),
 }
-STORED, DEFLATE, BROTLI = 0, 1, 2
+STORED, DEFLATE, BROTLI, LZMA, RANS = 0, 1, 2, 4, 5
 SELF_CONTAINED = (0, 1, 4, 5)
 """Numbers of the codecs that Python's standard library and numpy can read."""
 

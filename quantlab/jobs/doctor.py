@@ -18,6 +18,7 @@ from quantlab.errors import QuantlabError
 from quantlab.files import write_whole
 from quantlab.kernels.check import check_kernels
 from quantlab.methods.classic.meter import TensorMeter
+from quantlab.methods.classic.row_grid import Setting
 
 
 def examine() -> dict[str, Any]:
@@ -66,14 +67,14 @@ def _round_trip() -> str:
     w_OI, x_TI = (torch.randn(shape, generator=generator) for shape in ((96, 64), (512, 64)))
     uses = (Use(x_TI.T @ x_TI / len(x_TI), torch.ones(96)),)
     meter = TensorMeter("matrix", w_OI, uses, (6,), feeds_back=True)
-    point = meter.measure(6, 12.0).point
-    data = encode_artifact([meter.payload(point)]).data
+    setting = Setting(6, 12.0)
+    data = encode_artifact([meter.payload(setting)]).data
     expected = digest(decode_artifact(*parse_artifact(data)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trial.qlab"
         write_whole(path, data)
         if digest_in_fresh_process(path) != expected:
             raise QuantlabError("a packed matrix came back changed: this machine cannot be trusted with artifacts")
-    if not 0 < point.predicted_kl < predicted_kl(w_OI, uses):
+    if not 0 < meter.point(setting).predicted_kl < predicted_kl(w_OI, uses):
         raise QuantlabError("rounding a matrix lost all of it: torch is broken on this machine")
     return f"ok ({len(data)} bytes for 96 x 64 weights)"

@@ -66,7 +66,7 @@ class Point:
     setting: float
     """Clip of a row grid in root mean squares of a row, or the step scale c in square roots of nats."""
     bytes: int
-    """Coded stream."""
+    """Coded stream; an estimate where a search coded others alone."""
     predicted_kl: float
     """Nats per token."""
 

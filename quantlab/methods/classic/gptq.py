@@ -16,15 +16,15 @@ from quantlab.methods.classic.row_grid import RowGrid
 DAMPING = 0.01
 """Fraction of the mean diagonal of H that is added to its diagonal."""
 BLOCK = 128
-"""Columns that are rounded before their errors reach the columns after them."""
+"""Columns that the reference implementation rounds before their errors reach the columns after them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
     """The Hessian as GPTQ uses it, computed once for every grid."""
 
-    U_II: Tensor
-    """Upper Cholesky factor of the inverse of the damped H, columns in `order`, float32."""
+    shares_II: Tensor
+    """Uᵀ: transposed upper Cholesky factor of the inverse of the damped H, columns in `order`, float32, contiguous."""
     order: Tensor
     """Columns by decreasing diagonal of H (act-order), int64 [I]."""
     dead: Tensor
@@ -49,22 +49,43 @@ def feedback(name: str, H_II: Tensor, *, damping: float = DAMPING) -> Feedback:
     H_II = H_II + torch.diag(torch.where(dead, 1.0, 0.0) + damping * mean)
     order = torch.argsort(H_II.diagonal(), descending=True, stable=True)
     inverse = torch.cholesky_inverse(_cholesky(name, H_II[order][:, order]))
-    return Feedback(_cholesky(name, inverse).mT.float().contiguous(), order, dead)
+    return Feedback(_cholesky(name, inverse).float().contiguous(), order, dead)
 
 
 def gptq(w_OI: Tensor, grid: RowGrid, fb: Feedback) -> Tensor:
-    """Return the codes int8 [O, I] of float32 weights [O, I] on `grid`, with error feedback along `fb.order`."""
+    """Return the codes int8 [O, I] of float32 weights [O, I] on `grid`, with error feedback along `fb.order`.
+
+    Matrix products take the threads that scipy's BLAS has (methods.workers).
+    """
+    from quantlab.methods.classic.columns import round_columns  # numba takes a second to load
+
+    w_IO = w_OI.masked_fill(fb.dead, 0.0)[:, fb.order].T.contiguous()
+    step_O = grid.steps_OI[:, 0].contiguous()
+    codes_IO = round_columns(w_IO.numpy(), step_O.numpy(), code_limit(grid.bits), fb.shares_II.numpy())
+    return _in_place_order(torch.from_numpy(codes_IO), fb)
+
+
+def gptq_ref(w_OI: Tensor, grid: RowGrid, fb: Feedback) -> Tensor:
+    """Return what `gptq` returns; the reference implementation in torch.
+
+    A weight within rounding errors of the middle between two codes may get the other code, and those after it others.
+    """
     w_IO = w_OI.masked_fill(fb.dead, 0.0)[:, fb.order].T.contiguous()
     codes_IO = torch.empty_like(w_IO, dtype=torch.int8)
-    steps_IO = grid.steps_OI.expand_as(w_OI)[:, fb.order].T.contiguous()
-    limit = code_limit(grid.bits)
+    steps_IO = grid.steps_OI.expand_as(w_OI).T.contiguous()
+    limit, U_II = code_limit(grid.bits), fb.shares_II.T
     for lo in range(0, len(w_IO), BLOCK):
         hi = min(lo + BLOCK, len(w_IO))
-        codes_IO[lo:hi], errors_BO = gptq_block(w_IO[lo:hi], steps_IO[lo:hi], limit, fb.U_II[lo:hi, lo:hi])
-        w_IO[hi:].addmm_(fb.U_II[lo:hi, hi:].T, errors_BO, alpha=-1)
-    q_OI = torch.empty_like(w_OI, dtype=torch.int8)
-    q_OI[:, fb.order] = codes_IO.T
-    return q_OI
+        codes_IO[lo:hi], errors_BO = gptq_block(w_IO[lo:hi], steps_IO[lo:hi], limit, U_II[lo:hi, lo:hi])
+        w_IO[hi:].addmm_(U_II[lo:hi, hi:].T, errors_BO, alpha=-1)
+    return _in_place_order(codes_IO, fb)
+
+
+def _in_place_order(codes_IO: Tensor, fb: Feedback) -> Tensor:
+    """Return codes int8 [O, I] in the order of the matrix."""
+    codes_OI = torch.empty(codes_IO.shape[1], codes_IO.shape[0], dtype=torch.int8)
+    codes_OI[:, fb.order] = codes_IO.T
+    return codes_OI
 
 
 def _cholesky(name: str, matrix: Tensor) -> Tensor:

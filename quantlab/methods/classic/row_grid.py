@@ -32,6 +32,11 @@ class Setting(NamedTuple):
     clip: float
     """Value of the largest code, in root mean squares of the row."""
 
+    @property
+    def step(self) -> float:
+        """Difference of two codes, in root mean squares of the row."""
+        return self.clip / code_limit(self.bits)
+
 
 def coarse_settings(widths: Sequence[int]) -> tuple[Setting, ...]:
     """Return the settings that are always measured: every width with every clip, a factor of 2 apart."""

@@ -3,6 +3,7 @@
 from quantlab.artifact.writer import EncodedArtifact, GridPayload
 from quantlab.methods.classic.allocation import Allocator
 from quantlab.methods.classic.meter import TensorMeter
+from quantlab.methods.classic.row_grid import Setting
 from quantlab.methods.method import MethodOptions, Problem, Solution
 from quantlab.progress import stage
 
@@ -26,7 +27,10 @@ class ClassicSolver:
     def solve(self, budget_bytes: int) -> Solution:
         """Return the file of least predicted KL with at most `budget_bytes`."""
         file, points = self.allocator.solve(budget_bytes)
-        found = {meter.name: meter.reconstruct(point) for meter, point in zip(self.meters, points, strict=True)}
+        found = {
+            meter.name: meter.reconstruct(Setting(point.bits, point.setting))
+            for meter, point in zip(self.meters, points, strict=True)
+        }
         return Solution(
             data=file.data,
             layout=file.layout,
