@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quantlab.errors import ConfigError, DataError
+from quantlab.errors import CheckpointError, ConfigError, DataError
 from quantlab.text.documents import read_documents
 from quantlab.text.shards import read_shards
 from quantlab.text.tokenizer import Tokenizer
 
 BATCH = 128
+"""Sequences that are sampled at once."""
+MAX_LOGITS = 2**26
+"""Largest number of logits in one call of a model without a cache, but at least those of one sequence."""
 
 
 @torch.no_grad()  # not inference_mode: a table that the model builds now and keeps must serve backward later
@@ -34,38 +37,60 @@ def sample_sequences(
     """Return sequences int64 [count, length] drawn from the model, each of which begins with BOS.
 
     A model with `new_cache(batch, length)` and `forward(ids, cache=...)` reads each token once; any other reads its whole
-    prefix again for every token, which is slower by the length.
+    prefix again for every token, which is slower by the length. On a GPU the model runs in bfloat16 autocast, as it is scored.
+
+    A token is decided by its logits and by one uniform number, which depends on `seed`, `length` and the token's place alone:
+    how sequences are grouped into calls does not enter, but for the rounding of logits.
 
     Args:
         model: maps ids [B, T] to logits [B, T, V].
         temperature: logits are divided by it; 1 draws from the model's own distribution.
         seed: seed of the draws.
         progress: called with (tokens done, count · length).
+    Raises:
+        CheckpointError: a logit is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     ids_NT = torch.full((count, length), bos_id, dtype=torch.int64)
+    uniform_NT = torch.rand(count, length, generator=torch.Generator().manual_seed(seed))
     for lo in range(0, count, BATCH):
-        rows = ids_NT[lo : lo + BATCH]
-        reader = _reader(model, len(rows), length)
-        for t in range(1, length):
-            logits_BV = reader(rows[:, :t].to(device)).float().cpu() / temperature
-            rows[:, t] = torch.multinomial(logits_BV.softmax(-1), 1, generator=generator).squeeze(1)
-            if progress and t % 16 == 0:
-                progress(lo * length + t * len(rows), count * length)
+        ids_BT, uniform_BT = (x[lo : lo + BATCH].to(device) for x in (ids_NT, uniform_NT))
+        rows = len(ids_BT)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            read = _reader(model, ids_BT)
+            for t in range(1, length):
+                ids_BT[:, t] = _draw(read(t).float() / temperature, uniform_BT[:, t])
+                if progress and t % 16 == 0:
+                    progress(lo * length + t * rows, count * length)
+        ids_NT[lo : lo + BATCH] = ids_BT
     model.train(was_training)
     return ids_NT
 
 
-def _reader(model: nn.Module, batch: int, length: int) -> Callable[[Tensor], Tensor]:
-    """Return a function from the prefix [B, t] so far to the logits [B, V] of its last position."""
+def _draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """Return tokens int64 [B]: the first at which the cumulated probability exceeds a uniform number below 1."""
+    total_BV = logits_BV.softmax(-1).cumsum(-1)
+    if not bool(total_BV[:, -1].isfinite().all()):
+        raise CheckpointError("the model predicts values that are not finite")
+    bound_B1 = uniform_B[:, None] * total_BV[:, -1:]  # below the last total, so a token is always found
+    return torch.searchsorted(total_BV, bound_B1, right=True).squeeze(1)
+
+
+def _reader(model: nn.Module, ids_BT: Tensor) -> Callable[[int], Tensor]:
+    """Return a function from t = 1, 2, ... to the logits [B, V] that follow the first t tokens, as `ids_BT` then holds them."""
     if not hasattr(model, "new_cache"):
-        return lambda prefix: model(prefix)[:, -1]
+        vocab_size = model(ids_BT[:1, :1]).shape[-1]
+        return lambda t: _last_logits(model, ids_BT[:, :t], max(1, MAX_LOGITS // (t * vocab_size)))
     new_cache: Any = model.new_cache
-    cache = new_cache(batch, length)
-    return lambda prefix: model(prefix[:, -1:], cache=cache)[:, -1]
+    cache = new_cache(*ids_BT.shape)
+    return lambda t: model(ids_BT[:, t - 1 : t], cache=cache)[:, -1]
+
+
+def _last_logits(model: nn.Module, ids_BT: Tensor, rows: int) -> Tensor:
+    """Return the logits of the last position, [B, V]; the model reads that many rows at a time."""
+    return torch.cat([model(ids_BT[at : at + rows])[:, -1] for at in range(0, len(ids_BT), rows)])
 
 
 KINDS = ("self", "random", "text", "tokens")

@@ -97,7 +97,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append_(layer, k, v)
         if past:
-            mask = _shifted_causal_mask(q.shape[2], past, q.device)
+            mask = _shifted_causal_mask(q.shape[2], past, q.device) if q.shape[2] > 1 else None
         y = attend(q, k, v, mask)
         if self.is_exclusive:
             y = without_own_value(y, own_v)
@@ -109,11 +109,13 @@ class Attention(nn.Module):
 
 
 def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Mask) -> Tensor:
-    """Return softmax attention, [B, H, T, E].
+    """Return softmax attention, [B, H, T, E]; without a mask a lone query (T = 1) attends to all keys.
 
     Flex attention computes it for a block mask, FlashAttention 3 where it is installed and applies, and otherwise torch's SDPA,
     which uses FlashAttention 2 on a GPU in half precision.
     """
+    if mask is None and q_BHTE.shape[2] == 1:
+        return _attend_once(q_BHTE, k_BKSE, v_BKSE)
     grouped = q_BHTE.shape[1] != k_BKSE.shape[1]
     if isinstance(mask, BlockMask):
         out: Tensor = flex_attention(q_BHTE, k_BKSE, v_BKSE, block_mask=mask, enable_gqa=grouped)  # type: ignore[assignment]
@@ -125,6 +127,15 @@ def attend(q_BHTE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Mask) -> Tensor
         flash: Tensor = y[0] if isinstance(y, tuple) else y  # some versions also return the log-sum-exp
         return flash.transpose(1, 2)
     return F.scaled_dot_product_attention(q_BHTE, k_BKSE, v_BKSE, mask, is_causal=mask is None, enable_gqa=grouped)
+
+
+def _attend_once(q_BH1E: Tensor, k_BKSE: Tensor, v_BKSE: Tensor) -> Tensor:
+    """Return the attention of one query to all keys, [B, H, 1, E].
+
+    The heads that share keys become query positions of one head, so that no key is read or copied twice.
+    """
+    q_BKGE = q_BH1E.reshape(*k_BKSE.shape[:2], -1, q_BH1E.shape[-1])
+    return F.scaled_dot_product_attention(q_BKGE, k_BKSE, v_BKSE).reshape(q_BH1E.shape)
 
 
 def without_own_value(y_BHTE: Tensor, v_BKTE: Tensor) -> Tensor:

@@ -167,7 +167,9 @@ class GPT(nn.Module):
         return F.linear(x, self._table().to(x.dtype))
 
     def new_cache(self, batch: int, length: int) -> KVCache:
-        """Return an empty cache for `batch` sequences of up to `length` tokens, on the model's device and in its dtype.
+        """Return an empty cache for `batch` sequences of up to `length` tokens, on the model's device.
+
+        Its dtype is that of the keys: autocast's where that is on, otherwise the model's.
 
         Raises:
             ConfigError: batch or length is below 1.
@@ -176,7 +178,9 @@ class GPT(nn.Module):
         at_least("length", length, 1)
         c, like = self.config, self.skip_weights
         shape = (len(c.order(looping=self.looping)), batch, c.num_kv_heads, length, c.head_dim)
-        keys, values = (torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in range(2))
+        is_autocast = torch.is_autocast_enabled(like.device.type)
+        dtype = torch.get_autocast_dtype(like.device.type) if is_autocast else like.dtype
+        keys, values = (torch.zeros(shape, dtype=dtype, device=like.device) for _ in range(2))
         return KVCache(keys, values, torch.zeros(batch, length, dtype=torch.int64, device=like.device))
 
 

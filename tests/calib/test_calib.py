@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from quantlab.calib import sources
 from quantlab.calib.collect import PRIOR_COUNT, collect
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens, sample_sequences
 from quantlab.calib.statistics import read_statistics, write_statistics
 from quantlab.calib.watch import Prediction, expected_squares, is_logits, sample_labels
-from quantlab.errors import ConfigError, DataError, ShapeError, StatisticsError
+from quantlab.errors import CheckpointError, ConfigError, DataError, ShapeError, StatisticsError
 from quantlab.models.challenge import gpt_from_state_dict
 from quantlab.text.shards import write_shard
 from quantlab.trainer.model import GPT
@@ -256,22 +257,56 @@ def test_statistics_of_another_model_or_file_are_refused(tmp_path, toy_checkpoin
         read_statistics(toy_checkpoint)
 
 
+class WithoutCache(nn.Module):
+    """A model that can only read whole prefixes; it notes the shapes of its logits."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.shapes = inner, []
+
+    def forward(self, ids):
+        logits = self.inner(ids)
+        self.shapes.append(tuple(logits.shape))
+        return logits
+
+
 def test_sampling_with_a_cache_equals_reading_the_prefix_again(toy_state):
     """The cache changes the speed, not the text."""
-
-    class WithoutCache(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, ids):
-            return self.inner(ids)
-
     model = gpt_from_state_dict(toy_state)
     cached = sample_sequences(model, 3, 24, seed=5)
     assert torch.equal(cached, sample_sequences(WithoutCache(model), 3, 24, seed=5))
     assert cached.shape == (3, 24) and (cached[:, 0] == 1).all()
     assert not torch.equal(cached, sample_sequences(model, 3, 24, seed=6))
+
+
+def test_sampling_without_a_cache_holds_few_logits(toy_state, monkeypatch):
+    """The bound splits a batch into smaller ones, down to one sequence, and the text stays the same."""
+    whole, parts = (WithoutCache(gpt_from_state_dict(toy_state)) for _ in range(2))
+    ids = sample_sequences(whole, 5, 12, seed=5)
+    vocab_size = whole.shapes[0][-1]
+    monkeypatch.setattr(sources, "MAX_LOGITS", 8 * vocab_size)
+    assert torch.equal(sample_sequences(parts, 5, 12, seed=5), ids)
+    assert max(np.prod(shape) for shape in whole.shapes) == 5 * 11 * vocab_size
+    assert all(rows == 1 or rows * length <= 8 for rows, length, _ in parts.shapes)
+    assert {(5, 1, vocab_size), (2, 4, vocab_size), (1, 11, vocab_size)} <= set(parts.shapes)
+
+
+def test_samples_do_not_depend_on_the_batch(toy_state, monkeypatch):
+    model = gpt_from_state_dict(toy_state)
+    ids = sample_sequences(model, 5, 12, seed=5)
+    monkeypatch.setattr(sources, "BATCH", 2)
+    assert torch.equal(sample_sequences(model, 5, 12, seed=5), ids)
+
+
+def test_a_draw_inverts_the_cumulated_distribution():
+    """The reference adds probabilities one by one; tokens without probability are never drawn, at either end of [0, 1)."""
+    logits = torch.tensor([-torch.inf, 0.0, 1.0, -torch.inf, 2.0, -torch.inf])
+    p = logits.double().softmax(-1)
+    uniforms = torch.tensor([0.0, 0.05, 0.2, 0.5, 0.9, 1 - 2**-24])
+    expected = [next(v for v in range(6) if p[: v + 1].sum() > u) for u in uniforms.double()]
+    assert sources._draw(logits.expand(6, 6), uniforms).tolist() == expected == [1, 1, 2, 4, 4, 4]
+    with pytest.raises(CheckpointError, match="the model predicts values that are not finite"):
+        sources._draw(torch.tensor([[0.0, torch.nan]]), torch.tensor([0.5]))
 
 
 def test_samples_follow_the_models_distribution():

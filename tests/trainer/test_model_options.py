@@ -200,6 +200,27 @@ def test_flex_attention_equals_a_dense_mask():
     torch.testing.assert_close(flex, dense, atol=1e-5, rtol=0)  # float32 softmax in another order
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_a_lone_query_attends_to_all_keys(kv_heads):
+    """Heads as query positions equal heads with their keys repeated."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 1, 8), torch.randn(2, kv_heads, 20, 8)[:, :, :13], torch.randn(2, kv_heads, 13, 8)
+    scores = q @ k.repeat_interleave(4 // kv_heads, 1).transpose(2, 3) / 8**0.5
+    expected = scores.softmax(-1) @ v.repeat_interleave(4 // kv_heads, 1)
+    torch.testing.assert_close(attend(q, k, v, None), expected, atol=1e-5, rtol=0)  # float32 softmax in another order
+
+
+def test_a_cache_has_the_dtype_of_autocast():
+    """The keys that autocast makes are stored as they are."""
+    model = gpt_from_state_dict(random_state(BASE))
+    assert model.new_cache(1, 4).keys.dtype == torch.float32
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        cache = model.new_cache(1, 4)
+        model(random_ids(1, 2), cache)
+        logits = model(random_ids(1, 1), cache)
+    assert cache.keys.dtype == cache.values.dtype == torch.bfloat16 and logits.isfinite().all()
+
+
 def test_xsa_leaves_nothing_along_the_own_value():
     torch.manual_seed(0)
     y, v = torch.randn(2, 4, 5, 6), torch.randn(2, 2, 5, 6)
