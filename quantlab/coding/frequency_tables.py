@@ -113,18 +113,20 @@ def _best_support(counts: NDArray[np.int64]) -> tuple[int, int]:
 
     Probabilities below one slot are raised to one, and all are divided by their new sum.
     """
-    total = int(counts.sum())
-    if not total:
+    total, met = int(counts.sum()), np.flatnonzero(counts[1:])
+    if not len(met):
         return OFFSET, OFFSET
+    left = int(met[0])  # a symbol that was never met costs an entry: the support lies among those that were
+    counts = counts[left : int(met[-1]) + 2]
     floored = np.maximum(counts / total, 1 / TOTAL)
     bits, mass, seen = (np.concatenate([[0], np.cumsum(v)])[1:] for v in (-counts * np.log2(floored), floored, counts))
     escaped = total - (seen[None, :] - seen[:, None])  # [first, last]
     floored_escape = np.maximum(escaped / total, 1 / TOTAL)
     cost = bits[None, :] - bits[:, None] + escaped * (8 * _ESCAPE_BYTES - np.log2(floored_escape))
     cost += total * np.log2(mass[None, :] - mass[:, None] + floored_escape)
-    cost += _ENTRY_BITS * np.arange(COLUMNS) - _ENTRY_BITS * np.arange(COLUMNS)[:, None]
-    cost[np.tril_indices(COLUMNS, -1)] = np.inf
-    first, last = (int(at) + 1 for at in np.unravel_index(np.argmin(cost), cost.shape))
+    cost += _ENTRY_BITS * np.arange(len(counts)) - _ENTRY_BITS * np.arange(len(counts))[:, None]
+    cost[np.tril_indices(len(counts), -1)] = np.inf
+    first, last = (left + int(at) + 1 for at in np.unravel_index(np.argmin(cost), cost.shape))
     return (first, last) if first < last else (OFFSET, OFFSET)
 
 

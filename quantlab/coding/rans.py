@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from quantlab.coding.contexts import TensorContext, check_context, classes_of, raw_bits
 from quantlab.coding.frequency_tables import TableSet
 from quantlab.coding.lanes import ReadSymbols, WriteSymbols, read_symbols, write_symbols
-from quantlab.coding.symbols import from_symbols, join_low_bits_, low_bits, to_symbols
+from quantlab.coding.symbols import SymbolsOf, from_symbols, join_low_bits_, low_bits, to_symbols
 from quantlab.errors import FormatError
 from quantlab.format_rules import ESCAPE, LANE_GROUP, LOWEST, TABLE_CLASSES, lane_groups_of, shifts_of, tables_of
 
@@ -65,6 +65,7 @@ def encode(
     sets: Sequence[TableSet],
     lanes: int,
     write: WriteSymbols = write_symbols,
+    symbols_of: SymbolsOf = to_symbols,
 ) -> bytes:
     """Return the stream that `decode` reads.
 
@@ -79,7 +80,7 @@ def encode(
     for code_OI, context in zip(codes, contexts, strict=True):
         check_codes(code_OI, context)
         class_OI = classes_of(context)
-        symbol_OI, shift_OI = to_symbols(code_OI, class_OI, context.states, context.paths), shifts_of(class_OI)
+        symbol_OI, shift_OI = symbols_of(code_OI, class_OI, context.states, context.paths), shifts_of(class_OI)
         symbols.append((symbol_OI >> shift_OI).reshape(-1))
         tables.append(_numbers_of_tables(class_OI, context))
         bits.append(low_bits(symbol_OI, shift_OI))

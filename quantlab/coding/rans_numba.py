@@ -16,10 +16,17 @@ from quantlab.format_rules import (
     COLUMNS,
     LANE_GROUP,
     LOWEST,
+    MAX_CLASS,
+    OFFSET,
+    PATH_BLOCK,
     PROBABILITY_BITS,
+    SCALAR_CLASSES,
     TABLE_CLASSES,
+    WIDE,
     WORD_BITS,
+    code_range,
     lane_groups_of,
+    next_states,
     shifts_of,
     tables_of,
 )
@@ -40,23 +47,37 @@ def histogram(code_OI: NDArray[np.int16], context: TensorContext) -> NDArray[np.
     """
     check_context(context)
     rans.check_codes(code_OI, context)
-    class_OI = classes_of(context)
-    symbol_OI = to_symbols(code_OI, class_OI, context.states, context.paths)
+    class_OI, classes = classes_of(context), np.arange(MAX_CLASS + 1)
+    symbol_OI = symbols_of(code_OI, class_OI, context.states, context.paths)
     counts = np.zeros((TABLE_CLASSES, COLUMNS), np.int64)
-    _count_(counts, columns_of(symbol_OI >> shifts_of(class_OI)), tables_of(class_OI))
+    _count_(counts, symbol_OI, class_OI, tables_of(classes), shifts_of(classes), OFFSET)
     return counts
 
 
-def code_bits(code_OI: NDArray[np.int16], context: TensorContext, tables: TableSet) -> float:
-    """Return the bits of the codes under the integer tables, with escapes and raw bits; lanes alone add to it in a stream."""
-    return float((histogram(code_OI, context) * tables.lengths).sum()) + raw_bits(context)
+def symbols_of(code_OI: NDArray[np.int16], class_OI: NDArray[np.uint8], states: int, paths: str) -> NDArray[np.int16]:
+    """Return what `symbols.to_symbols` returns, and raise what it raises."""
+    symbol_OI = np.empty(code_OI.shape, np.int16)
+    low, high = code_range(WIDE, states)
+    block = PATH_BLOCK if paths == "blocks" else 0
+    if states > 1 and _to_symbols_(symbol_OI, code_OI, class_OI, next_states(states), SCALAR_CLASSES, block, low, high):
+        return symbol_OI
+    return to_symbols(code_OI, class_OI, states, paths)
+
+
+def code_bits(counts: NDArray[np.int64], context: TensorContext, tables: TableSet) -> float:
+    """Return the bits of codes under the integer tables, with escapes and raw bits; lanes alone add to it in a stream.
+
+    Args:
+        counts: what `histogram` counted of the codes.
+    """
+    return float((counts * tables.lengths).sum()) + raw_bits(context)
 
 
 def encode(
     codes: Sequence[NDArray[np.int16]], contexts: Sequence[TensorContext], sets: Sequence[TableSet], lanes: int
 ) -> bytes:
     """Return what `rans.encode` returns, and raise what it raises."""
-    return rans.encode(codes, contexts, sets, lanes, write=_write_symbols)
+    return rans.encode(codes, contexts, sets, lanes, write=_write_symbols, symbols_of=symbols_of)
 
 
 def decode(stream: bytes, contexts: Sequence[TensorContext], sets: Sequence[TableSet], lanes: int) -> list[NDArray[np.int16]]:
@@ -88,10 +109,36 @@ def _read_symbols(
 
 
 @_compiled
-def _count_(counts: Any, column_OI: Any, table_OI: Any) -> None:
-    for i in range(column_OI.shape[0]):
-        for j in range(column_OI.shape[1]):
-            counts[table_OI[i, j], column_OI[i, j]] += 1
+def _count_(counts: Any, symbol_OI: Any, class_OI: Any, table_C: Any, shift_C: Any, offset: int) -> None:
+    for i in range(symbol_OI.shape[0]):
+        for j in range(symbol_OI.shape[1]):
+            cls = class_OI[i, j]
+            column = (symbol_OI[i, j] >> shift_C[cls]) + offset
+            counts[table_C[cls], column if 0 < column < 2 * offset else 0] += 1
+
+
+@_compiled
+def _to_symbols_(
+    symbol_OI: Any, code_OI: Any, class_OI: Any, next_S2: Any, scalar_classes: int, block: int, low: int, high: int
+) -> bool:
+    """Fill in the symbols; False where a code leaves its range or its path. Paths are columns where `block` is 0."""
+    O, I = code_OI.shape
+    width = block if block else max(I, 1)
+    stride = 2 * block if block else 0
+    state_of_paths = np.zeros((O // width + I // width + 2) * stride + I, np.uint8)
+    for i in range(O):
+        for first in range(0, I, width):
+            path = (i // width + first // width) * stride + (i % width if block else 0)
+            for j in range(first, min(first + width, I)):
+                code, state = int(code_OI[i, j]), state_of_paths[path + j - first]
+                half = int(state & 1) if class_OI[i, j] >= scalar_classes else 0
+                if (code & 1) != half or code < low or code > high:
+                    return False
+                k = code >> 1
+                symbol_OI[i, j] = -k if half else k
+                if class_OI[i, j] >= scalar_classes:
+                    state_of_paths[path + j - first] = next_S2[state, k & 1]
+    return True
 
 
 @_compiled

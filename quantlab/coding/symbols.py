@@ -7,6 +7,8 @@ A symbol v of a high scale class is then split in v >> shift for the tables and 
 O: rows, I: columns.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +19,10 @@ _BYPASS = 64
 """Bit that marks a weight which bypasses the trellis; it is above all doubled states."""
 _CHUNK = 1 << 16
 """Number of symbols whose low bits are read at a time, so that temporaries stay in the cache."""
+
+
+SymbolsOf = Callable[[NDArray[np.int16], NDArray[np.uint8], int, str], NDArray[np.int16]]
+"""The type of `to_symbols`."""
 
 
 def symbol_limit(states: int) -> int:

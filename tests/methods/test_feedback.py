@@ -67,7 +67,7 @@ def gap_bits(states, rate_bits, slope, *, rounds=3):
         q = round_with_feedback(w, grid, no_feedback(w.shape), rates, states=states, slope=now)
         tables, values = fit_tables(histogram(q, context)), values_of(q, context)
         rates = Rates(*fit_classes(values), tables.lengths.astype(np.float32))
-    rate = code_bits(q, context, tables) / w.size
+    rate = code_bits(histogram(q, context), context, tables) / w.size
     assert abs(rate - rate_bits) < 0.1
     return rate + 0.5 * math.log2(np.square(w - values * grid.steps_OI).mean() / np.square(w).mean())
 
