@@ -1,18 +1,27 @@
 """Measure the statistics of every matrix in one pass, forward and backward, over calibration tokens."""
 
 import hashlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from quantlab.calib.fisher import Use
-from quantlab.calib.statistics import Statistics
-from quantlab.calib.watch import FisherSums, Sums, Watcher, sample_labels
-from quantlab.errors import QuantlabError, ShapeError, StatisticsError, first_line
+from quantlab.calib.labels import label_draws, predict
+from quantlab.calib.statistics import Statistics, UsesOnDemand
+from quantlab.calib.triangle import GramSum
+from quantlab.calib.watch import FisherSums, LookupSums, Sums, Watcher
+from quantlab.errors import ConfigError, QuantlabError, ShapeError, StatisticsError, first_line
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 512
+"""Tokens of a batch on a CPU, where more only take more memory, if that is more than one sequence."""
+GPU_BATCH_TOKENS = 2048
+"""The same on any other device."""
+BATCH_OUTPUTS = 2**26
+"""Values in the output of the tallest matrix, usually logits, that a batch may have, if it is more than one sequence."""
 PRIOR_COUNT = 0.5
 """Prior count of every row of an embedding or head: a token that the sample misses is rare, not worthless (the KT estimator,
 Krichevsky and Trofimov 1981)."""
@@ -20,18 +29,48 @@ Krichevsky and Trofimov 1981)."""
 Progress = Callable[[int, int], None]
 
 
+class Processes(Protocol):
+    """The processes that share the work, such as trainer.world.World."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process, from 0."""
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+
+    def sum_(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin to replace `tensor` by its sum over all processes; return a function that waits for the sum."""
+
+
+class Alone:
+    """A single process."""
+
+    rank, size = 0, 1
+
+    def sum_(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Return a function that returns the tensor as it is."""
+        return lambda: tensor
+
+
 def collect(
     model: nn.Module,
     ids_NT: Tensor,
-    shapes: dict[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
     *,
     model_fingerprint: str,
     source: dict[str, Any],
     seed: int = 0,
     plain: bool = True,
+    scratch: Path | None = None,
+    processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
     """Return the statistics of the matrices in `shapes`, with labels drawn from the model's own softmax (true Fisher).
+
+    The work is done on the model's device. The result holds sums of upper triangles in float64 and computes each `Use` from
+    them when it is asked for.
 
     Args:
         model: maps ids [B, T] int64 to logits [B, T, V]; its parameters have the names in `shapes`.
@@ -41,17 +80,25 @@ def collect(
         seed: seed of the labels.
         plain: whether to measure `products` too, which the GPTQ and RTN baselines need; without them `products` stays empty and
             a third of the time is saved.
-        progress: called with (sequences done, N).
+        scratch: folder for nameless files that hold the sums of the CPU, so that the system can page them out.
+        processes: those that share the sequences; all have the same `ids_NT` and get the same result.
+        progress: called with (sequences done, N); of several processes with this one's share.
     Raises:
         StatisticsError: a matrix was never used, or its statistics are zero or not finite; names it.
+        ConfigError: there are more processes than sequences.
+        QuantlabError: the disk of `scratch` is full.
     """
-    watcher = Watcher(model, set(shapes), plain=plain)
-    first_half = _run(model, watcher, ids_NT, seed, progress)
+    processes = processes or Alone()
+    if processes.size > len(ids_NT):
+        raise ConfigError(f"{processes.size} processes cannot share {len(ids_NT)} calibration sequences")
+    watcher = Watcher(model, set(shapes), plain=plain, scratch=scratch)
+    first_half = _run(model, watcher, ids_NT, _batch_sequences(model, ids_NT, shapes), seed, processes, progress)
     tokens, products = ids_NT.numel(), watcher.named(watcher.products)
+    lookups, fishers = watcher.named(watcher.lookups), watcher.named(watcher.fishers)
     stats = Statistics(
-        products={name: _product(sums, tokens) for name, sums in products.items()} if plain else {},
-        lookups={name: _lookup(sums, tokens) for name, sums in watcher.named(watcher.lookups).items()},
-        fishers={name: _factors(sums, tokens) for name, sums in watcher.named(watcher.fishers).items()},
+        products=UsesOnDemand(products if plain else (), lambda name: _product(products[name], tokens)),
+        lookups=UsesOnDemand(lookups, lambda name: _lookup(lookups[name], tokens)),
+        fishers=UsesOnDemand(fishers, lambda name: _factors(fishers[name], tokens)),
         row_agreement=_agreement(first_half, {name: sums.g_O for name, sums in products.items()}),
         ids_NT=ids_NT.int().cpu(),
         model_fingerprint=model_fingerprint,
@@ -61,35 +108,73 @@ def collect(
     return stats
 
 
-def _run(model: nn.Module, watcher: Watcher, ids_NT: Tensor, seed: int, progress: Progress | None) -> dict[str, Tensor]:
-    """Run the model forward and backward on all sequences while `watcher` sums; return the sums g [O] of the first half."""
-    generator, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
-    step = max(1, BATCH_TOKENS // ids_NT.shape[1])
+def _batch_sequences(model: nn.Module, ids_NT: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    tallest = max(rows for rows, _ in shapes.values())
+    limit = BATCH_TOKENS if next(model.parameters()).device.type == "cpu" else GPU_BATCH_TOKENS
+    return max(1, min(limit, BATCH_OUTPUTS // tallest) // ids_NT.shape[1])
+
+
+def _run(
+    model: nn.Module,
+    watcher: Watcher,
+    ids_NT: Tensor,
+    step: int,
+    seed: int,
+    processes: Processes,
+    progress: Progress | None,
+) -> dict[str, Tensor]:
+    """Run the model forward and backward on all sequences while `watcher` sums; return the sums g [O] of the first half.
+
+    Args:
+        step: sequences in a batch.
+    """
     was_training = model.training
     model.eval()
     first_half: dict[str, Tensor] = {}
+    share = len(range(processes.rank, len(ids_NT), processes.size))
+    done, middle = 0, len(ids_NT) // 2
     with watcher.attached(), torch.enable_grad():
-        for at in range(0, len(ids_NT), step):
-            if at <= len(ids_NT) // 2 < at + step:
-                first_half = {name: sums.g_O.clone() for name, sums in watcher.named(watcher.products).items()}
-            watcher.ids_BT = ids_NT[at : at + step].to(device)
-            watcher.prediction, loss = sample_labels(_logits(model, watcher.ids_BT), generator)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if progress:
-                progress(min(at + step, len(ids_NT)), len(ids_NT))
+        for start, stop in ((0, middle), (middle, len(ids_NT))):
+            first_half = {name: sums.g_O.clone() for name, sums in watcher.named(watcher.products).items()}
+            mine = range(start + (processes.rank - start) % processes.size, stop, processes.size)
+            for at in range(0, len(mine), step):
+                numbers = mine[at : at + step]
+                _run_batch(model, watcher, ids_NT[list(numbers)], label_draws(seed, numbers, ids_NT.shape[1]))
+                done += len(numbers)
+                if progress:
+                    progress(done, share)
     model.train(was_training)
+    _sum_over(processes, watcher, first_half)
     return first_half
+
+
+def _run_batch(model: nn.Module, watcher: Watcher, ids_BT: Tensor, draws_BT: Tensor) -> None:
+    """Run the model forward and backward on a batch, with the labels that the draws in [0, 1) pick."""
+    watcher.ids_BT = ids_BT.to(next(model.parameters()).device)
+    logits = _logits(model, watcher.ids_BT)
+    prediction = watcher.prediction = predict(logits.detach().flatten(0, -2), draws_BT.flatten())
+    gradient, edge = prediction.g_TV.view(logits.shape).to(logits.dtype), get_gradient_edge(logits)
+    del logits  # as large as the gradient, and needed no more
+    torch.autograd.backward(edge, gradient)
+
+
+def _sum_over(processes: Processes, watcher: Watcher, first_half: dict[str, Tensor]) -> None:
+    """Replace all sums by those over all processes."""
+    tensors = [tensor for sums in watcher.sums() for tensor in sums.flat]
+    for tensor in [*tensors, *first_half.values()]:
+        processes.sum_(tensor)()
 
 
 def _product(sums: Sums, tokens: int) -> Use:
     """Return the means over tokens."""
-    return Use((sums.H_II / tokens).float().cpu(), (sums.g_O / tokens).float().cpu())
+    assert sums.H is not None  # collect gives none otherwise
+    return Use(sums.H.full(1 / tokens), (sums.g_O / tokens).float().cpu())
 
 
-def _lookup(sums: Sums, tokens: int) -> Use:
+def _lookup(sums: LookupSums, tokens: int) -> Use:
     """Return the mean squared gradient of each column, and the frequency of each row with a prior count."""
-    frequency_O = (sums.g_O + PRIOR_COUNT) / (tokens + PRIOR_COUNT * len(sums.g_O))
-    return Use((sums.H_II / tokens).float().cpu(), frequency_O.float().cpu())
+    frequency_O = (sums.counts_O + PRIOR_COUNT) / (tokens + PRIOR_COUNT * len(sums.counts_O))
+    return Use((sums.h_I / tokens).float().cpu(), frequency_O.float().cpu())
 
 
 def _factors(sums: FisherSums, tokens: int) -> Use:
@@ -98,15 +183,13 @@ def _factors(sums: FisherSums, tokens: int) -> Use:
     H is the weighted mean of x xᵀ. One step of the power iteration for the nearest Kronecker product from identities, tokens
     taken as independent (sketch A of YAQA, arXiv 2505.22988).
     """
-    trace_G = float(sums.G.diagonal().sum() if sums.G.ndim == 2 else sums.G.sum())
-    trace_H = float(sums.H_II.diagonal().sum())  # equal to trace_G: both are Σ |x|² |g|²
-    if not trace_G > 0 or not trace_H > 0:
-        return Use(sums.H_II.float().cpu(), sums.G.float().cpu())  # Statistics.check names the tensor
-    scale = (tokens / trace_H) ** 0.5
-    G = sums.G
-    if G.ndim == 1:  # rows that are hardly ever active together, such as tokens
-        G = (G + PRIOR_COUNT * trace_G / tokens) / (1 + PRIOR_COUNT * len(G) / tokens)
-    return Use((sums.H_II * scale / tokens).float().cpu(), (G * scale / tokens).float().cpu())
+    trace = sums.H.trace  # that of G is equal: both are Σ |x|² |g|²
+    scale = (tokens / trace) ** 0.5 / tokens if trace > 0 else 1.0  # Statistics.check names a tensor without any
+    if isinstance(sums.G, GramSum):
+        return Use(sums.H.full(scale), sums.G.full(scale))
+    # rows that are hardly ever active together, such as tokens
+    G_O = (sums.G + PRIOR_COUNT * sums.G.sum() / tokens) / (1 + PRIOR_COUNT * len(sums.G) / tokens)
+    return Use(sums.H.full(scale), (G_O * scale).float().cpu())
 
 
 def _logits(model: nn.Module, ids_BT: Tensor) -> Tensor:

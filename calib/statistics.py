@@ -2,32 +2,59 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quantlab.calib.fisher import Use
+from quantlab.calib.triangle import pack_triangle, triangle_size, unpack_triangle
 from quantlab.errors import StatisticsError, first_line
-from quantlab.tensor_file import write_safetensors
+from quantlab.tensor_file import Layout, write_safetensors_in_parts
 
-STATISTICS_VERSION = 2
+STATISTICS_VERSION = 3
+KINDS = ("product", "lookup", "fisher")
+
+
+class UsesOnDemand(Mapping[str, Use]):
+    """Uses by name of the matrix that are computed or read whenever they are asked for, and not kept."""
+
+    def __init__(self, names: Iterable[str], load: Callable[[str], Use]) -> None:
+        self._names, self._load = dict.fromkeys(names), load
+
+    def __getitem__(self, name: str) -> Use:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Statistics:
-    """Sensitivities of each matrix W [O, I], by the ways in which the model uses it."""
+    """Sensitivities of each matrix W [O, I], by the ways in which the model uses it.
 
-    products: dict[str, Use]
+    Large matrices are symmetric and their values come on demand: keep a `Use` only as long as it is needed.
+    """
+
+    products: Mapping[str, Use]
     """Matrices that multiply (a linear layer, a head tied to an embedding): H is the mean over tokens of x xᵀ of the input,
     float32 [I, I], and g the mean squared gradient of the loss at the output, float32 [O]."""
-    lookups: dict[str, Use]
+    lookups: Mapping[str, Use]
     """Embeddings (O is the vocabulary), tied or not: a row is used as often as its token occurs, so g is the token's frequency,
     float32 [O], estimated with a prior count, and H the diagonal of mean squared gradients at the output, float32 [I]."""
-    fishers: dict[str, Use]
+    fishers: Mapping[str, Use]
     """The same products with Kronecker factors of the Fisher information: each token is weighted by its squared length on the
     other side, and g has its off-diagonal, float32 [O, O] (embeddings and very tall matrices have the diagonal alone)."""
     ids_NT: Tensor
@@ -55,17 +82,24 @@ class Statistics:
         about = json.dumps([STATISTICS_VERSION, self.model_fingerprint, self.tokens, self.source], sort_keys=True)
         return hashlib.sha256(about.encode()).hexdigest()[:32]
 
-    def check(self, shapes: dict[str, tuple[int, ...]]) -> None:
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise StatisticsError, naming the tensor, unless every shape [O, I] has finite, non-zero statistics."""
         for name, (rows, columns) in shapes.items():
             if name not in self.fishers and name not in self.lookups:
                 raise StatisticsError(f"tensor {name} has no calibration statistics: the model never used it")
-            for use in (*self.uses(name), *self.fisher_uses(name)):
-                if use.H_II.shape[-1:] != (columns,) or use.g_O.shape[-1:] != (rows,):
-                    got = f"{list(use.H_II.shape)} and {list(use.g_O.shape)}"
-                    raise StatisticsError(f"tensor {name} is [{rows}, {columns}] but its statistics are {got}")
-                self._check_values(name, "Hessian", use.H_II)
-                self._check_values(name, "output gradient", use.g_O)
+            for kind in (self.products, self.fishers, self.lookups):
+                if name in kind:
+                    self._check_use(name, kind[name], rows, columns)
+
+    def _check_use(self, name: str, use: Use, rows: int, columns: int) -> None:
+        if use.H_II.shape[-1:] != (columns,) or use.g_O.shape[-1:] != (rows,):
+            got = f"{list(use.H_II.shape)} and {list(use.g_O.shape)}"
+            raise StatisticsError(f"tensor {name} is [{rows}, {columns}] but its statistics are {got}")
+        for label, value in (("Hessian", use.H_II), ("output gradient", use.g_O)):
+            if not torch.isfinite(value.sum(dtype=torch.float64)):
+                raise StatisticsError(f"tensor {name}: its {label} is not finite")
+            if not value.any():
+                raise StatisticsError(f"tensor {name}: its {label} is zero on all {self.tokens} calibration tokens")
 
     def uses(self, name: str) -> tuple[Use, ...]:
         """Return every way in which the model uses a matrix; a tied embedding is both multiplied and looked up."""
@@ -80,12 +114,6 @@ class Statistics:
         """Return the same as `uses`, with the Kronecker factors in place of the product."""
         return tuple(uses[name] for uses in (self.fishers, self.lookups) if name in uses)
 
-    def _check_values(self, name: str, label: str, value: Tensor) -> None:
-        if not torch.isfinite(value).all():
-            raise StatisticsError(f"tensor {name}: its {label} is not finite")
-        if not value.any():
-            raise StatisticsError(f"tensor {name}: its {label} is zero on all {self.tokens} calibration tokens")
-
     def check_model(self, model_fingerprint: str, path: str | Path) -> None:
         """Raise StatisticsError unless the statistics were measured on this state dict."""
         if self.model_fingerprint != model_fingerprint:
@@ -96,52 +124,113 @@ class Statistics:
 
 
 def write_statistics(path: Path, stats: Statistics) -> None:
-    """Write a safetensors file.
+    """Write a safetensors file, one matrix after another: no more than one is in memory.
 
     Its tensors are `product.H.<name>`, `product.g.<name>`, `lookup.H.<name>`, `lookup.g.<name>`, `fisher.H.<name>`,
-    `fisher.g.<name>` and the sequences `ids`; the rest is JSON in the header.
+    `fisher.g.<name>`, float32, and the sequences `ids`. Of a symmetric matrix of n rows the upper triangle is stored row by
+    row, n (n + 1) / 2 values; a diagonal has n. The rest is JSON in the header, with the shape [O, I] of each matrix.
+
+    Raises:
+        QuantlabError: the file cannot be written.
     """
+    uses = {f"{kind}.{name}": (uses, name) for kind, uses in zip(KINDS, _kinds(stats), strict=True) for name in uses}
+    layout: Layout = {}
+    shapes: dict[str, list[int]] = {}
+    for key, (kind_uses, name) in uses.items():
+        use, kind = kind_uses[name], key.partition(".")[0]
+        layout |= {f"{kind}.H.{name}": _stored(use.H_II), f"{kind}.g.{name}": _stored(use.g_O)}
+        shapes[name] = [len(use.g_O), len(use.H_II)]
+    layout["ids"] = (torch.int32, tuple(stats.ids_NT.shape))
     about = {
         "version": STATISTICS_VERSION,
         "model_fingerprint": stats.model_fingerprint,
         "source": stats.source,
         "row_agreement": stats.row_agreement,
+        "shapes": shapes,
     }
-    tensors: dict[str, Tensor] = {"ids": stats.ids_NT}
-    for kind, uses in (("product", stats.products), ("lookup", stats.lookups), ("fisher", stats.fishers)):
-        for name, use in uses.items():
-            tensors |= {f"{kind}.H.{name}": use.H_II, f"{kind}.g.{name}": use.g_O}
-    write_safetensors(path, tensors, {"quantlab_statistics": json.dumps(about, sort_keys=True)})
+    write_safetensors_in_parts(path, layout, _parts(stats), {"quantlab_statistics": json.dumps(about, sort_keys=True)})
+
+
+def _kinds(stats: Statistics) -> tuple[Mapping[str, Use], ...]:
+    return stats.products, stats.lookups, stats.fishers
+
+
+def _stored(value: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+    return torch.float32, (triangle_size(len(value)) if value.ndim == 2 else len(value),)
+
+
+def _parts(stats: Statistics) -> Iterator[Tensor]:
+    for uses in _kinds(stats):
+        for name in uses:
+            use = uses[name]
+            yield from (pack_triangle(value) if value.ndim == 2 else value for value in (use.H_II, use.g_O))
+    yield stats.ids_NT
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Read a file of `write_statistics`. StatisticsError if it is missing, damaged or something else."""
+    """Read a file of `write_statistics`, which stays open: matrices are read from it, memory-mapped, when they are asked for.
+
+    Raises:
+        StatisticsError: the file is missing, damaged or something else.
+    """
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            about = json.loads((file.metadata() or {}).get("quantlab_statistics", "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+        file = _StatisticsFile(path)
+        about = file.about
+        return Statistics(
+            products=file.uses("product"),
+            lookups=file.uses("lookup"),
+            fishers=file.uses("fisher"),
+            ids_NT=file.ids_NT,
+            model_fingerprint=str(about["model_fingerprint"]),
+            source=dict(about["source"]),
+            row_agreement={str(name): float(value) for name, value in about["row_agreement"].items()},
+        )
+    except (SafetensorError, OSError) as error:
         raise StatisticsError(f"cannot read statistics {path}: {error}") from error
-    if not isinstance(about, dict) or about.get("version") != STATISTICS_VERSION:
-        raise StatisticsError(f"{path} is not a statistics file of version {STATISTICS_VERSION}")
-    try:
-        return _from_parts(about, tensors)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StatisticsError(f"statistics {path} are damaged: {first_line(error)}") from error
 
 
-def _from_parts(about: dict[str, Any], tensors: dict[str, Tensor]) -> Statistics:
-    return Statistics(
-        products=_read_uses(tensors, "product"),
-        lookups=_read_uses(tensors, "lookup"),
-        fishers=_read_uses(tensors, "fisher"),
-        ids_NT=tensors["ids"],
-        model_fingerprint=about["model_fingerprint"],
-        source=about["source"],
-        row_agreement=about["row_agreement"],
-    )
+class _StatisticsFile:
+    """An open file of `write_statistics`, whose header is checked."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = cast(Any, safe_open(path, framework="pt", device="cpu"))  # type: ignore[no-untyped-call]
+        self.about: dict[str, Any] = json.loads((self._file.metadata() or {}).get("quantlab_statistics", "null"))
+        if not isinstance(self.about, dict) or self.about.get("version") != STATISTICS_VERSION:
+            raise StatisticsError(f"{path} is not a statistics file of version {STATISTICS_VERSION}")
+        self._shapes = {str(name): (int(rows), int(columns)) for name, (rows, columns) in self.about["shapes"].items()}
+        self._keys = [key for key in self._file.keys() if key != "ids"]  # noqa: SIM118 (not a dict)
+        for key in self._keys:
+            self._check_layout(key)
+        self.ids_NT = self._file.get_tensor("ids")
+        if self.ids_NT.dtype != torch.int32 or self.ids_NT.ndim != 2:
+            raise StatisticsError(f"statistics {path}: ids are {self.ids_NT.dtype} {list(self.ids_NT.shape)}, not int32 [N, T]")
 
-def _read_uses(tensors: dict[str, Tensor], kind: str) -> dict[str, Use]:
-    names = [key.removeprefix(f"{kind}.H.") for key in tensors if key.startswith(f"{kind}.H.")]
-    return {name: Use(tensors[f"{kind}.H.{name}"], tensors[f"{kind}.g.{name}"]) for name in names}
+    def uses(self, kind: str) -> UsesOnDemand:
+        """Return the uses of one kind, which are read on demand."""
+        prefix = f"{kind}.H."
+        names = [key.removeprefix(prefix) for key in self._keys if key.startswith(prefix)]
+        return UsesOnDemand(names, lambda name: Use(self._read(kind, "H", name), self._read(kind, "g", name)))
+
+    def _check_layout(self, key: str) -> None:
+        """Raise StatisticsError unless the tensor is a triangle or diagonal of the side of the matrix that its name says."""
+        kind, _, rest = key.partition(".")
+        side, _, name = rest.partition(".")
+        if kind not in KINDS or side not in ("H", "g") or name not in self._shapes:
+            raise StatisticsError(f"statistics {self.path} hold an unknown tensor {key}")
+        size, part = self._shapes[name][side == "H"], self._file.get_slice(key)
+        is_full = (kind, side) in (("product", "H"), ("fisher", "H"))
+        allowed = [triangle_size(size)] if is_full else [size, triangle_size(size)] if kind == "fisher" else [size]
+        if part.get_dtype() != "F32" or part.get_shape() not in [[values] for values in allowed]:
+            got, wanted = f"{part.get_dtype()} {part.get_shape()}", " or ".join(map(str, allowed))
+            raise StatisticsError(f"statistics {self.path}: {key} is {got}, not F32 [{wanted}]")
+        if side == "H" and f"{kind}.g.{name}" not in self._file.keys():  # noqa: SIM118
+            raise StatisticsError(f"statistics {self.path} have {key} but no {kind}.g.{name}")
+
+    def _read(self, kind: str, side: str, name: str) -> Tensor:
+        value, size = self._file.get_tensor(f"{kind}.{side}.{name}"), self._shapes[name][side == "H"]
+        if not torch.isfinite(value.sum(dtype=torch.float64)):
+            raise StatisticsError(f"tensor {name}: its {'Hessian' if side == 'H' else 'output gradient'} is not finite")
+        return value.clone() if len(value) == size else unpack_triangle(value, size)

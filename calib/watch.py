@@ -1,14 +1,12 @@
 """Watch a model while it runs forward and backward, and sum the statistics of its matrices over tokens.
 
-Labels are drawn from the model's own predictions, so gradients are those of the true Fisher information. At the logits the
-gradient of a label y is u · (p - e_y), so there the mean of its square over labels is known and needs no draw.
-
 Legend: B batch, T tokens, V vocabulary, O rows (outputs), I columns (inputs) of a matrix; x inputs, g output gradients.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -16,74 +14,56 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from quantlab.calib.labels import Prediction, expected_squares, is_logits, token_slices
+from quantlab.calib.triangle import GramSum, gram_blocks
 from quantlab.errors import StatisticsError
-
-TINY = 1e-20  # least probability that is divided by: where float32 probabilities underflow to 0, gradients are 0
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The model's prediction after each token of a batch, and a label drawn from it."""
-
-    p_TV: Tensor
-    """Probabilities, float32 [T, V]."""
-    labels_T: Tensor
-    """One draw from each row, int64 [T]."""
-
-
-def sample_labels(logits_BTV: Tensor, generator: torch.Generator) -> tuple[Prediction, Tensor]:
-    """Return the model's predictions with a label drawn from each, and the cross entropy summed over tokens."""
-    logits_TV = logits_BTV.flatten(0, -2).float()
-    probabilities = logits_TV.detach().softmax(-1).cpu()
-    labels_T = torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(logits_TV.device)
-    loss = F.cross_entropy(logits_TV, labels_T, reduction="sum")
-    return Prediction(probabilities.to(logits_TV.device), labels_T), loss
-
-
-def is_logits(g_TO: Tensor, prediction: Prediction | None) -> bool:
-    """Whether g [T, O] is the loss's gradient at the logits, or before an increasing function of each logit by itself.
-
-    Such functions are a scale, a bias or a softcap. The gradient there is u · (p - e_y) with u >= 0, and the signs show it.
-    """
-    if prediction is None or g_TO.shape != prediction.p_TV.shape:
-        return False
-    g_T = g_TO.gather(1, prediction.labels_T[:, None]).squeeze(1)
-    negative_T = (g_TO < 0).sum(1) - (g_T < 0).int()
-    return not bool(negative_T.any()) and not bool((g_T > 0).any())
-
-
-def expected_squares(g_TO: Tensor, prediction: Prediction) -> Tensor:
-    """Return the mean over labels of the square of a gradient u · (p - e_y) at logits: u² p (1 - p), [T, O].
-
-    Each token counts by its probability, whether it was drawn or not.
-    """
-    p_TO = prediction.p_TV.clamp(TINY, 1 - torch.finfo(torch.float32).eps)
-    odds_TO = p_TO / (1 - p_TO)
-    labels_T1 = prediction.labels_T[:, None]
-    return g_TO.square() * (1 / odds_TO).scatter(1, labels_T1, odds_TO.gather(1, labels_T1))
-
 
 S = TypeVar("S")
 
 
 @dataclass
 class Sums:
-    """Sums over tokens for one use of a matrix [O, I], float64: see `calib.statistics.Statistics` for their meaning."""
+    """Sums over tokens for a product with a matrix [O, I], unweighted, float64."""
 
-    H_II: Tensor
-    """[I, I] for a product ([0, 0] where it is not wanted), the diagonal [I] for a lookup."""
+    H: GramSum | None
+    """x xᵀ of the inputs, [I, I]; None where it is not wanted."""
     g_O: Tensor
-    """Squared output gradients of a product, counts of a lookup, [O]."""
+    """Squared output gradients, [O]."""
+
+    @property
+    def flat(self) -> list[Tensor]:
+        """All sums, to be added to those of other processes."""
+        return [self.g_O] if self.H is None else [self.H.flat, self.g_O]
+
+
+@dataclass
+class LookupSums:
+    """Sums over tokens for look-ups in an embedding [O, I], float64."""
+
+    h_I: Tensor
+    """Squared output gradients, [I]."""
+    counts_O: Tensor
+    """Number of times that each row was looked up, [O]."""
+
+    @property
+    def flat(self) -> list[Tensor]:
+        """All sums, to be added to those of other processes."""
+        return [self.h_I, self.counts_O]
 
 
 @dataclass
 class FisherSums:
     """Sums over tokens for one product, each token weighted by its squared length on the other side, float64."""
 
-    H_II: Tensor
+    H: GramSum
     """x xᵀ of the inputs, weighted by the squared length of the token's output gradient, [I, I]."""
-    G: Tensor
-    """g gᵀ of the output gradients, weighted by the squared length of the token's input, [O, O] or its diagonal [O]."""
+    G: GramSum | Tensor
+    """g gᵀ of the output gradients, weighted by the squared length of the token's input, [O, O]; or its diagonal [O]."""
+
+    @property
+    def flat(self) -> list[Tensor]:
+        """All sums, to be added to those of other processes."""
+        return [self.H.flat, self.G.flat if isinstance(self.G, GramSum) else self.G]
 
 
 FULL_ROWS = 4096
@@ -98,30 +78,37 @@ class Watcher:
     an embedding's own weight. A matrix that is multiplied several times sums all its uses.
     """
 
-    def __init__(self, model: nn.Module, names: set[str], *, plain: bool = True) -> None:
+    def __init__(self, model: nn.Module, names: set[str], *, plain: bool = True, scratch: Path | None = None) -> None:
         """Prepare sums for the parameters of `model` that `names` holds.
 
         Args:
             plain: whether to sum H of `products`; without it they have g alone, which is much faster for wide layers.
+            scratch: folder of nameless files that hold the large sums; None keeps them in memory.
         """
-        self.model, self.plain = model, plain
+        self.model, self.plain, self.scratch = model, plain, scratch
         self.by_id: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if name in names:
                 self.by_id.setdefault(id(parameter), []).append(name)
         self.products: dict[int, Sums] = {}
-        self.lookups: dict[int, Sums] = {}
+        self.lookups: dict[int, LookupSums] = {}
         self.fishers: dict[int, FisherSums] = {}
         self._embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         self.ids_BT = torch.zeros(0, 0, dtype=torch.int64)
         """Ids of the batch that runs, set by the caller."""
         self.prediction: Prediction | None = None
         """Prediction for that batch, set by the caller before gradients flow."""
-        self._last_gram: tuple[Tensor, Tensor] | None = None
+        self._last_gram: tuple[Tensor, list[Tensor]] | None = None
 
     def named(self, sums: dict[int, S]) -> dict[str, S]:
         """Return `products`, `fishers` or `lookups` by parameter name; a parameter with several names is under each."""
         return {name: sums[key] for key, names in self.by_id.items() if key in sums for name in names}
+
+    def sums(self) -> Iterator[Sums | LookupSums | FisherSums]:
+        """Yield all sums, in an order that is the same in every process."""
+        yield from self.products.values()
+        yield from self.lookups.values()
+        yield from self.fishers.values()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -154,39 +141,53 @@ class Watcher:
     def _on_product(self, weight: Tensor, x: Tensor, out: Tensor) -> None:
         if id(weight) not in self.by_id:
             return
-        rows, columns = weight.shape
-        zero_II = weight.new_zeros((columns, columns) if self.plain else (0, 0), dtype=torch.float64)
-        sums = self.products.setdefault(id(weight), Sums(zero_II, weight.new_zeros(rows, dtype=torch.float64)))
-        if self.plain:
-            sums.H_II += self._gram(x)
-        x_TI = x.detach().flatten(0, -2).float()
+        sums = self.products.get(id(weight)) or self._new_sums(weight)
+        if sums.H is not None:
+            sums.H.add(self._gram(x))
+        x_TI = x.detach().flatten(0, -2)
+        out.register_hook(lambda g: self._add_product(weight, sums, x_TI, g.flatten(0, -2)))  # type: ignore[no-untyped-call]
 
-        def on_gradient(gradient: Tensor) -> None:
-            g_TO = gradient.flatten(0, -2).float()
-            of_tokens = is_logits(g_TO, self.prediction)
-            squares_TO = expected_squares(g_TO, self.prediction) if of_tokens and self.prediction else g_TO.square()
+    def _new_sums(self, weight: Tensor) -> Sums:
+        rows, columns = weight.shape
+        H = GramSum(columns, weight.device, self.scratch) if self.plain else None
+        self.products[id(weight)] = Sums(H, weight.new_zeros(rows, dtype=torch.float64))
+        return self.products[id(weight)]
+
+    def _add_product(self, weight: Tensor, sums: Sums, x_TI: Tensor, g_TO: Tensor) -> None:
+        """Add a batch: products in float32 within it, float64 across batches."""
+        prediction = self.prediction if is_logits(g_TO, self.prediction) else None
+        is_full = len(weight) <= FULL_ROWS and prediction is None and id(weight) not in self._embeddings
+        fisher = self.fishers.get(id(weight)) or self._new_fisher(weight, is_full)
+        x2_T = torch.cat([x_TI[part].float().square().sum(1) for part in token_slices(*x_TI.shape)])
+        g2_T = torch.empty_like(x2_T)
+        for part in token_slices(*g_TO.shape):
+            g_part = g_TO[part]
+            squares_TO = expected_squares(g_part, prediction, part) if prediction else g_part.float().square()
+            g2_T[part] = squares_TO.sum(1)
             sums.g_O += squares_TO.sum(0)
-            fisher = self._fisher_of(weight, of_tokens=of_tokens or id(weight) in self._embeddings)
-            _add_fisher(fisher, x_TI, g_TO, squares_TO)
+            if not isinstance(fisher.G, GramSum):
+                fisher.G += x2_T[part] @ squares_TO
+        fisher.H.add(gram_blocks(x_TI * g2_T.sqrt()[:, None]))
+        if isinstance(fisher.G, GramSum):
+            fisher.G.add(gram_blocks(g_TO * x2_T.sqrt()[:, None]))
 
-        out.register_hook(on_gradient)  # type: ignore[no-untyped-call]
-
-    def _fisher_of(self, weight: Tensor, *, of_tokens: bool) -> FisherSums:
+    def _new_fisher(self, weight: Tensor, is_full: bool) -> FisherSums:
         rows, columns = weight.shape
-        is_full = rows <= FULL_ROWS and not of_tokens
-        G = weight.new_zeros((rows, rows) if is_full else (rows,), dtype=torch.float64)
-        return self.fishers.setdefault(id(weight), FisherSums(weight.new_zeros(columns, columns, dtype=torch.float64), G))
+        H = GramSum(columns, weight.device, self.scratch)
+        G = GramSum(rows, weight.device, self.scratch) if is_full else weight.new_zeros(rows, dtype=torch.float64)
+        self.fishers[id(weight)] = FisherSums(H, G)
+        return self.fishers[id(weight)]
 
     def _on_lookup(self, weight: Tensor, ids: Tensor, out: Tensor) -> None:
         if id(weight) not in self.by_id:
             return
         rows, columns = weight.shape
-        zero = Sums(weight.new_zeros(columns, dtype=torch.float64), weight.new_zeros(rows, dtype=torch.float64))
+        zero = LookupSums(weight.new_zeros(columns, dtype=torch.float64), weight.new_zeros(rows, dtype=torch.float64))
         sums = self.lookups.setdefault(id(weight), zero)
 
         def on_gradient(gradient: Tensor) -> None:
-            sums.H_II += gradient.flatten(0, -2).float().square().sum(0)
-            sums.g_O += self._counts(ids, rows)
+            sums.h_I += gradient.flatten(0, -2).float().square().sum(0)
+            sums.counts_O += self._counts(ids, rows)
 
         out.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
@@ -197,23 +198,15 @@ class Watcher:
         """
         # positions are looked up once for the whole batch: each lookup then serves several tokens
         count_O = torch.bincount(ids.flatten(), minlength=rows) * (self.ids_BT.numel() / ids.numel())
-        if self.prediction is None or self.prediction.p_TV.shape[1] != rows or not torch.equal(ids, self.ids_BT):
+        if self.prediction is None or len(self.prediction.expected_V) != rows or not torch.equal(ids, self.ids_BT):
             return count_O
-        return (count_O + self.prediction.p_TV.sum(0)) / 2
+        return (count_O + self.prediction.expected_V) / 2
 
-    def _gram(self, x: Tensor) -> Tensor:
-        """Return the sum over the batch's tokens of x xᵀ, float32; layers that share an input share the result."""
+    def _gram(self, x: Tensor) -> list[Tensor]:
+        """Return the blocks of the sum over the batch's tokens of x xᵀ; layers that share an input share the result."""
         if self._last_gram is None or self._last_gram[0] is not x:
-            x_TI = x.detach().flatten(0, -2).float()
-            self._last_gram = (x, x_TI.T @ x_TI)
+            self._last_gram = (x, list(gram_blocks(x.detach().flatten(0, -2).float())))
         return self._last_gram[1]
-
-
-def _add_fisher(sums: FisherSums, x_TI: Tensor, g_TO: Tensor, squares_TO: Tensor) -> None:
-    """Add a batch: products in float32 within it, float64 across batches; `squares_TO` is g² or its mean over labels."""
-    sums.H_II += (x_TI * squares_TO.sum(1, keepdim=True)).T @ x_TI
-    x2_T1 = x_TI.square().sum(1, keepdim=True)
-    sums.G += (g_TO * x2_T1).T @ g_TO if sums.G.ndim == 2 else (squares_TO * x2_T1).sum(0)
 
 
 _CASTS = (Tensor.to, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.type_as, Tensor.contiguous, Tensor.detach)

@@ -9,12 +9,24 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from quantlab.errors import ConfigError, QuantlabError
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader, a crash or a full disk sees the old file or the new one, never a part.
+
+    Raises:
+        QuantlabError: the folder is missing or not writable, or the disk is full. No temporary file stays behind.
+    """
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file that becomes `path` when the block ends without an error; until then there is the old file or none.
 
     The bytes go to a temporary file in the same folder, are synced, and take the name by one rename.
 
@@ -25,7 +37,7 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())

@@ -1,6 +1,9 @@
 """Safetensors files: written whole or not at all, their header's strings, and a fingerprint of a state dict."""
 
 import hashlib
+import json
+from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 
 import torch
@@ -9,7 +12,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from quantlab.errors import CheckpointError
-from quantlab.files import write_whole
+from quantlab.files import whole_file, write_whole
+
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Dtype and shape of each tensor of a file, in the order in which they lie there."""
+_DTYPES = {torch.float32: "F32", torch.int32: "I32"}
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -19,6 +26,30 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
         QuantlabError: the file cannot be written.
     """
     write_whole(path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
+
+
+def write_safetensors_in_parts(path: Path, layout: Layout, tensors: Iterable[Tensor], metadata: dict[str, str]) -> None:
+    """Save tensors one after another, so that only one is in memory; the file appears whole or not at all.
+
+    Args:
+        layout: dtypes (float32 or int32) and shapes, known before the first tensor.
+        tensors: the tensors in the order of `layout`, on the CPU.
+        metadata: strings in the header.
+    Raises:
+        QuantlabError: the file cannot be written.
+    """
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name, (dtype, shape) in layout.items():
+        start, end = end, end + dtype.itemsize * prod(shape)
+        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    with whole_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor, (dtype, shape) in zip(tensors, layout.values(), strict=True):
+            assert tensor.dtype == dtype and tuple(tensor.shape) == shape
+            file.write(tensor.contiguous().numpy().data)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -83,19 +83,26 @@ class World:
             dist.barrier(group=self.control)
 
 
-def open_world() -> World:
-    """Return the processes that torchrun's environment describes, or a single process, on a GPU if there is one.
+def open_world(kind: str | None = None) -> World:
+    """Return the processes that torchrun's environment describes, or a single process.
 
+    Args:
+        kind: cpu or cuda; None for a GPU if there is one.
     Raises:
-        ConfigError: RANK and WORLD_SIZE contradict each other, or there are fewer GPUs than local ranks.
+        ConfigError: there is no device of that kind, RANK and WORLD_SIZE contradict each other, or there are fewer GPUs than
+            local ranks.
     """
-    local = _number("LOCAL_RANK", 0)
-    if torch.cuda.is_available() and local >= torch.cuda.device_count():
+    if kind not in (None, "cpu", "cuda"):
+        raise ConfigError(f"device must be cpu or cuda, got {kind!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda is asked for, but torch finds no GPU", hint="leave out the device, or name cpu")
+    is_cuda, local = kind != "cpu" and torch.cuda.is_available(), _number("LOCAL_RANK", 0)
+    if is_cuda and local >= torch.cuda.device_count():
         raise ConfigError(
             f"LOCAL_RANK is {local}, but this machine has {torch.cuda.device_count()} GPUs",
             hint="start at most one process for each GPU",
         )
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", local) if is_cuda else CPU
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if ("RANK" in os.environ) != ("WORLD_SIZE" in os.environ):

@@ -39,6 +39,9 @@ Calib = Annotated[
 ]
 CalibTokens = Annotated[int, typer.Option("--calib-tokens", metavar="N", help="Number of calibration tokens.")]
 CalibSeqLen = Annotated[int, typer.Option("--calib-seq-len", metavar="T", help="Tokens in one calibration sequence.")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="cpu|cuda", help="Where the model runs. Default: a GPU where there is one.")
+]
 Budget = Annotated[str, typer.Option("--budget", metavar="BYTES", help="16000000, 16MB (10^6) or 16MiB (2^20).")]
 Stats = Annotated[
     Path | None, typer.Option("--stats", metavar="S", help="Statistics from quantlab calibrate, instead of --calib.")

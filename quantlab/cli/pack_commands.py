@@ -27,13 +27,18 @@ def calibrate(
     calib_tokens: options.CalibTokens = 65536,
     calib_seq_len: options.CalibSeqLen = 512,
     seed: options.Seed = 0,
+    device: options.Device = None,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure calibration statistics once; quantlab pack --stats uses them for any number of budgets.
 
     Example: quantlab calibrate final_model.pt -o final_model.stats.safetensors
+
+    Example: torchrun --standalone --nproc_per_node=8 -m quantlab calibrate final_model.pt -o final_model.stats.safetensors
     """
+    import os
+
     from quantlab.jobs.calibrate import calibrate as measure
 
     with ProgressDisplay() as progress:
@@ -46,9 +51,12 @@ def calibrate(
             tokenizer=tokenizer,
             model=model,
             output=output,
+            device=device,
             force=force,
             progress=progress,
         )
+    if os.environ.get("RANK", "0") != "0":
+        return
     if as_json:
         about = {"tokens": stats.tokens, "tensors": stats.matrices, "fingerprint": stats.fingerprint, **stats.source}
         print_json({"statistics": str(output), **about, "row_agreement": stats.row_agreement})

@@ -7,10 +7,12 @@ from quantlab.calib.sources import CalibrationConfig, calibration_tokens
 from quantlab.calib.statistics import Statistics, read_statistics, write_statistics
 from quantlab.errors import CheckpointError
 from quantlab.files import refuse_existing
+from quantlab.jobs.evaluate import on_device
 from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_tokenizer
 from quantlab.models.weights import MIN_MATRIX_ELEMENTS, split_state
 from quantlab.progress import Progress, silent, stage
 from quantlab.text.tokenizer import Tokenizer
+from quantlab.trainer.world import World, close_world, open_world
 
 
 def calibrate(
@@ -24,10 +26,13 @@ def calibrate(
     tokenizer: str | Path | Tokenizer | None = None,
     model: str | None = None,
     output: str | Path | None = None,
+    device: str | None = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> Statistics:
     """Measure how sensitive the model is to errors in each of its matrices; `pack` takes the result for any budget and method.
+
+    The processes of torchrun share the calibration sequences: each draws all of them, and measures its share.
 
     Args:
         source: a checkpoint's path or a module (see `quantlab.load`).
@@ -38,7 +43,8 @@ def calibrate(
         seed: seed of the draws.
         tokenizer: SentencePiece .model file; needed for `text:FILE`.
         model: path/to/file.py:factory of a checkpoint of another architecture; this runs that file.
-        output: .safetensors file to write; nothing is written without it.
+        output: .safetensors file to write; nothing is written without it. Matrices are then read from it when they are needed.
+        device: cpu or cuda, where the model runs; None for a GPU where there is one. A module in memory is put back.
         force: whether an existing output is replaced.
     Raises:
         CheckpointError: the checkpoint cannot be read, or has no matrix to quantize.
@@ -50,11 +56,19 @@ def calibrate(
     )
     if output is not None:
         refuse_existing([Path(output)], force=force)
-    loaded = load(source, model=model)
-    known = load_tokenizer(tokenizer, loaded) if tokenizer else None
-    stats = measure_statistics(loaded, config, known, progress)
-    if output is not None:
-        write_statistics(Path(output), stats)
+    world = open_world(device)
+    try:
+        loaded = load(source, model=model)
+        known = load_tokenizer(tokenizer, loaded) if tokenizer else None
+        with on_device(loaded.model, world.device):
+            scratch = None if output is None else Path(output).parent
+            stats = measure_statistics(loaded, config, known, progress, scratch=scratch, world=world)
+        if output is not None and world.is_main:
+            write_statistics(Path(output), stats)
+            stats = read_statistics(Path(output))
+        world.wait()  # a process that ends early would take the others' connection with it
+    finally:
+        close_world(world)
     return stats
 
 
@@ -65,11 +79,15 @@ def measure_statistics(
     progress: Progress = silent,
     *,
     plain: bool = True,
+    scratch: Path | None = None,
+    world: World | None = None,
 ) -> Statistics:
-    """Draw the calibration tokens and measure every matrix that will be quantized.
+    """Draw the calibration tokens and measure every matrix that will be quantized, on the model's device.
 
     Args:
         plain: also measure what the GPTQ and RTN baselines need.
+        scratch: folder for nameless files that hold the sums while they grow; None keeps them in memory.
+        world: processes that share the sequences; all get the result.
     Raises:
         CheckpointError: the checkpoint has no matrix to quantize, or one that the model has under another name.
         StatisticsError: a matrix has no, zero or non-finite statistics.
@@ -78,6 +96,9 @@ def measure_statistics(
     label = "sample calibration text" if config.source == "self" else "read calibration tokens"
     with in_eval_mode(loaded.model):
         ids, about = calibration_tokens(config, loaded.model, tokenizer, loaded.vocab_size, progress=stage(progress, label))
+        if world is not None:
+            ids = ids.to(world.device)
+            world.copy_from_main([ids])  # on GPUs, samples of the same seed may differ
         return collect(
             loaded.model,
             ids,
@@ -86,6 +107,8 @@ def measure_statistics(
             source=about,
             seed=config.seed,
             plain=plain,
+            scratch=scratch,
+            processes=world,
             progress=stage(progress, "measure statistics"),
         )
 

@@ -142,7 +142,12 @@ def _statistics(
 ) -> Statistics:
     plain = find_method(config.method).needs_products
     if given is None:
-        return workspace.statistics(lambda: measure_statistics(loaded, config.calibration, tokenizer, progress, plain=plain))
+        folder = workspace.folder.parent
+
+        def measure() -> Statistics:
+            return measure_statistics(loaded, config.calibration, tokenizer, progress, plain=plain, scratch=folder)
+
+        return workspace.statistics(measure)
     return given
 
 

@@ -115,7 +115,7 @@ class CalibrateStage:
         if source == TRAINING_TOKENS and self.subject.trained:
             source = self.subject.trained.data.training(job.root)
         loaded, tokenizer = self.subject.load(job.root)
-        stats = measure_statistics(loaded, self.options.config(source), tokenizer, job.progress)
+        stats = measure_statistics(loaded, self.options.config(source), tokenizer, job.progress, scratch=job.folder)
         write_statistics(job.folder / STATISTICS_NAME, stats)
         return StageOutcome(outputs=[STATISTICS_NAME])
 

@@ -1,5 +1,7 @@
 """Calibration tokens, and the statistics measured on them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,9 @@ from torch import nn
 
 from quantlab.calib import sources
 from quantlab.calib.collect import PRIOR_COUNT, collect
+from quantlab.calib.labels import Prediction, expected_squares, is_logits, label_draws, predict
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens, sample_sequences
 from quantlab.calib.statistics import read_statistics, write_statistics
-from quantlab.calib.watch import Prediction, expected_squares, is_logits, sample_labels
 from quantlab.errors import CheckpointError, ConfigError, DataError, ShapeError, StatisticsError
 from quantlab.models.challenge import gpt_from_state_dict
 from quantlab.text.shards import write_shard
@@ -39,14 +41,18 @@ def measure(model, shapes, ids=IDS, **options):
     return collect(model, ids, shapes, model_fingerprint="f", source={"kind": "test"}, **options)
 
 
-def test_statistics_equal_plain_autograd(monkeypatch):
+def drawn_labels(logits, seed):
+    """The first token of each row whose cumulated probability exceeds the sequence's own draws, one at a time."""
+    p_TV = logits.detach().softmax(-1).flatten(0, -2).double().numpy()
+    draws_T = label_draws(seed, range(logits.shape[0]), logits.shape[1]).flatten().numpy()
+    return torch.tensor([int(np.flatnonzero(np.cumsum(p) > u * p.sum())[0]) for p, u in zip(p_TV, draws_T, strict=True)])
+
+
+def test_statistics_equal_plain_autograd():
     """Every sum computed again by hand: one token at a time, labels drawn the same way."""
     model = TwoTables()
     stats = measure(model, SHAPES, seed=3)
-    logits = model(IDS)
-    labels = torch.multinomial(
-        logits.detach().softmax(-1).flatten(0, 1), 1, generator=torch.Generator().manual_seed(3)
-    ).flatten()
+    labels = drawn_labels(model(IDS), 3)
     H = {n: torch.zeros(6, 6, dtype=torch.float64) for n in SHAPES} | {"emb.weight": torch.zeros(6, dtype=torch.float64)}
     g = {n: torch.zeros(s[0], dtype=torch.float64) for n, s in SHAPES.items()}
     for token, label in zip(IDS.flatten(), labels, strict=True):
@@ -81,8 +87,7 @@ def test_fisher_factors_equal_plain_autograd():
     their expectation over labels, each row with a prior count."""
     model = TwoTables()
     stats = measure(model, SHAPES, seed=3)
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.multinomial(model(IDS).detach().softmax(-1).flatten(0, 1), 1, generator=generator).flatten()
+    labels = drawn_labels(model(IDS), 3)
     uses = {"mid.weight": [], "head.weight": []}
     for token, label in zip(IDS.flatten(), labels, strict=True):
         x0 = model.emb.weight[token].detach().requires_grad_()
@@ -118,13 +123,14 @@ def test_the_heads_squares_are_the_mean_over_many_labels(capped):
     """Against 4,000 drawn labels; a softcap before the loss changes each logit alone."""
     torch.manual_seed(0)
     z_TV = (2 * torch.randn(3, 8)).requires_grad_()
-    generator, total = torch.Generator().manual_seed(1), torch.zeros(3, 8)
-    for _ in range(4000):
-        prediction, loss = sample_labels(3 * torch.tanh(z_TV / 3) if capped else z_TV, generator)
-        (g_TV,) = torch.autograd.grad(loss, z_TV)
+    total = torch.zeros(3, 8)
+    for number in range(4000):
+        logits_TV = 3 * torch.tanh(z_TV / 3) if capped else z_TV * 1
+        prediction = predict(logits_TV.detach(), label_draws(1, [number], 3)[0])
+        (g_TV,) = torch.autograd.grad(logits_TV, z_TV, prediction.g_TV)
         assert is_logits(g_TV, prediction)
         total += g_TV.square()
-    squares_TV = expected_squares(g_TV, prediction)
+    squares_TV = expected_squares(g_TV, prediction, slice(0, 3))
     # the mean of 4,000 draws of something between 0 and 1: standard error at most 0.008
     torch.testing.assert_close(total / 4000, squares_TV, atol=0.03, rtol=0)
     if not capped:
@@ -134,8 +140,9 @@ def test_the_heads_squares_are_the_mean_over_many_labels(capped):
 
 def test_gradients_of_other_outputs_are_not_taken_for_logits():
     p_TV = torch.full((4, 6), 1 / 6)
-    prediction = Prediction(p_TV, torch.tensor([0, 1, 2, 3]))
     g_TV = p_TV - torch.eye(6)[:4]
+    prediction = Prediction(g_TV.clone(), torch.tensor([0, 1, 2, 3]), p_TV[:, 0], p_TV.sum(0).double())
+    torch.testing.assert_close(prediction.probabilities(slice(1, 3)), p_TV[1:3])
     assert is_logits(g_TV, prediction) and not is_logits(-g_TV, prediction)
     assert not is_logits(g_TV[:, :5], prediction) and not is_logits(g_TV, None)
     g_TV[2, 5] = -1e-3
@@ -143,10 +150,9 @@ def test_gradients_of_other_outputs_are_not_taken_for_logits():
 
 
 def test_certain_and_impossible_tokens_have_finite_squares():
-    z_TV = torch.tensor([[200.0, 0.0, -200.0]], requires_grad=True)
-    prediction, loss = sample_labels(z_TV, torch.Generator().manual_seed(0))
-    (g_TV,) = torch.autograd.grad(loss, z_TV)
-    squares_TV = expected_squares(g_TV, prediction)
+    prediction = predict(torch.tensor([[200.0, 0.0, -200.0]]), torch.tensor([0.9], dtype=torch.float64))
+    assert prediction.labels_T.tolist() == [0]
+    squares_TV = expected_squares(prediction.g_TV, prediction, slice(0, 1))
     assert torch.isfinite(squares_TV).all() and float(squares_TV.max()) < 1e-6
 
 
@@ -157,7 +163,7 @@ def test_a_tied_embedding_and_very_tall_matrices_keep_only_the_diagonal_of_g(mon
     monkeypatch.setattr("quantlab.calib.watch.FULL_ROWS", 100)
     stats = measure(model, shapes, IDS)
     head, table = stats.fisher_uses("tok_emb.weight")
-    assert head.g_O.shape == (400,) and table is stats.lookups["tok_emb.weight"]
+    assert head.g_O.shape == (400,) and torch.equal(table.g_O, stats.lookups["tok_emb.weight"].g_O)
     tall, square = (stats.fisher_uses(n)[0].g_O for n in ("blocks.0.mlp.fc.weight", "blocks.0.mlp.proj.weight"))
     assert tall.shape == (128,) and square.shape == (64, 64)
     G_O = full.fishers["blocks.0.mlp.fc.weight"].g_O.diagonal()
@@ -225,7 +231,9 @@ def test_zero_and_non_finite_statistics_are_named():
     with pytest.raises(StatisticsError, match=r"tensor (emb|mid)\.weight: its (output gradient|Hessian) is zero on all 35"):
         measure(model, SHAPES)
     stats = measure(TwoTables(), SHAPES)
-    stats.products["mid.weight"].H_II[0, 0] = float("inf")
+    use = stats.products["mid.weight"]
+    use.H_II[0, 0] = float("inf")
+    stats = replace(stats, products={**stats.products, "mid.weight": use})
     with pytest.raises(StatisticsError, match=r"tensor mid\.weight: its Hessian is not finite"):
         stats.check(SHAPES)
     with pytest.raises(StatisticsError, match=r"is \[6, 7\] but its statistics are"):
@@ -422,7 +430,7 @@ def test_models_that_give_no_gradient_or_fail_are_one_clear_line():
     with pytest.raises(StatisticsError, match="carry no gradient"):
         measure(model, SHAPES)
     model.forward = lambda ids: forward(ids[:, :99] + 100)
-    with pytest.raises(ShapeError, match=r"the model fails on ids \[5, 7\]: IndexError"):
+    with pytest.raises(ShapeError, match=r"the model fails on ids \[2, 7\]: IndexError"):
         measure(model, SHAPES)
 
 

@@ -1,0 +1,104 @@
+"""Symmetric matrices of which only the upper triangle is held: sums of x xᵀ over tokens, and the packed form in files.
+
+Legend: N size of the matrix, T tokens.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantlab.errors import QuantlabError, StatisticsError
+
+BLOCK = 128
+"""Rows of a block. Narrower blocks save more of the work, wider ones run nearer the rate of a full matrix product."""
+
+
+class GramSum:
+    """A sum over tokens of x xᵀ [N, N], float64. Of each block of rows it holds the columns from the block's first row on."""
+
+    def __init__(self, size: int, device: torch.device, scratch: Path | None = None) -> None:
+        """Begin with zeros.
+
+        Args:
+            device: where the sum lives.
+            scratch: folder of a file without a name that holds a sum of the CPU, so that the system can page it out.
+        Raises:
+            QuantlabError: the disk of `scratch` is full.
+        """
+        shapes = [(min(BLOCK, size - first), size - first) for first in range(0, size, BLOCK)]
+        counts = [rows * columns for rows, columns in shapes]
+        self.size = size
+        self.flat = _zeros(sum(counts), device, scratch)
+        """All blocks one after another, float64."""
+        self.blocks = [part.view(shape) for part, shape in zip(torch.split(self.flat, counts), shapes, strict=True)]
+
+    def add(self, grams: Iterator[Tensor] | list[Tensor]) -> None:
+        """Add the blocks of `gram_blocks`."""
+        for block, gram in zip(self.blocks, grams, strict=True):
+            block += gram
+
+    @property
+    def trace(self) -> float:
+        """The sum of the diagonal."""
+        return float(sum(block.diagonal().sum() for block in self.blocks))
+
+    def full(self, scale: float) -> Tensor:
+        """Return the sum times `scale` as a symmetric matrix float32 [N, N] on the CPU."""
+        full_NN = torch.empty(self.size, self.size)
+        for n, block in enumerate(self.blocks):
+            part, first = (block * scale).float().cpu(), n * BLOCK
+            square = part[:, : len(part)]
+            part[:, : len(part)] = square.triu() + square.triu(1).T
+            full_NN[first : first + len(part), first:] = part
+            full_NN[first:, first : first + len(part)] = part.T
+        return full_NN
+
+
+def gram_blocks(x_TN: Tensor) -> Iterator[Tensor]:
+    """Yield the blocks of the upper triangle of xᵀ x, float32 [BLOCK or less, N - first row]; about half the work of xᵀ x."""
+    for first in range(0, x_TN.shape[1], BLOCK):
+        yield x_TN[:, first : first + BLOCK].T @ x_TN[:, first:]
+
+
+def gram_ref(x_TN: Tensor) -> Tensor:
+    """Return xᵀ x in float64 [N, N]: the reference of `gram_blocks` and `GramSum`."""
+    return x_TN.double().T @ x_TN.double()
+
+
+def pack_triangle(full_NN: Tensor) -> Tensor:
+    """Return the upper triangle row by row, [N (N + 1) / 2]."""
+    return torch.cat([row[n:] for n, row in enumerate(full_NN)])
+
+
+def unpack_triangle(packed: Tensor, size: int) -> Tensor:
+    """Return the symmetric matrix [N, N] of `pack_triangle`. StatisticsError if `packed` has another length."""
+    if packed.shape != (triangle_size(size),):
+        raise StatisticsError(f"a triangle of {size} rows has {triangle_size(size)} values, got {list(packed.shape)}")
+    values, full_NN = packed.numpy(), np.empty((size, size), np.float32)
+    at = 0
+    for n in range(size):
+        full_NN[n, n:] = full_NN[n:, n] = values[at : at + size - n]
+        at += size - n
+    return torch.from_numpy(full_NN)
+
+
+def triangle_size(size: int) -> int:
+    """Return the number of values in the upper triangle of a matrix with `size` rows."""
+    return size * (size + 1) // 2
+
+
+def _zeros(count: int, device: torch.device, scratch: Path | None) -> Tensor:
+    if scratch is None or device.type != "cpu":
+        return torch.zeros(count, dtype=torch.float64, device=device)
+    try:
+        with tempfile.NamedTemporaryFile(dir=scratch, prefix=".sums.") as file:  # the mapping outlives the name
+            if hasattr(os, "posix_fallocate"):  # a full disk would otherwise end the process at some later sum
+                os.posix_fallocate(file.fileno(), 0, 8 * count)
+            return torch.from_file(file.name, shared=True, size=count, dtype=torch.float64)
+    except OSError as error:
+        raise QuantlabError(f"cannot keep {8 * count} bytes of sums in {scratch}: {error.strerror or error}") from error
