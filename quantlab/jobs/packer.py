@@ -230,6 +230,7 @@ def _report(
         options=options_dict(config.options),
         predictor=find_method(config.method).predictor,
         effort=solution.effort,
+        rounded_weights=solution.rounded_weights,
         tuned=solution.tuned,
         seed=config.calibration.seed,
         budget_bytes=config.budget_bytes,

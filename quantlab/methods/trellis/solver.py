@@ -28,9 +28,7 @@ class TrellisSolver:
         self.passthrough = dict(problem.passthrough)
         uses, widest = problem.statistics.fisher_uses, max(options.widths)
         self.rounders = [Rounder(n, w, uses(n), options, widest) for n, w in problem.matrices.items()]
-        self.planner = SlopePlanner(
-            self.rounders, options.widths, self._assemble, stage(problem.progress, "round"), problem.memo.codes
-        )
+        self.planner = SlopePlanner(self.rounders, options.widths, self._assemble, problem.progress, problem.memo.codes)
 
     def _assemble(self, coded: Sequence[TrellisPayload]) -> EncodedArtifact:
         return self.problem.encode([*coded, *self.passthrough.values()])
@@ -64,6 +62,7 @@ class TrellisSolver:
             tensors=values | {name: raw.value for name, raw in self.passthrough.items()},
             effort=asdict(effort),
             tuned=_facts(tuned) if tuned else {},
+            rounded_weights=planner.rounded_weights,
             measured=dict(zip(names, map(list, zip(*planner.passes, strict=True)), strict=True)),
         )
 
