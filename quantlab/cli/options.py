@@ -39,6 +39,9 @@ Calib = Annotated[
 ]
 CalibTokens = Annotated[int, typer.Option("--calib-tokens", metavar="N", help="Number of calibration tokens.")]
 CalibSeqLen = Annotated[int, typer.Option("--calib-seq-len", metavar="T", help="Tokens in one calibration sequence.")]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="cpu|cuda", help="Where the model runs. Default: a GPU where there is one.")
+]
 Budget = Annotated[str, typer.Option("--budget", metavar="BYTES", help="16000000, 16MB (10^6) or 16MiB (2^20).")]
 Stats = Annotated[
     Path | None, typer.Option("--stats", metavar="S", help="Statistics from quantlab calibrate, instead of --calib.")
@@ -54,20 +57,33 @@ Method = Annotated[
         "to nearest), or another folder of quantlab/methods.",
     ),
 ]
+Effort = Annotated[
+    str | None,
+    typer.Option(
+        "--effort",
+        metavar="LEVEL",
+        help="fast: 4 states, no tuning. default: 8 states, tuning. best: 32 states, four times the tuning. --states and --tune "
+        "override it.  [default: default]",
+    ),
+]
 States = Annotated[
     int | None,
-    typer.Option("--states", help="States of the trellis: 1 (none), 4, 8, 16 or 32; more are slower.  [default: 8]"),
+    typer.Option("--states", help="States of the trellis, instead of the effort's: 1 (none), 4, 8, 16 or 32; more are slower."),
 ]
 Tune = Annotated[
     bool | None,
     typer.Option(
         "--tune/--no-tune",
-        help="After rounding with the trellis, tune norms, gains and scales by KL to the float model.  [default: tune]",
+        help="Whether norms, gains and scales are tuned after rounding by KL to the float model, instead of the effort's choice.",
     ),
 ]
 TimeLimit = Annotated[
     float | None,
-    typer.Option("--time-limit", metavar="SECONDS", help="For rounding and tuning with the trellis: take what fits."),
+    typer.Option(
+        "--time-limit",
+        metavar="SECONDS",
+        help="For the whole command, with the trellis: less effort where its forecast is longer, exit code 3 if the least is.",
+    ),
 ]
 Widths = Annotated[
     str | None,
