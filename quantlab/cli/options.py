@@ -62,8 +62,8 @@ Effort = Annotated[
     typer.Option(
         "--effort",
         metavar="LEVEL",
-        help="fast: 4 states, no tuning. default: 8 states, tuning. best: 32 states, four times the tuning. --states and --tune "
-        "override it.  [default: default]",
+        help="Of the trellis. fast: 4 states, no tuning. default: 8 states, tuning. best: 32 states, four times the tuning. "
+        "--states and --tune override it.  [default: default]",
     ),
 ]
 States = Annotated[
@@ -74,7 +74,7 @@ Tune = Annotated[
     bool | None,
     typer.Option(
         "--tune/--no-tune",
-        help="Whether norms, gains and scales are tuned after rounding by KL to the float model, instead of the effort's choice.",
+        help="Whether norms, gains and scales are tuned by KL to the float model after rounding; overrides the effort.",
     ),
 ]
 TimeLimit = Annotated[

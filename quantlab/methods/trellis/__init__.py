@@ -8,7 +8,7 @@ from quantlab.errors import ConfigError
 from quantlab.format_rules import STATES, WIDE, WIDTHS
 from quantlab.methods.method import Method, MethodOptions, Problem, Solver
 
-TUNE_STEPS = 24
+TUNE_STEPS = 12
 EFFORTS: dict[str, dict[str, Any]] = {
     "fast": {"states": 4, "tune": False},
     "default": {"states": 8, "tune": True, "tune_steps": TUNE_STEPS},
