@@ -58,10 +58,10 @@ def duration_text(seconds: float) -> str:
 def rate_text(rate: float) -> str:
     """Return a rate with two digits.
 
-    >>> rate_text(0.456), rate_text(2.0), rate_text(350.0), rate_text(1440.0), rate_text(12.1e6)
-    ('0.46', '2.0', '350', '1.4k', '12M')
+    >>> rate_text(0.6), rate_text(2.0), rate_text(350.0), rate_text(1440.0), rate_text(12.1e6)
+    ('0.60', '2.0', '350', '1.4k', '12M')
     """
     digits = float(f"{rate:.1e}")
     size, letter = next(((s, name) for s, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if digits >= s), (1.0, ""))
     digits /= size
-    return f"{digits:.2g}{letter}" if digits < 1 else f"{digits:.{int(digits < 10)}f}{letter}"
+    return f"{rate:#.2g}" if digits < 1 else f"{digits:.{int(digits < 10)}f}{letter}"

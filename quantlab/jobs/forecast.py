@@ -8,13 +8,12 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
 from quantlab.calib.collect import BATCH_TOKENS
-from quantlab.calib.sources import BATCH, CalibrationConfig
+from quantlab.calib.sources import BATCH, CalibrationConfig, sample_sequences
 from quantlab.calib.watch import FULL_ROWS
 from quantlab.errors import TimeLimitError
 from quantlab.jobs.calibrate import matrix_shapes
@@ -28,8 +27,12 @@ SAMPLE_TOKENS = 256
 SAMPLE_FLOP = 2e10
 PRODUCT = (1024, 512)
 """Tokens and columns of the product that is timed."""
-BACKWARD = 2.0
-"""Passes that statistics take beside products: forward, and backward to the activations alone."""
+STEPS = 3
+"""Steps of sampling that are timed, at the beginning of sequences."""
+LONG_CACHE = 1.4
+"""Time of a step in the middle of a sequence over that of one at its beginning."""
+BACKWARD = 3.5
+"""Passes whose time statistics take beside products: forward, backward to the activations, labels and sums."""
 FRESH_PROCESS_S = 4.0
 """Seconds in which a fresh process loads its libraries to read the file back."""
 MARGIN = 0.8
@@ -127,18 +130,15 @@ def _squares(shapes: Mapping[str, tuple[int, ...]], *, plain: bool) -> int:
     return sum((1 + plain) * I * I + O * O * (O <= FULL_ROWS) for O, I in shapes.values())
 
 
-@torch.no_grad()
 def _sampling_seconds(model: nn.Module, config: CalibrationConfig, token_s: float) -> float:
-    """Return the seconds to sample all sequences, by one timed step, or by the tokens read where there is no cache."""
+    """Return the seconds to sample all sequences, by a few timed steps, or by the tokens read where there is no cache."""
     count, length = config.tokens // config.seq_len, config.seq_len
     if not hasattr(model, "new_cache"):
         return count * length * (length - 1) / 2 * token_s
-    new_cache: Any = model.new_cache
     batch = min(count, BATCH)
-    cache, ids_B1 = new_cache(batch, 3), torch.zeros(batch, 1, dtype=torch.int64, device=next(model.parameters()).device)
-    model(ids_B1, cache=cache)
-    step_s = min(_seconds(lambda: model(ids_B1, cache=cache)) for _ in range(2))
-    return math.ceil(count / BATCH) * (length - 1) * step_s
+    sample_sequences(model, batch, 2)
+    step_s = _seconds(lambda: sample_sequences(model, batch, STEPS + 1)) / STEPS
+    return math.ceil(count / BATCH) * (length - 1) * step_s * LONG_CACHE
 
 
 @torch.no_grad()
@@ -149,7 +149,7 @@ def _seconds_per_token(model: nn.Module, vocab_size: int, config: CalibrationCon
     tokens = max(8, min(SAMPLE_TOKENS, longest, int(SAMPLE_FLOP / (2 * parameters + 1))))
     ids_1T = (torch.arange(tokens, device=next(model.parameters()).device) % vocab_size)[None]
     model(ids_1T[:, :2])
-    return min(_seconds(lambda: model(ids_1T)) for _ in range(2)) / tokens
+    return (_seconds(lambda: model(ids_1T)) + _seconds(lambda: model(ids_1T))) / 2 / tokens
 
 
 def _product_rate() -> float:

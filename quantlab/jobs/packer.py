@@ -147,7 +147,7 @@ def _plan(
 ) -> tuple[PackConfig, dict[str, Any]]:
     """Return the config with the effort that fits into the time limit, and the forecast; say both in a line each.
 
-    A resumed packing keeps its first choice: it depends on how busy the machine was.
+    With a limit a resumed packing keeps its first choice, since that depends on how busy the machine was.
     """
 
     def plan() -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _plan(
         found = plan_effort(loaded, config.options, calibration, plain=find_method(config.method).needs_products)
         return {"options": options_dict(found.options), "forecast": asdict(found.forecast)}
 
-    noted = workspace.note("plan", plan)
+    noted = plan() if config.options.limit_s is None else workspace.note("plan", plan)
     chosen = replace(config, options=method_options(config.method, noted["options"]))
     if lighter := changes(config.options, chosen.options):
         _log.info("to keep the time limit: %s", lighter)

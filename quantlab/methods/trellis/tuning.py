@@ -19,9 +19,11 @@ BATCH_TOKENS = 2048
 """Tokens in a step of learning."""
 PASS_TOKENS = 2048
 """Tokens that the models see at a time: logits take memory."""
-RATE = 3e-3
-"""Learning rate of Adam, in root mean squares of each tensor."""
-WARMUP = 5
+RATE = 0.02
+"""Learning rate of Adam at a KL of 1 nat a token, in root mean squares of each tensor. What is to be learned grows with the errors
+of rounding, so with the square root of the KL; a rate that does not follow it learns noise where errors are small."""
+LARGEST_RATE = 0.01
+WARMUP = 2
 """Steps in which the learning rate rises to its full value."""
 HELD_OUT = 8
 """One sequence in this many is held out of learning."""
@@ -131,16 +133,17 @@ def _learn_(
     values = list(learned.values())
     groups = [{"params": [v], "lr": 0.0, "size": float(v.detach().square().mean().sqrt())} for v in values]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-    count = max(1, BATCH_TOKENS // ids_NT.shape[1])
+    count, first_kl = max(1, BATCH_TOKENS // ids_NT.shape[1]), 0.0
     for step in range(steps):
         rows = torch.arange(step * count, (step + 1) * count) % len(ids_NT)
-        rate = RATE * min(1.0, (step + 1) / WARMUP) * (1 - step / steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["size"]
         optimizer.zero_grad()
         for part in _passes(ids_NT[rows]):
             loss = model.kl(model.float_prediction(part), learned, part).sum() / ids_NT[rows].numel()
             loss.backward(inputs=values)  # type: ignore[no-untyped-call]
+            first_kl += float(loss.detach()) * (step == 0)
+        rate = min(LARGEST_RATE, RATE * max(first_kl, 0.0) ** 0.5) * min(1.0, (step + 1) / WARMUP) * (1 - step / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["size"]
         optimizer.step()
         if progress:
             progress(step + 1, steps)
