@@ -20,9 +20,10 @@ BATCH_TOKENS = 2048
 PASS_TOKENS = 2048
 """Tokens that the models see at a time: logits take memory."""
 RATE = 0.02
-"""Learning rate of Adam at a KL of 1 nat a token, in root mean squares of each tensor. What is to be learned grows with the errors
-of rounding, so with the square root of the KL; a rate that does not follow it learns noise where errors are small."""
+"""Learning rate of Adam at a KL of 1 nat a token, in root mean squares of each tensor. It follows the square root of the KL, as
+the errors of rounding do; a rate that does not learns noise where errors are small."""
 LARGEST_RATE = 0.01
+"""Most that the learning rate may be, where rounding has spoilt the model."""
 WARMUP = 2
 """Steps in which the learning rate rises to its full value."""
 HELD_OUT = 8
