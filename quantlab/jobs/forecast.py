@@ -39,8 +39,8 @@ MARGIN = 0.8
 """Share of a time limit that may be planned: machines are noisy."""
 LOGITS_COPIES = 8
 """Float copies of a batch's logits that statistics hold at once."""
-WEIGHT_BYTES = 24
-"""Bytes that rounding holds of each weight: float copies, steps, and codes of the passes that are still in use."""
+WEIGHT_BYTES = 60
+"""Bytes that rounding holds of each weight: float copies, steps, and codes of the roundings that are still in use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,13 +82,11 @@ def plan_effort(loaded: LoadedModel, options: MethodOptions, calibration: Calibr
     """
     token_s, shapes = _seconds_per_token(loaded.model, loaded.vocab_size, calibration), matrix_shapes(loaded)
     before = {} if calibration is None else _calibration_seconds(loaded.model, shapes, calibration, token_s, plain=plain)
-    peak_bytes = peak_of_process() + max(
-        0 if calibration is None else _statistics_bytes(shapes, loaded.vocab_size, plain=plain), _rounding_bytes(shapes)
-    )
+    statistics_bytes = 0 if calibration is None else _statistics_bytes(shapes, loaded.vocab_size, plain=plain)
 
     def forecast(options: MethodOptions) -> Forecast:
-        known = options.forecast(shapes, token_s)
-        stages_s = before | known | {"reading back": FRESH_PROCESS_S}
+        stages_s = before | options.forecast(shapes, token_s) | {"reading back": FRESH_PROCESS_S}
+        peak_bytes = peak_of_process() + max(statistics_bytes, _rounding_bytes(shapes))  # all libraries are loaded by now
         return Forecast(stages_s={name: round(seconds, 2) for name, seconds in stages_s.items()}, peak_bytes=peak_bytes)
 
     return _within_limit(options, forecast)

@@ -16,8 +16,8 @@ from quantlab.methods.trellis.rounder import Rounder
 from quantlab.methods.trellis.slope_search import LEAST_PASSES
 from quantlab.methods.trellis.tuning import token_passes
 
-PASSES = LEAST_PASSES + 2
-"""Times that most tensors are rounded: settling rounds them once or twice more."""
+PASSES = LEAST_PASSES + 5
+"""Roundings of everything whose time the search takes: about seven, and what is coded and assembled between them."""
 SIDES = (96, 288)
 """Rows and columns of the two matrices that are rounded on trial."""
 SAMPLE_BITS = 8
