@@ -71,3 +71,7 @@ class BudgetError(QuantlabError):
     def __init__(self, message: str, *, smallest_bytes: int | None = None, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.smallest_bytes = smallest_bytes
+
+
+class TimeLimitError(BudgetError):
+    """The time limit cannot be met, whatever the bytes."""

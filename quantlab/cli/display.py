@@ -7,52 +7,97 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TextColumn
 
-PLAIN_SECONDS = 15.0  # between lines when stderr is a file
+from quantlab.progress import duration_text, rate_text, unit_of
+
+PLAIN_SECONDS = 15.0
+"""Seconds between two lines of a stage where stderr is a file."""
+WIDTH = 80
+"""Most characters of a line of progress."""
+LARGE = 10_000_000
+"""Totals from here on are shown in millions."""
 
 
 class ProgressDisplay:
-    """Draws pipeline progress: one bar a stage on a terminal, a line every few seconds in a file."""
+    """Shows one line a stage on stderr: rewritten on a terminal; in a file one every PLAIN_SECONDS, and always the last."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
-        self._bar: Progress | None = None
-        self._stage = ""
+        self._live: Progress | None = None
         self._task: Any = None
-        self._started = self._printed = 0.0
+        self._meter: StageMeter | None = None
+        self._printed = 0.0
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Show that `done` of `total` units of `stage` are finished."""
+        now = time.monotonic()
+        if self._meter is None or self._meter.stage != stage or (self._meter.is_finished and done < total):
+            self._end()
+            self._meter, self._printed = StageMeter(stage, done, now), now
+            self._task = self._terminal().add_task("") if self._console.is_terminal else None
+        if self._meter.is_finished and done >= total:
+            return  # its last line is out
+        self._meter.update(done, total, note, now)
         if self._console.is_terminal:
-            self._draw(stage, done, total, note)
-        else:
-            self._print(stage, done, total, note)
+            self._terminal().update(self._task, description=self._meter.line())
+        elif done < total and now - self._printed >= PLAIN_SECONDS:
+            self._printed = now
+            print(self._meter.line(), file=sys.stderr, flush=True)
+        if done >= total:
+            self._end()
 
     def __enter__(self) -> "ProgressDisplay":
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        self._end()
+        if self._live:
+            self._live.stop()
 
-    def _draw(self, stage: str, done: int, total: int, note: str) -> None:
-        if self._bar is None:
-            text, note_text = TextColumn("{task.description:<28}"), TextColumn("{task.fields[note]}")
-            columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), note_text)
-            self._bar = Progress(*columns, console=self._console)
-            self._bar.start()
-        if stage != self._stage:
-            self._stage, self._task = stage, self._bar.add_task(stage, total=total, note=note)
-        self._bar.update(self._task, completed=done, total=total, note=note)
+    def _terminal(self) -> Progress:
+        if self._live is None:
+            self._live = Progress(TextColumn("{task.description}", markup=False), console=self._console)
+            self._live.start()
+        return self._live
 
-    def _print(self, stage: str, done: int, total: int, note: str) -> None:
-        now = time.monotonic()
-        if stage != self._stage:
-            self._stage, self._started, self._printed = stage, now, 0.0
-        if done >= total or now - self._printed >= PLAIN_SECONDS:
-            self._printed = now
-            print(f"{stage} {done}/{total} {now - self._started:.1f} s  {note}".rstrip(), file=sys.stderr, flush=True)
+    def _end(self) -> None:
+        """Show the last line of the present stage, once."""
+        if self._meter is None or self._meter.is_finished:
+            return
+        self._meter.is_finished = True
+        if self._console.is_terminal:
+            self._terminal().update(self._task, description=self._meter.line())
+        else:
+            print(self._meter.line(), file=sys.stderr, flush=True)
+
+
+class StageMeter:
+    """How far a stage is, how fast, and how long it will take; times are in seconds of one clock."""
+
+    def __init__(self, stage: str, done: int, now: float) -> None:
+        """Begin to measure at `now`, when `done` units are finished: work of an earlier attempt does not count as speed."""
+        self.stage, self.is_finished = stage, False
+        self._first, self._started = done, now
+        self._done, self._total, self._note, self._now = done, done, "", now
+
+    def update(self, done: int, total: int, note: str, now: float) -> None:
+        """Take over the state of the stage at `now`."""
+        self._done, self._total, self._note, self._now = done, total, note, now
+
+    def line(self) -> str:
+        """Return the stage, what is done of how much, the rate, and the time that is left or was taken: WIDTH at most."""
+        unit, seconds = unit_of(self.stage), self._now - self._started
+        done, total = (f"{n / 1e6:.1f}M" if self._total >= LARGE else f"{n:,}" for n in (self._done, self._total))
+        parts = [f"{self.stage}  {done}/{total} {unit}".rstrip()]
+        made = self._done - self._first
+        if made > 0 and seconds > 0:
+            parts.append(f"{rate_text(made / seconds)}/s" if unit else "")
+            if not self.is_finished:
+                parts.append(f"{duration_text((self._total - self._done) * seconds / made)} left")
+        if self.is_finished:
+            parts.append(f"took {duration_text(seconds)}")
+        return "  ".join(part for part in (*parts, self._note) if part)[:WIDTH].rstrip()
 
 
 def note(text: str) -> None:

@@ -57,20 +57,33 @@ Method = Annotated[
         "to nearest), or another folder of quantlab/methods.",
     ),
 ]
+Effort = Annotated[
+    str | None,
+    typer.Option(
+        "--effort",
+        metavar="LEVEL",
+        help="Of the trellis. fast: 4 states, no tuning. default: 8 states, tuning. best: 32 states, four times the tuning. "
+        "--states and --tune override it.  [default: default]",
+    ),
+]
 States = Annotated[
     int | None,
-    typer.Option("--states", help="States of the trellis: 1 (none), 4, 8, 16 or 32; more are slower.  [default: 8]"),
+    typer.Option("--states", help="States of the trellis, instead of the effort's: 1 (none), 4, 8, 16 or 32; more are slower."),
 ]
 Tune = Annotated[
     bool | None,
     typer.Option(
         "--tune/--no-tune",
-        help="After rounding with the trellis, tune norms, gains and scales by KL to the float model.  [default: tune]",
+        help="Whether norms, gains and scales are tuned by KL to the float model after rounding; overrides the effort.",
     ),
 ]
 TimeLimit = Annotated[
     float | None,
-    typer.Option("--time-limit", metavar="SECONDS", help="For rounding and tuning with the trellis: take what fits."),
+    typer.Option(
+        "--time-limit",
+        metavar="SECONDS",
+        help="For the whole command, with the trellis: less effort where its forecast is longer, exit code 3 if the least is.",
+    ),
 ]
 Widths = Annotated[
     str | None,

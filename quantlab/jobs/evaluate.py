@@ -203,14 +203,24 @@ def memory_of(loaded: LoadedModel, device: torch.device) -> Memory:
     return Memory(
         weights="packed" if is_packed else "decoded",
         weight_bytes=weight_bytes(loaded.model),
-        peak_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else _peak_of_process(),
+        peak_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else peak_of_process(),
         device=torch.cuda.get_device_name(device) if is_cuda else "cpu",
     )
 
 
-def _peak_of_process() -> int:
+def peak_of_process() -> int:
+    """Return the largest memory that this process has held so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def find_device(name: str | None) -> torch.device:
+    """Return the device of a name, cpu or cuda; for None a GPU where there is one. ConfigError where there is none."""
+    if name not in (None, "cpu", "cuda"):
+        raise ConfigError(f"device must be cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda is asked for, but torch finds no GPU", hint="leave out the device, or name cpu")
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @contextmanager

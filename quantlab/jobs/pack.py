@@ -35,6 +35,7 @@ def pack(
     code: str | Path | Iterable[str | Path] = (),
     emit_decoder: str | Path | None = None,
     report: str | Path | None = None,
+    device: str | None = None,
     resume: bool = False,
     force: bool = False,
     progress: Progress = silent,
@@ -57,12 +58,16 @@ def pack(
         code: code files that count towards the budget.
         emit_decoder: Python file to write that decodes the artifact with numpy and torch alone; name it in `code` to count it.
         report: the JSON file of the report; default: M.report.json beside M.qlab.
+        device: cpu or cuda, where the model samples, is measured and tuned; None for a GPU where there is one. Rounding is work
+            for processors.
         resume: whether to go on where a killed packing with the same options stopped.
         force: whether existing outputs are replaced.
-        options: options of the method, such as states, tune, time_limit and widths of the trellis.
+        options: options of the method, such as effort (fast, default or best), states, tune, time_limit (seconds) and widths
+            of the trellis.
     Raises:
         BudgetError: the budget is below the smallest reachable size, which it names.
-        ConfigError: an option is unknown or out of range, or an output exists.
+        TimeLimitError: not even the least effort is forecast to keep the time limit; nothing was begun.
+        ConfigError: an option is unknown or out of range, there is no such device, or an output exists.
         StatisticsError, CheckpointError, DataError: see `quantlab.calibrate`.
         FormatError: the written file does not decode to the measured tensors; nothing is left behind.
     """
@@ -76,6 +81,7 @@ def pack(
         code=code,
         emit_decoder=emit_decoder,
         report=report,
+        device=device,
         force=force,
     )
     loaded = load(source, model=model)
@@ -128,6 +134,7 @@ def plan_pack(
     code: str | Path | Iterable[str | Path] = (),
     emit_decoder: str | Path | None = None,
     report: str | Path | None = None,
+    device: str | None = None,
     force: bool = False,
 ) -> PackPlan:
     """Check what `pack` was asked for, then write the decoder if one is wanted; the arguments are those of `pack`."""
@@ -152,6 +159,7 @@ def plan_pack(
         options=chosen,
         code=code_bytes(map(Path, files)),
         calibration=calibration,
+        device=device,
     )
     return PackPlan(config=config, output=output, report=report, stats=stats)
 

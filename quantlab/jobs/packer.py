@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from quantlab.calib.statistics import Statistics
 from quantlab.errors import BudgetError, ConfigError, FormatError, QuantlabError, StatisticsError
 from quantlab.files import write_whole
 from quantlab.jobs.calibrate import measure_statistics, reuse_statistics
+from quantlab.jobs.evaluate import find_device, on_device
+from quantlab.jobs.forecast import Forecast, changes, plan_effort
 from quantlab.jobs.workspace import Workspace, folder_of
 from quantlab.methods.method import MethodOptions, Point, Problem, Solution, find_method, method_options, options_dict
 from quantlab.models.loading import LoadedModel, in_eval_mode
@@ -27,6 +30,8 @@ from quantlab.models.weights import split_state
 from quantlab.progress import Progress, silent
 from quantlab.report.pack_report import PackReport, TensorReport
 from quantlab.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +48,8 @@ class PackConfig:
     """Bytes of each counted code file, by path."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     """Calibration tokens, unless statistics are given."""
+    device: str | None = None
+    """cpu or cuda: where the model samples, is measured and tuned; None for a GPU where there is one."""
 
     def __post_init__(self) -> None:
         if type(self.options) is not find_method(self.method).options:
@@ -52,6 +59,7 @@ class PackConfig:
             raise ConfigError(f"budget must be at least 1 byte, got {self.budget_bytes}")
         if self.code_bytes >= self.budget_bytes:
             raise BudgetError(f"the code files take {self.code_bytes} bytes, the budget is {self.budget_bytes}")
+        find_device(self.device)
 
     @property
     def code_bytes(self) -> int:
@@ -72,17 +80,19 @@ def pack_with(
 ) -> PackReport:
     """Do what `pack` does, with options that are checked and a model that is loaded; existing outputs are replaced."""
     watch = _Stopwatch()
-    with in_eval_mode(loaded.model):
-        with watch.time("calibrate"):
-            given = None if statistics is None else _given(statistics, loaded, config)
-            workspace = Workspace(folder_of(output), _work_key(loaded, config, given), resume=resume)
-            stats = _statistics(loaded, config, given, tokenizer, workspace, progress)
-        with watch.time("search"):
-            try:
+    with in_eval_mode(loaded.model), on_device(loaded.model, find_device(config.device)):
+        given = None if statistics is None else _given(statistics, loaded, config)
+        workspace = Workspace(folder_of(output), _work_key(loaded, config, given), resume=resume)
+        try:
+            with watch.time("forecast"):
+                config, forecast = _plan(loaded, config, given, workspace)
+            with watch.time("calibrate"):
+                stats = _statistics(loaded, config, given, tokenizer, workspace, progress)
+            with watch.time("search"):
                 solution = _solve(loaded, stats, config, tokenizer, workspace, progress)
-            except QuantlabError:
-                workspace.remove()  # it would fail again: nothing to resume
-                raise
+        except QuantlabError:
+            workspace.remove()  # it would fail again: nothing to resume
+            raise
     wanted = digest({name: tensor.numpy() for name, tensor in solution.tensors.items()})
     trial = output.with_name(f".{output.name}.{os.getpid()}.trial")
     try:
@@ -90,7 +100,7 @@ def pack_with(
             write_whole(trial, solution.data)
             workspace.remove()  # packing again would give the same file
             _verify(trial, wanted)
-        result = _report(loaded, config, stats, solution, wanted, output, watch.timings_s)
+        result = _report(loaded, config, forecast, stats, solution, wanted, output, watch.timings_s)
         if report is not None:
             write_whole(report, result.to_json())
         trial.replace(output)
@@ -130,6 +140,28 @@ def _given(statistics: str | Path | Statistics, loaded: LoadedModel, config: Pac
             hint="run quantlab calibrate, whose statistics serve every method",
         )
     return given
+
+
+def _plan(
+    loaded: LoadedModel, config: PackConfig, given: Statistics | None, workspace: Workspace
+) -> tuple[PackConfig, dict[str, Any]]:
+    """Return the config with the effort that fits into the time limit, and the forecast; say both in a line each.
+
+    With a limit a resumed packing keeps its first choice, since that depends on how busy the machine was.
+    """
+
+    def plan() -> dict[str, Any]:
+        calibration = config.calibration if given is None else None
+        found = plan_effort(loaded, config.options, calibration, plain=find_method(config.method).needs_products)
+        return {"options": options_dict(found.options), "forecast": asdict(found.forecast)}
+
+    noted = plan() if config.options.limit_s is None else workspace.note("plan", plan)
+    chosen = replace(config, options=method_options(config.method, noted["options"]))
+    if lighter := changes(config.options, chosen.options):
+        _log.info("to keep the time limit: %s", lighter)
+    forecast = Forecast(**noted["forecast"])
+    _log.info("%s", forecast.line())
+    return chosen, {**noted["forecast"], "total_s": round(forecast.total_s, 2)}
 
 
 def _statistics(
@@ -220,6 +252,7 @@ def _verify(trial: Path, wanted: str) -> None:
 def _report(
     loaded: LoadedModel,
     config: PackConfig,
+    forecast: dict[str, Any],
     stats: Statistics,
     solution: Solution,
     tensors_sha256: str,
@@ -235,6 +268,8 @@ def _report(
         options=options_dict(config.options),
         predictor=find_method(config.method).predictor,
         effort=solution.effort,
+        forecast=forecast,
+        rounded_weights=solution.rounded_weights,
         tuned=solution.tuned,
         seed=config.calibration.seed,
         budget_bytes=config.budget_bytes,

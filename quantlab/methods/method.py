@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from quantlab import methods as folder
 from quantlab.errors import ConfigError
@@ -44,6 +44,31 @@ class MethodOptions:
     """Code widths in bits that a tensor may take."""
     tune: bool = False
     """Whether norms, gains and scales are tuned after rounding by KL to the float model; not every method can."""
+
+    @classmethod
+    def with_presets(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return plain values together with those that a preset among them stands for; given values stay."""
+        return values
+
+    @property
+    def limit_s(self) -> float | None:
+        """Seconds that the whole packing may take; None without a limit."""
+        return None
+
+    def lighter(self) -> Self | None:
+        """Return options of a little less work; None where there are none."""
+        return None
+
+    def forecast(self, shapes: Mapping[str, tuple[int, ...]], token_s: float) -> dict[str, float]:
+        """Return the seconds that each stage of the method will take, by short measurements on this machine.
+
+        Args:
+            shapes: [O, I] of each matrix, by name.
+            token_s: seconds in which the model reads one token.
+        Returns:
+            An empty dict where the method knows nothing of it.
+        """
+        return {}
 
     def check(self, method: str) -> None:
         """Raise ConfigError unless the method with this name can take the widths and `tune`.
@@ -138,6 +163,8 @@ class Solution:
     """Work that the method spent, by name."""
     tuned: dict[str, Any] = field(default_factory=dict)
     """kl_before, kl_after (nats per token on held-out calibration sequences) and accepted; empty without tuning."""
+    rounded_weights: int = 0
+    """Weights that were rounded in all, each as often as it was; 0 where the method does not count."""
     measured: dict[str, list[Point]] = field(default_factory=dict)
     """Other points that the search measured of each quantized tensor."""
 
@@ -205,7 +232,7 @@ def method_options(name: str, values: Mapping[str, Any], where: str = "") -> Met
     for key in values:
         if key not in option_names(cls):
             raise _unknown_option(name, key, where)
-    options = dataclass_from_dict(cls, values, where=where)
+    options = dataclass_from_dict(cls, cls.with_presets(values), where=where)
     options.check(name)
     return replace(options, widths=tuple(sorted(set(options.widths))))
 

@@ -20,6 +20,8 @@ EQUAL_BYTES = 0.005
 """Totals this close, as a share of the smallest, count as equal."""
 MOST_APART = 4.0
 """Largest ratio of KL between two files of a series to interpolate between: 4 is one bit a weight at high rates."""
+EFFORT_OPTIONS = ("effort", "tune", "tune_steps", "time_limit")
+"""Options of the trellis whose outcome is the report's effort."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -335,5 +337,5 @@ def _series(entry: Entry) -> str:
     r = entry.report
     if r is None:
         return ""
-    options = {name: value for name, value in r.options.items() if name not in ("tune", "tune_steps", "time_limit")}
-    return repr((r.method, options, r.effort, r.calibration, r.seed))  # the effort says what tuning and a time limit led to
+    options = {name: value for name, value in r.options.items() if name not in EFFORT_OPTIONS}
+    return repr((r.method, options, r.effort, r.calibration, r.seed))

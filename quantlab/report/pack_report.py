@@ -46,6 +46,10 @@ class PackReport:
     """
     effort: dict[str, int]
     """Work that the method spent, by name: for the trellis its states and the batches of tuning (tune_steps)."""
+    forecast: dict[str, Any] = field(default_factory=dict)
+    """Forecast before the work: stages_s, total_s (seconds) and peak_bytes of memory."""
+    rounded_weights: int = 0
+    """Weights that the search rounded in all, each as often as it was; 0 where the method does not count."""
     tuned: dict[str, Any]
     """kl_before and kl_after, nats per token on held-out calibration sequences; accepted: whether the tuned values are used."""
     seed: int

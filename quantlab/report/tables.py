@@ -1,5 +1,6 @@
 """Tables for people: the rows and columns of a comparison, which the page shows too, and tables of rich for a terminal."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -201,7 +202,17 @@ def _summary(report: PackReport) -> list[str]:
         f"over {report.n_params:,} parameters",
         f"predicted KL {report.predicted_kl:.5f} nats per token ({report.method}); "
         "decoded again by a fresh process: equal",  # or packing would have failed
+        *_rounded_line(report),
         *_tuned_line(report),
+    ]
+
+
+def _rounded_line(report: PackReport) -> list[str]:
+    if not report.rounded_weights:
+        return []
+    quantized = sum(math.prod(t.shape) for t in report.tensors)
+    return [
+        f"rounded {report.rounded_weights:,} weights in all, {report.rounded_weights / quantized:.1f} times those there are"
     ]
 
 

@@ -12,10 +12,11 @@ from quantlab.artifact.decode import parse_artifact
 from quantlab.artifact.reader import open_artifact
 from quantlab.calib.fisher import predicted_kl
 from quantlab.calib.sources import CalibrationConfig, sample_sequences
-from quantlab.errors import BudgetError, ConfigError, FormatError
+from quantlab.errors import BudgetError, ConfigError, FormatError, TimeLimitError
 from quantlab.jobs import packer
 from quantlab.jobs.calibrate import measure_statistics
 from quantlab.jobs.pack import pack
+from quantlab.methods.trellis import TrellisOptions
 from quantlab.models.challenge import gpt_from_state_dict
 from quantlab.models.loading import load
 
@@ -287,10 +288,45 @@ def test_unpack_writes_what_decoding_gives(packed, tmp_path):
     assert all(np.array_equal(state[n].numpy(), tensors[n]) and state[n].numpy().dtype == tensors[n].dtype for n in state)
 
 
-@pytest.mark.parametrize(("limit_s", "effort"), [(1e-3, {"states": 1, "tune_steps": 0}), (1e4, {"states": 8, "tune_steps": 2})])
-def test_a_time_limit_decides_the_effort_and_the_report_says_which(toy_checkpoint, tmp_path, limit_s, effort):
-    config = TRELLIS | {"tune_steps": 2, "time_limit": limit_s}
-    report = pack(load(toy_checkpoint), output=tmp_path / "m.qlab", **config)
-    assert report.effort == effort and bool(report.tuned) == bool(effort["tune_steps"])
+def test_a_time_limit_that_is_kept_changes_nothing(toy_checkpoint, tmp_path):
+    report = pack(load(toy_checkpoint), output=tmp_path / "m.qlab", **TRELLIS | {"tune_steps": 2, "time_limit": 1e4})
+    assert report.effort == {"states": 8, "tune_steps": 2} and report.tuned
+    stages = report.forecast["stages_s"]
+    assert stages.keys() == {"sampling", "statistics", "rounding", "tuning", "reading back"}
+    assert report.forecast["total_s"] == pytest.approx(sum(stages.values()), abs=0.01) and report.forecast["peak_bytes"] > 0
+
+
+def test_a_short_time_limit_takes_less_effort_and_the_report_says_which(toy_checkpoint, tmp_path, monkeypatch, caplog):
+    seconds = {8: 500.0, 4: 30.0, 1: 5.0}
+    monkeypatch.setattr(TrellisOptions, "forecast", lambda self, shapes, token_s: {"rounding": seconds[self.states]})
+    caplog.set_level("INFO")
+    report = pack(load(toy_checkpoint), output=tmp_path / "m.qlab", **TRELLIS | {"time_limit": 100.0})
+    assert report.effort == {"states": 4, "tune_steps": 0} and not report.tuned
     manifest = open_artifact(tmp_path / "m.qlab").manifest
-    assert {t.states for t in manifest.tensors if t.kind == "trellis_grid"} == {effort["states"]}
+    assert {t.states for t in manifest.tensors if t.kind == "trellis_grid"} == {4}
+    said = [record.message for record in caplog.records]
+    assert said[0] == "to keep the time limit: tune False instead of True, states 4 instead of 8"
+    assert said[1].startswith("forecast: about 3") and "rounding 30 s, reading back 4.0 s), peak memory about " in said[1]
+
+
+def test_a_time_limit_that_cannot_be_kept_is_said_before_any_work(toy_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(packer, "measure_statistics", None)  # it would fail
+    with pytest.raises(
+        TimeLimitError, match=r"the time limit of 0\.0 s cannot be kept: the least effort takes about \d"
+    ) as error:
+        pack(toy_checkpoint, output=tmp_path / "m.qlab", **TRELLIS | {"time_limit": 1e-3})
+    assert error.value.exit_code == 3 and "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_device_is_checked_before_any_work(toy_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="^device cuda is asked for, but torch finds no GPU$"):
+        pack(toy_checkpoint, output=tmp_path / "m.qlab", device="cuda", **TRELLIS)
+    with pytest.raises(ConfigError, match="^device must be cpu or cuda, got 'tpu'$"):
+        pack(toy_checkpoint, output=tmp_path / "m.qlab", device="tpu", **TRELLIS)
+    options = TRELLIS | {"tune": False, "states": 1}
+    a, b = (
+        pack(toy_checkpoint, output=tmp_path / f"{n}.qlab", device=device, **options) for n, device in enumerate(("cpu", None))
+    )
+    assert a.artifact_sha256 == b.artifact_sha256

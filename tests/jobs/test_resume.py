@@ -10,7 +10,7 @@ from quantlab.errors import BudgetError, ConfigError
 from quantlab.jobs import packer
 from quantlab.jobs.pack import pack
 from quantlab.jobs.workspace import folder_of
-from quantlab.methods.trellis import rounder
+from quantlab.methods.trellis import effort, rounder
 
 CONFIG = {"budget": 50_000, "calib_tokens": 2048, "calib_seq_len": 64, "tune_steps": 2}
 
@@ -22,6 +22,7 @@ def packed(checkpoint, path, config=CONFIG, **options):
 
 def stop_after(monkeypatch, count):
     """Make the packing die at its `count`-th tensor."""
+    effort._weight_seconds(8)  # the forecast rounds on trial, once in a process
     calls, real = [0], rounder.round_with_feedback
 
     def dying(*args, **options):

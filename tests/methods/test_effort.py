@@ -1,34 +1,65 @@
-"""A time limit buys states of the trellis first, then batches of tuning."""
-
-import time
+"""Levels of effort: what each sets, what is left out where time is short, and the forecast of the method's stages."""
 
 import pytest
 
-from quantlab.methods.trellis import effort
-from quantlab.methods.trellis.effort import Effort, choose_effort
+from quantlab.errors import ConfigError
+from quantlab.format_rules import STATES
+from quantlab.methods.method import method_options
+from quantlab.methods.trellis import EFFORTS, TrellisOptions, effort
+from quantlab.methods.trellis.effort import PASSES, stage_seconds
+from quantlab.methods.trellis.tuning import token_passes
 
-WANTED = Effort(states=8, tune_steps=24)
-PASS_SECONDS = {32: 40.0, 16: 20.0, 8: 10.0, 4: 6.0, 1: 2.0}
+SHAPES = {"q": (64, 64), "up": (256, 64)}
+
+
+def weight_seconds(states):
+    """A machine that needs a microsecond a weight and state, and a thousandth of that for every row and column."""
+    return states * 1e-6, states * 1e-9
 
 
 @pytest.fixture
-def measured(monkeypatch):
-    """Passes of known length; a step of tuning takes a hundredth of a second."""
-    monkeypatch.setattr(effort, "_pass_seconds", lambda rounders, states: PASS_SECONDS[states])
-    return lambda: time.sleep(0.01)
+def machine(monkeypatch):
+    monkeypatch.setattr(effort, "_weight_seconds", weight_seconds)
+    monkeypatch.setattr(effort.os, "cpu_count", lambda: 2)
 
 
-@pytest.mark.parametrize(
-    ("limit_s", "states"),
-    [(1000.0, 8), (50 / effort.MARGIN + 0.1, 8), (50 / effort.MARGIN - 0.1, 4), (30 / effort.MARGIN - 0.1, 1), (0.1, 1)],
-)
-def test_the_most_states_whose_passes_fit_are_taken_and_never_more_than_asked(measured, limit_s, states):
-    assert choose_effort([], WANTED, measured, limit_s).states == states
+@pytest.mark.parametrize("level", EFFORTS)
+def test_a_level_sets_what_is_not_given(level):
+    options = method_options("trellis", {"effort": level})
+    assert all(getattr(options, name) == value for name, value in EFFORTS[level].items())
+    other = {"states": 16, "tune": not options.tune, "tune_steps": 3}
+    assert method_options("trellis", {"effort": level, **other}) == method_options("trellis", other | {"effort": level})
+    assert method_options("trellis", {"effort": level, "states": 16}).states == 16
 
 
-def test_tuning_takes_what_is_left(measured):
-    assert choose_effort([], WANTED, measured, 1000.0) == WANTED
-    assert choose_effort([], WANTED, measured, 0.1).tune_steps == 0
-    some = choose_effort([], WANTED, measured, (50 + 0.1) / effort.MARGIN).tune_steps
-    assert 1 <= some <= 10  # 0.1 s are left, a step takes at least 0.01 s
-    assert choose_effort([], Effort(8, 0), measured, 1000.0).tune_steps == 0
+def test_the_defaults_are_those_of_the_default_level():
+    assert method_options("trellis", {}) == method_options("trellis", {"effort": "default"}) == TrellisOptions()
+
+
+@pytest.mark.parametrize("level", ["fastest", 3, ["fast"]])
+def test_another_level_is_refused(level):
+    with pytest.raises(ConfigError, match="effort must be"):
+        method_options("trellis", {"effort": level})
+
+
+def test_lighter_options_drop_tuning_first_and_then_states_down_to_plain_rounding():
+    options, seen = method_options("trellis", {"effort": "best", "widths": [6]}), []
+    while (options := options.lighter()) is not None:
+        assert options.widths == (6,)
+        seen.append((options.states, options.batches))
+    assert seen == [(states, 0) for states in sorted(STATES, reverse=True)]
+
+
+def test_the_forecast_counts_weights_and_tokens(machine):
+    options = TrellisOptions(states=8, tune_steps=5)
+    one_pass = (64 * 64 * (8e-6 + 8e-9 * 128) + 256 * 64 * (8e-6 + 8e-9 * 320)) / 2
+    largest = 256 * 64 * (8e-6 + 8e-9 * 320)  # it takes longer than half of the work
+    assert one_pass < largest
+    seconds = stage_seconds(options, SHAPES, token_s=1e-3)
+    assert seconds == {"rounding": pytest.approx(PASSES * largest), "tuning": pytest.approx(1e-3 * token_passes(5))}
+    assert stage_seconds(TrellisOptions(tune=False), SHAPES, 1e-3).keys() == {"rounding"}
+
+
+def test_rounding_is_timed_on_this_machine():
+    each, more = effort._weight_seconds(4)
+    assert 0 <= each < 1e-3 and 0 <= more < 1e-5 and each + more > 0

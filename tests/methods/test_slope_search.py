@@ -156,9 +156,25 @@ def test_a_model_of_zeros_has_a_file():
     assert len(file) <= 2_000 and not weights(payload).any()
 
 
-def test_progress_counts_up_and_never_passes_its_total():
+def test_progress_counts_the_weights_of_each_pass_whose_total_stays():
     calls = []
     planner = SlopePlanner(rounders(), WIDTHS, assemble, lambda *at: calls.append(at))
     c, _ = planner.approach(12_000)
     planner.settle(12_000, c)
-    assert all(done <= total for done, total in calls) and {done for done, _ in calls} == set(range(1, len(calls) + 1))
+    weights_in_all = sum(O * I for O, I in SHAPES.values())
+    stages = list(dict.fromkeys(stage for stage, _, _ in calls))
+    passes = [stage for stage in stages if stage.startswith("round")]
+    assert passes == [f"round, pass {n + 1} of at most 12" for n in range(len(passes) - 1)] + ["round, settled tables"]
+    for stage in stages:
+        done, totals = [at[1] for at in calls if at[0] == stage], {at[2] for at in calls if at[0] == stage}
+        assert done == sorted(done) and len(totals) == 1 and done[-1] <= max(totals)
+        assert stage not in passes or (done[0], done[-1], totals) == (0, weights_in_all, {weights_in_all})
+
+
+def test_every_rounded_weight_is_counted():
+    planner = SlopePlanner(rounders(), WIDTHS, assemble)
+    c, _ = planner.approach(12_000)
+    weights_in_all = sum(O * I for O, I in SHAPES.values())
+    assert planner.rounded_weights == len(planner.passes) * weights_in_all
+    planner.settle(12_000, c)
+    assert planner.rounded_weights >= (len(planner.passes) + 1) * weights_in_all

@@ -119,7 +119,7 @@ def test_the_command_line_takes_its_options(toy_checkpoint, tmp_path, capsys):
     [
         ("gptq", {"widths": [16]}, "widths of method gptq must be among 2,3,4,5,6,7,8, got 16", None),
         ("plain", {"tune": True}, "tune: method plain does not tune unquantized tensors", "leave it out"),
-        ("trellis", {"seed": 1}, "method trellis has no option seed", "known options: widths, tune, states"),
+        ("trellis", {"seed": 1}, "method trellis has no option seed", "known options: widths, tune, effort"),
         ("trellis", {"stetes": 4}, "method trellis has no option stetes", "did you mean states?"),
         ("rtn", {"states": 4, "seed": 1}, "states is not an option of method rtn", "choose method trellis"),
         ("rtn", {"seed": 1, "states": 4}, "method rtn has no option seed", "known options: widths, tune"),

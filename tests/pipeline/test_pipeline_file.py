@@ -84,9 +84,9 @@ def test_a_matrix_is_the_product_of_its_lists(tmp_path):
 
 
 def test_the_keys_of_pack_that_are_not_its_own_are_options_of_the_method(tmp_path):
-    keys = "states = 4\ntune = false\nwidths = [6, 5]\ntime_limit = 3\n"
+    keys = "states = 4\ntune = false\nwidths = [6, 5]\ntime_limit = 3\neffort = 'best'\n"
     (cell,) = read(tmp_path, TRAIN + PACK + keys)
-    options = method_options("trellis", {"states": 4, "tune": False, "widths": [5, 6], "time_limit": 3.0})
+    options = method_options("trellis", {"effort": "best", "states": 4, "tune": False, "widths": [5, 6], "time_limit": 3.0})
     assert cell.config.pack.options == options and cell.config.pack.config({}, seed=3).options == options
     cells = read(tmp_path, TRAIN + PACK + '[matrix]\npack.method = ["trellis", "gptq", "rtn"]\n')
     assert [cell.config.pack.config({}, seed=0).options for cell in cells] == [

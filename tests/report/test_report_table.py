@@ -30,6 +30,11 @@ def test_the_table_of_a_packing(capsys):
     assert shown(report(), capsys) == TABLE
 
 
+def test_the_table_says_how_often_the_weights_were_rounded(capsys):
+    text = shown(replace(report(), rounded_weights=43_000), capsys)
+    assert "\nrounded 43,000 weights in all, 7.0 times those there are\n" in text
+
+
 def test_tuned_values_that_were_not_accepted_are_named(capsys):
     tuned = {"kl_before": 0.002, "kl_after": 0.003, "accepted": False}
     assert "0.00200 to 0.00300 nats per token, not accepted\n" in shown(replace(report(), tuned=tuned), capsys)

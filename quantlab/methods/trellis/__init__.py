@@ -1,13 +1,20 @@
 """The trellis method: row and column scales, error feedback on both sides, an entropy-coded trellis, one slope, tuning."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from quantlab.errors import ConfigError
 from quantlab.format_rules import STATES, WIDE, WIDTHS
 from quantlab.methods.method import Method, MethodOptions, Problem, Solver
 
-TUNE_STEPS = 24
+TUNE_STEPS = 12
+EFFORTS: dict[str, dict[str, Any]] = {
+    "fast": {"states": 4, "tune": False},
+    "default": {"states": 8, "tune": True, "tune_steps": TUNE_STEPS},
+    "best": {"states": 32, "tune": True, "tune_steps": 4 * TUNE_STEPS},
+}
+"""Options that each level of effort sets where they are not given."""
 NARROWEST = 4
 """Bits: a trellis needs codes of every remainder by 4, and one more of each towards zero."""
 
@@ -20,6 +27,8 @@ class TrellisOptions(MethodOptions):
     can_tune: ClassVar[bool] = True
     widths: tuple[int, ...] = (5, 6, 8, WIDE)
     """Code widths in bits that a tensor may take; the entropy coder decides the bytes, so a wide container costs nothing."""
+    effort: Literal["fast", "default", "best"] = "default"
+    """Level that `method_options` puts in place of those of states, tune and tune_steps that are not given."""
     states: int = 8
     """States of the trellis: 1 (plain rounding), 4, 8, 16 or 32; more are slower."""
     tune: bool = True
@@ -27,7 +36,7 @@ class TrellisOptions(MethodOptions):
     tune_steps: int = TUNE_STEPS
     """Batches of tuning."""
     time_limit: float | None = None
-    """Seconds for rounding and tuning: fewer states and batches where these would take longer."""
+    """Seconds for the whole packing: less effort where it would take longer, and an error where the least would."""
     row_scales: bool = True
     """Whether steps have row scales; benchmarks leave out one part at a time."""
     column_scales: bool = True
@@ -44,6 +53,35 @@ class TrellisOptions(MethodOptions):
             raise ConfigError(f"time limit must be above 0 seconds, got {self.time_limit:g}")
         if self.tune_steps < 0:
             raise ConfigError(f"tune_steps must be 0 or more, got {self.tune_steps}")
+
+    @classmethod
+    def with_presets(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return plain values together with those of their level of effort; given values stay."""
+        level = values.get("effort", "default")
+        return {**EFFORTS.get(level, {}), **values} if isinstance(level, str) else values
+
+    @property
+    def limit_s(self) -> float | None:
+        """Seconds that the whole packing may take; None without a limit."""
+        return self.time_limit
+
+    def lighter(self) -> "TrellisOptions | None":
+        """Return the same without tuning, then with fewer and fewer states; None below plain rounding."""
+        if self.batches:
+            return replace(self, tune=False)
+        fewer = [states for states in STATES if states < self.states]
+        return replace(self, states=max(fewer)) if fewer else None
+
+    def forecast(self, shapes: Mapping[str, tuple[int, ...]], token_s: float) -> dict[str, float]:
+        """Return the seconds that rounding and tuning will take, by rounding two small matrices."""
+        from quantlab.methods.trellis.effort import stage_seconds  # numba takes a second to load
+
+        return stage_seconds(self, shapes, token_s)
+
+    @property
+    def batches(self) -> int:
+        """Batches of tuning that will be done."""
+        return self.tune_steps if self.tune else 0
 
 
 class TrellisMethod:

@@ -1,70 +1,65 @@
-"""The effort that fits into a time limit: as many states of the trellis as possible first, then steps of tuning."""
+"""The time that a packing takes on this machine at a level of effort, forecast from the rounding of two small matrices."""
 
-import copy
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from functools import cache
 
 import numpy as np
+import torch
 
-from quantlab.format_rules import COLUMNS, LOG_STEPS, STATES, TABLE_CLASSES
+from quantlab.calib.fisher import Use
+from quantlab.format_rules import COLUMNS, LOG_STEPS, TABLE_CLASSES
+from quantlab.methods.trellis import TrellisOptions
 from quantlab.methods.trellis.rounder import Rounder
 from quantlab.methods.trellis.slope_search import LEAST_PASSES
+from quantlab.methods.trellis.tuning import token_passes
 
-PASSES = LEAST_PASSES + 2
-"""Times that most tensors are rounded: settling rounds them once or twice more."""
-MARGIN = 0.8
-"""Share of the time that may be planned: machines are noisy, and files are written in between."""
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """Work that a packing may do."""
-
-    states: int
-    """States of the trellis."""
-    tune_steps: int
-    """Batches of tuning."""
+PASSES = LEAST_PASSES + 5
+"""Roundings of everything whose time the search takes: about seven, and what is coded and assembled between them."""
+SIDES = (96, 288)
+"""Rows and columns of the two matrices that are rounded on trial."""
+SAMPLE_BITS = 8
 
 
-def choose_effort(rounders: Sequence[Rounder], wanted: Effort, tune_step: Callable[[], object], time_limit_s: float) -> Effort:
-    """Return the most of `wanted` that fits into `time_limit_s`, by timing the largest tensor and one step of tuning.
+def stage_seconds(options: TrellisOptions, shapes: Mapping[str, tuple[int, ...]], token_s: float) -> dict[str, float]:
+    """Return the seconds of `rounding`, and of `tuning` if there will be any.
 
-    Where even plain rounding does not fit, that is plain rounding without tuning: the least there is.
+    Args:
+        shapes: [O, I] of each matrix, by name.
+        token_s: seconds in which the model reads one token.
     """
-    left = MARGIN * time_limit_s
-    for states in (s for s in reversed(STATES) if s <= wanted.states):
-        needed = _pass_seconds(rounders, states) * PASSES
-        if needed <= left or states == 1:
-            break
-    left -= needed
-    steps = 0 if wanted.tune_steps == 0 else max(0, min(wanted.tune_steps, int(left / max(_seconds(tune_step), 1e-6))))
-    return Effort(states, steps)
+    seconds = {"rounding": PASSES * _pass_seconds(shapes.values(), options.states)}
+    if options.batches:
+        seconds["tuning"] = token_passes(options.batches) * token_s
+    return seconds
 
 
-def _pass_seconds(rounders: Sequence[Rounder], states: int) -> float:
-    """Return the seconds to round all tensors once on all processors; work is counted as weights times feedback length."""
-    small, large = (pick(rounders, key=_work) for pick in (min, max))
-    _round_once(small, states)  # compiles
-    seconds = _seconds(lambda: _round_once(large, states))
-    return seconds * sum(map(_work, rounders)) / _work(large) / (os.cpu_count() or 1)
+def _pass_seconds(shapes: Iterable[tuple[int, ...]], states: int) -> float:
+    """Return the seconds to round all matrices once, each on one processor."""
+    each, more = _weight_seconds(states)
+    seconds = [O * I * (each + more * (O + I)) for O, I in shapes]
+    return max(max(seconds, default=0.0), sum(seconds) / (os.cpu_count() or 1))
 
 
-def _work(rounder: Rounder) -> float:
-    O, I = rounder.w_OI.shape
-    return float(O * I * (O + I + 512))  # a step of the trellis costs about as much as 512 terms of feedback
+@cache
+def _weight_seconds(states: int) -> tuple[float, float]:
+    """Return the seconds that each weight takes, and those more for each row and column of its matrix; neither is below 0."""
+    _round_sample(8, states)  # compiles
+    short, long = (min(_round_sample(side, states) for _ in range(2)) / side**2 for side in SIDES)
+    more = min(max(0.0, (long - short) / (2 * (SIDES[1] - SIDES[0]))), long / (2 * SIDES[1]))
+    return long - more * 2 * SIDES[1], more
 
 
-def _round_once(rounder: Rounder, states: int) -> None:
-    trial = copy.copy(rounder)
-    trial.options = replace(rounder.options, states=states)
-    level = round(LOG_STEPS * (math.log2(float(np.abs(rounder.w_OI).mean()) + 1e-30) - 1))  # about 3 bits a weight
-    trial.codes(level, trial.first_classes(level), np.zeros((TABLE_CLASSES, COLUMNS), np.float32))
-
-
-def _seconds(work: Callable[[], object]) -> float:
+def _round_sample(side: int, states: int) -> float:
+    """Return the seconds of one rounding of a Gaussian matrix [side, side] at about 3 bits a weight."""
+    generator = torch.Generator().manual_seed(0)
+    w_OI, x_TI, g_TO = (torch.randn(n, side, generator=generator) for n in (side, 4 * side, 4 * side))
+    uses = (Use(x_TI.T @ x_TI / len(x_TI), g_TO.T @ g_TO / len(g_TO)),)
+    rounder = Rounder("sample", w_OI, uses, TrellisOptions(states=states), SAMPLE_BITS)
+    level = round(LOG_STEPS * (math.log2(float(w_OI.abs().mean())) - 1))
+    classes, free = rounder.first_classes(level), np.zeros((TABLE_CLASSES, COLUMNS), np.float32)
     start = time.perf_counter()
-    work()
+    rounder.codes(level, classes, free)
     return time.perf_counter() - start

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from quantlab.methods.method import Point
 from quantlab.methods.trellis.rounder import Rounder, narrowest, next_classes
 from quantlab.methods.trellis.scale_classes import ZERO, ScaleClasses
 from quantlab.methods.workers import worker_pool
+from quantlab.progress import Progress, silent
 
 LARGEST_STEP = 3.0
 """Most powers of two by which one try moves c while only one side of the target is known."""
@@ -58,8 +60,6 @@ MOST_CLASS = 400
 """Largest magnitude of a scale class in the histograms of the first guess; larger ones count as this one."""
 
 Assemble = Callable[[Sequence[TrellisPayload]], EncodedArtifact]
-CountProgress = Callable[[int, int], None]
-"""Receives the number of tensors rounded, and an estimate of how many there will be."""
 CodesMemo = Callable[[bytes, Callable[[], NDArray[np.int16]]], NDArray[np.int16]]
 """Returns the codes of a key, known or computed."""
 
@@ -142,7 +142,7 @@ class SlopePlanner:
         rounders: one for each tensor.
         widths: container widths that a tensor may take, in bits.
         assemble: turns payloads, one for each rounder, into the whole file; its length is compared with the budget.
-        progress: called with the number of tensors rounded, and an estimate of how many there will be.
+        progress: sees a stage for each pass, in weights, then one for the tries to settle and one for those to fill.
         memo: may know codes from an earlier, killed attempt.
     """
 
@@ -151,13 +151,14 @@ class SlopePlanner:
         rounders: Sequence[Rounder],
         widths: Sequence[int],
         assemble: Assemble,
-        progress: CountProgress | None = None,
+        progress: Progress = silent,
         memo: CodesMemo | None = None,
     ) -> None:
         self.rounders, self.widths, self.assemble = rounders, sorted(widths), assemble
         self._memo = memo or (lambda key, compute: compute())
-        self._progress = progress or (lambda done, total: None)
-        self._steps = 0
+        self._progress = progress
+        self.rounded_weights = 0
+        """Weights that were rounded so far, each as often as it was."""
         self._rounded: dict[tuple[int, int], TrellisPayload] = {}
         """Payload of each tensor and log-step index with the settled entropy model."""
         self.passes: list[list[Point]] = []
@@ -183,7 +184,7 @@ class SlopePlanner:
         bracket = Bracket(budget_bytes)
         with worker_pool() as pool:
             for number in range(MOST_PASSES):
-                payloads = self._round(pool, c, entropy_model)
+                payloads = self._round(pool, c, entropy_model, f"round, pass {number + 1} of at most {MOST_PASSES}")
                 self.passes.append(self.points(c, payloads))
                 size = len(self.assemble(payloads))
                 entropy_model = EntropyModel.of(payloads)
@@ -204,9 +205,10 @@ class SlopePlanner:
         best = self._all_zero(budget_bytes)
         bracket = Bracket((1 - SLACK / 2) * budget_bytes)
         with worker_pool() as pool:
-            for _ in range(SETTLE_TRIES):
+            for number in range(SETTLE_TRIES):
                 levels = tuple(r.level(c) for r in self.rounders)
-                payloads = self._at(pool, levels)
+                payloads = self._at(pool, levels, "round, settled tables" if number == 0 else "")
+                self._progress("settle the size", number + 1, SETTLE_TRIES)
                 file = self.assemble(payloads)
                 slack = budget_bytes - len(file)
                 if 0 <= slack < best.slack:
@@ -262,6 +264,7 @@ class SlopePlanner:
             longer = self.assemble(self._at(pool, trial))
             if len(file) < len(longer) <= budget_bytes:
                 file, slack, levels = longer, budget_bytes - len(longer), trial
+            self._progress("fill the budget", len(tried), FILL_TRIES)
         payloads = self._at(pool, levels)
         self._rounded = {(n, level): self._rounded[n, level] for n, level in enumerate(levels)}  # the others take memory
         return file, payloads
@@ -280,27 +283,43 @@ class SlopePlanner:
         c = 2.0 ** (GUESS_CENTRE + low)
         return c, EntropyModel(tuple(r.first_classes(r.level(c)) for r in self.rounders), None)
 
-    def _round(self, pool: ThreadPoolExecutor, c: float, entropy_model: EntropyModel) -> list[TrellisPayload]:
+    def _round(self, pool: ThreadPoolExecutor, c: float, entropy_model: EntropyModel, stage: str) -> list[TrellisPayload]:
         jobs = [(n, r.level(c), entropy_model) for n, r in enumerate(self.rounders)]
-        return self._run(pool, jobs)
+        return self._run(pool, jobs, stage)
 
-    def _at(self, pool: ThreadPoolExecutor, levels: Sequence[int]) -> list[TrellisPayload]:
+    def _at(self, pool: ThreadPoolExecutor, levels: Sequence[int], stage: str = "") -> list[TrellisPayload]:
         missing = [(n, level) for n, level in enumerate(levels) if (n, level) not in self._rounded]
-        for key, payload in zip(missing, self._run(pool, [(*key, self.entropy_model) for key in missing]), strict=True):
+        jobs = [(*key, self.entropy_model) for key in missing]
+        for key, payload in zip(missing, self._run(pool, jobs, stage), strict=True):
             self._rounded[key] = payload
         return [self._rounded[n, level] for n, level in enumerate(levels)]
 
-    def _run(self, pool: ThreadPoolExecutor, jobs: Sequence[tuple[int, int, EntropyModel]]) -> list[TrellisPayload]:
-        """Round tensors at log-step indices, long ones first so that all workers stay busy; results in the order of `jobs`."""
+    def _run(
+        self, pool: ThreadPoolExecutor, jobs: Sequence[tuple[int, int, EntropyModel]], stage: str = ""
+    ) -> list[TrellisPayload]:
+        """Round tensors at log-step indices, long ones first so that all workers stay busy; results in the order of `jobs`.
+
+        Progress is shown where `stage` has a name.
+        """
+        total, done, lock = sum(self.rounders[n].w_OI.size for n, _, _ in jobs), 0, Lock()
+
+        def count(weights: int) -> None:
+            nonlocal done
+            with lock:
+                done += weights
+                self.rounded_weights += weights
+                if stage:
+                    self._progress(stage, done, total)
+
+        count(0)
 
         def one(job: tuple[int, int, EntropyModel]) -> TrellisPayload:
             n, level, entropy_model = job
             rounder, classes, bits = self.rounders[n], entropy_model.classes[n], entropy_model.bits
             key = b"%d %d " % (n, level) + classes.to_bytes() + (b"" if bits is None else bits.tobytes())
-            payload = rounder.payload(level, classes, self._memo(key, lambda: rounder.codes(level, classes, bits)))
-            self._steps += 1
-            self._progress(self._steps, max(self._steps, (PASSES + 2) * len(self.rounders)))
-            return narrowest(payload, self.widths)
+            codes = self._memo(key, lambda: rounder.codes(level, classes, bits))
+            count(codes.size)
+            return narrowest(rounder.payload(level, classes, codes), self.widths)
 
         order = sorted(range(len(jobs)), key=lambda at: -self.rounders[jobs[at][0]].w_OI.size)
         results = dict(zip(order, pool.map(one, [jobs[at] for at in order]), strict=True))

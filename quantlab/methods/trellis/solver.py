@@ -1,7 +1,6 @@
 """Solve a packing with the trellis method: round at one slope until the file is as long as the budget allows, then tune."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 from quantlab.artifact.writer import EncodedArtifact, TrellisPayload, passthrough_payload
 from quantlab.methods.method import Problem, Solution
 from quantlab.methods.trellis import TrellisOptions
-from quantlab.methods.trellis.effort import Effort, choose_effort
 from quantlab.methods.trellis.rounder import Rounder, weights
 from quantlab.methods.trellis.slope_search import SlopePlanner
 from quantlab.methods.trellis.tuning import HELD_OUT, Tuned, tune
@@ -28,9 +26,7 @@ class TrellisSolver:
         self.passthrough = dict(problem.passthrough)
         uses, widest = problem.statistics.fisher_uses, max(options.widths)
         self.rounders = [Rounder(n, w, uses(n), options, widest) for n, w in problem.matrices.items()]
-        self.planner = SlopePlanner(
-            self.rounders, options.widths, self._assemble, stage(problem.progress, "round"), problem.memo.codes
-        )
+        self.planner = SlopePlanner(self.rounders, options.widths, self._assemble, problem.progress, problem.memo.codes)
 
     def _assemble(self, coded: Sequence[TrellisPayload]) -> EncodedArtifact:
         return self.problem.encode([*coded, *self.passthrough.values()])
@@ -41,20 +37,16 @@ class TrellisSolver:
 
     def solve(self, budget_bytes: int) -> Solution:
         """Return the best file of at most `budget_bytes`. BudgetError if none was found that readers accept."""
-        planner, effort = self.planner, self._effort()
-        for rounder in self.rounders:
-            rounder.options = replace(self.options, states=effort.states)
+        planner, batches = self.planner, self.options.batches
         c, payloads = planner.approach(budget_bytes)
-        room = sum(len(raw.raw) for raw in self.passthrough.values()) // TUNED_GROWTH if effort.tune_steps else 0
+        room = sum(len(raw.raw) for raw in self.passthrough.values()) // TUNED_GROWTH if batches else 0
         file, payloads = planner.settle(max(budget_bytes - room, 1), c)
-        tuned = self._tune(payloads, effort.tune_steps) if effort.tune_steps else None
-        if effort.tune_steps:  # codes stay: what is learned makes up for the very errors that they have
+        tuned = self._tune(payloads, batches) if batches else None
+        if batches:  # codes stay: what is learned makes up for the very errors that they have
             file, payloads = planner.refill(budget_bytes, payloads, c)
-        return self._solution(file, payloads, c, effort, tuned)
+        return self._solution(file, payloads, c, tuned)
 
-    def _solution(
-        self, file: EncodedArtifact, payloads: Sequence[TrellisPayload], c: float, effort: Effort, tuned: Tuned | None
-    ) -> Solution:
+    def _solution(self, file: EncodedArtifact, payloads: Sequence[TrellisPayload], c: float, tuned: Tuned | None) -> Solution:
         names, planner = list(self.problem.matrices), self.planner
         values = {payload.entry.name: torch.from_numpy(weights(payload)) for payload in payloads}
         return Solution(
@@ -62,25 +54,11 @@ class TrellisSolver:
             layout=file.layout,
             points=dict(zip(names, planner.points(c, payloads), strict=True)),
             tensors=values | {name: raw.value for name, raw in self.passthrough.items()},
-            effort=asdict(effort),
+            effort={"states": self.options.states, "tune_steps": self.options.batches},
             tuned=_facts(tuned) if tuned else {},
+            rounded_weights=planner.rounded_weights,
             measured=dict(zip(names, map(list, zip(*planner.passes, strict=True)), strict=True)),
         )
-
-    def _effort(self) -> Effort:
-        """Return the effort that was asked for, or what fits into the time limit; a resumed packing keeps its first choice."""
-        options = self.options
-        wanted, limit = Effort(options.states, options.tune_steps if options.tune else 0), options.time_limit
-        if limit is None:
-            return wanted
-        chosen = self.problem.memo.note(
-            "effort", lambda: asdict(choose_effort(self.rounders, wanted, self._one_tune_step, limit))
-        )
-        return Effort(**chosen)
-
-    def _one_tune_step(self) -> None:
-        ids_NT = self.problem.statistics.ids_NT.long()[: 2 * HELD_OUT]
-        tune(self.problem.model, {}, self._tunable(), ids_NT, 1, lambda name, value: value)
 
     def _tunable(self) -> dict[str, Tensor]:
         parameters = self.problem.parameters

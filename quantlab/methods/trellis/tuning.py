@@ -1,27 +1,39 @@
 """Tuning after rounding: learn the unquantized tensors (norms, gains, scales) so that they make up for the rounded ones.
 
 The loss is the KL divergence of the rounded model's predictions from the float model's. Result and start are compared on
-sequences that learning never saw, with the values as the file stores them.
+sequences that learning never saw, with the values as the file stores them. What a run can learn is limited by the noise of its
+gradients, so by the tokens that it sees: every step has tokens of its own, and few steps are better than repeated ones.
+
+Both models are one module, called with its own weights or with others in their place: no weight is copied.
 """
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 """Tokens in a step of learning."""
 PASS_TOKENS = 2048
-"""Tokens that the models see at a time: two models and their logits take memory."""
-RATE = 3e-3
-"""Learning rate of Adam, in root mean squares of each tensor."""
-WARMUP = 5
+"""Tokens that the models see at a time: logits take memory."""
+RATE = 0.02
+"""Learning rate of Adam at a KL of 1 nat a token, in root mean squares of each tensor. It follows the square root of the KL, as
+the errors of rounding do; a rate that does not learns noise where errors are small."""
+LARGEST_RATE = 0.01
+"""Most that the learning rate may be, where rounding has spoilt the model."""
+WARMUP = 2
 """Steps in which the learning rate rises to its full value."""
 HELD_OUT = 8
-"""One sequence in this many is held out."""
+"""One sequence in this many is held out of learning."""
+HELD_OUT_TOKENS = 4096
+"""Most held-out tokens that are compared, but at least one sequence."""
+STEP_PASSES = 3.2
+"""Forward passes that a step takes the time of: the float model's, and the rounded one's forward and backward."""
+COMPARE_PASSES = 3
+"""Forward passes of a comparison: the float model, and the rounded one with both values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +53,11 @@ class Tuned:
         return self.kl_after < self.kl_before
 
 
+def token_passes(steps: int) -> float:
+    """Return how many tokens the model could read in the time that `steps` batches of tuning take."""
+    return STEP_PASSES * steps * BATCH_TOKENS + COMPARE_PASSES * HELD_OUT_TOKENS
+
+
 def tune(
     reference: nn.Module,
     rounded: dict[str, Tensor],
@@ -53,7 +70,7 @@ def tune(
     """Learn the parameters in `start` for `steps` batches, and return them if they are better than the start.
 
     Args:
-        reference: the float model, in eval mode.
+        reference: the float model, in eval mode; it is left as it is.
         rounded: rounded matrices by name of the parameter; they stay as they are.
         start: parameters to learn by name, as the file stores them.
         ids_NT: sequences, int64 [N, T].
@@ -61,63 +78,87 @@ def tune(
         store: returns the value of a named tensor after it is written and read.
         progress: called with (steps done, steps).
     """
-    model = copy.deepcopy(reference).requires_grad_(False)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    _set(parameters, rounded | start)
-    held = torch.arange(len(ids_NT)) % HELD_OUT == HELD_OUT - 1
-    before = _divergence(reference, model, ids_NT[held])
-    learned = [parameters[name] for name in start]
-    for parameter in learned:
-        parameter.requires_grad_()
-    _learn_(reference, model, learned, ids_NT[~held], steps, progress)
-    after_values = {name: store(name, parameters[name].detach()) for name in start}
-    _set(parameters, after_values)
-    after = _divergence(reference, model, ids_NT[held])
-    return Tuned(after_values if after < before else start, before, after)
+    model = _Rounded(reference, rounded)
+    is_held_N = torch.arange(len(ids_NT)) % HELD_OUT == HELD_OUT - 1
+    learned = {name: value.clone().requires_grad_() for name, value in start.items()}
+    _learn_(model, learned, ids_NT[~is_held_N], steps, progress)
+    after = {name: store(name, value.detach()) for name, value in learned.items()}
+    held_NT = ids_NT[is_held_N][: max(1, HELD_OUT_TOKENS // ids_NT.shape[1])]
+    kl_before, kl_after = _compare(model, [start, after], held_NT)
+    return Tuned(after if kl_after < kl_before else start, kl_before, kl_after)
+
+
+class _Rounded:
+    """The float model and the rounded one in one module, on the module's device."""
+
+    def __init__(self, module: nn.Module, rounded: Mapping[str, Tensor]) -> None:
+        self.module = module
+        self.parameters = dict(module.named_parameters(remove_duplicate=False))
+        self._twins: dict[int, list[str]] = {}
+        for name, parameter in self.parameters.items():
+            self._twins.setdefault(id(parameter), []).append(name)
+        self._rounded = self._placed(rounded)
+
+    def _placed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return values on the device and in the dtype of their parameters, under every name that a parameter has."""
+        like = self.parameters
+        return {
+            twin: value.to(like[name].device, like[name].dtype)
+            for name, value in values.items()
+            for twin in self._twins[id(like[name])]
+        }
+
+    def ids(self, ids_BT: Tensor) -> Tensor:
+        """Return ids on the module's device."""
+        return ids_BT.to(next(iter(self.parameters.values())).device)
+
+    @torch.no_grad()
+    def float_prediction(self, ids_BT: Tensor) -> Tensor:
+        """Return the float model's log-probabilities, float32 [B, T, V]."""
+        prediction: Tensor = self.module(self.ids(ids_BT)).float().log_softmax(-1)
+        return prediction
+
+    def kl(self, p_BTV: Tensor, values: Mapping[str, Tensor], ids_BT: Tensor) -> Tensor:
+        """Return KL(float ‖ rounded) of every prediction in nats, [B, T], with `values` in place of unquantized tensors."""
+        logits = functional_call(self.module, self._rounded | self._placed(values), (self.ids(ids_BT),), tie_weights=False)
+        return F.kl_div(logits.float().log_softmax(-1), p_BTV, reduction="none", log_target=True).sum(-1)
 
 
 def _learn_(
-    reference: nn.Module,
-    model: nn.Module,
-    learned: Sequence[nn.Parameter],
+    model: _Rounded,
+    learned: dict[str, Tensor],
     ids_NT: Tensor,
     steps: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    groups = [{"params": [p], "lr": 0.0, "size": float(p.detach().square().mean().sqrt())} for p in learned]
+    values = list(learned.values())
+    groups = [{"params": [v], "lr": 0.0, "size": float(v.detach().square().mean().sqrt())} for v in values]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-    count = max(1, BATCH_TOKENS // ids_NT.shape[1])
+    count, first_kl = max(1, BATCH_TOKENS // ids_NT.shape[1]), 0.0
     for step in range(steps):
         rows = torch.arange(step * count, (step + 1) * count) % len(ids_NT)
-        rate = RATE * min(1.0, (step + 1) / WARMUP) * (1 - step / steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["size"]
         optimizer.zero_grad()
         for part in _passes(ids_NT[rows]):
-            (_kl(reference, model, part).sum() / ids_NT[rows].numel()).backward()  # type: ignore[no-untyped-call]
+            loss = model.kl(model.float_prediction(part), learned, part).sum() / ids_NT[rows].numel()
+            loss.backward(inputs=values)  # type: ignore[no-untyped-call]
+            first_kl += float(loss.detach()) * (step == 0)
+        rate = min(LARGEST_RATE, RATE * max(first_kl, 0.0) ** 0.5) * min(1.0, (step + 1) / WARMUP) * (1 - step / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["size"]
         optimizer.step()
         if progress:
             progress(step + 1, steps)
 
 
-def _set(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, value in values.items():
-            parameters[name].copy_(value)
-
-
-def _kl(reference: nn.Module, model: nn.Module, ids_BT: Tensor) -> Tensor:
-    """Return KL(reference ‖ model) of every prediction in nats, [B, T]; the ids follow the models' device."""
-    ids_BT = ids_BT.to(next(reference.parameters()).device)
-    with torch.no_grad():
-        p = reference(ids_BT).float().log_softmax(-1)
-    return F.kl_div(model(ids_BT).float().log_softmax(-1), p, reduction="none", log_target=True).sum(-1)
-
-
 @torch.no_grad()
-def _divergence(reference: nn.Module, model: nn.Module, ids_NT: Tensor) -> float:
-    """Return the mean KL over all predictions."""
-    return float(torch.cat([_kl(reference, model, part).double() for part in _passes(ids_NT)]).mean())
+def _compare(model: _Rounded, choices: Sequence[Mapping[str, Tensor]], ids_NT: Tensor) -> tuple[float, ...]:
+    """Return the mean KL over the same predictions with each choice of values."""
+    sums = [0.0] * len(choices)
+    for part in _passes(ids_NT):
+        p_BTV = model.float_prediction(part)
+        for n, values in enumerate(choices):
+            sums[n] += float(model.kl(p_BTV, values, part).double().sum())
+    return tuple(total / ids_NT.numel() for total in sums)
 
 
 def _passes(ids_NT: Tensor) -> tuple[Tensor, ...]:

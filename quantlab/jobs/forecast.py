@@ -1,0 +1,173 @@
+"""The time and memory that a packing will take, from the model's sizes and short measurements on this machine.
+
+Each stage is counted in a unit that is timed: tokens that the model reads, steps of sampling, products of symmetric matrices,
+and what the method says of itself.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import nn
+
+from quantlab.calib.collect import BATCH_TOKENS
+from quantlab.calib.sources import BATCH, CalibrationConfig, sample_sequences
+from quantlab.calib.watch import FULL_ROWS
+from quantlab.errors import TimeLimitError
+from quantlab.jobs.calibrate import matrix_shapes
+from quantlab.jobs.evaluate import peak_of_process
+from quantlab.methods.method import MethodOptions
+from quantlab.models.loading import LoadedModel
+from quantlab.progress import duration_text
+
+SAMPLE_TOKENS = 256
+"""Most tokens of the pass that is timed; a large model reads fewer, so that its pass takes a fraction of a second."""
+SAMPLE_FLOP = 2e10
+PRODUCT = (1024, 512)
+"""Tokens and columns of the product that is timed."""
+STEPS = 3
+"""Steps of sampling that are timed, at the beginning of sequences."""
+LONG_CACHE = 1.4
+"""Time of a step in the middle of a sequence over that of one at its beginning."""
+BACKWARD = 3.5
+"""Passes whose time statistics take beside products: forward, backward to the activations, labels and sums."""
+FRESH_PROCESS_S = 4.0
+"""Seconds in which a fresh process loads its libraries to read the file back."""
+MARGIN = 0.8
+"""Share of a time limit that may be planned: machines are noisy."""
+LOGITS_COPIES = 8
+"""Float copies of a batch's logits that statistics hold at once."""
+WEIGHT_BYTES = 60
+"""Bytes that rounding holds of each weight: float copies, steps, and codes of the roundings that are still in use."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """The time and memory that a packing will take."""
+
+    stages_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of each stage."""
+    peak_bytes: int = 0
+    """Largest memory of the process."""
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all stages."""
+        return sum(self.stages_s.values())
+
+    def line(self) -> str:
+        """Return the forecast as one line."""
+        stages = ", ".join(f"{name} {duration_text(seconds)}" for name, seconds in self.stages_s.items())
+        return f"forecast: about {duration_text(self.total_s)} ({stages}), peak memory about {self.peak_bytes / 1e9:.1f} GB"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The options that a packing uses after its time limit was considered, and what it will take with them."""
+
+    options: MethodOptions
+    forecast: Forecast
+
+
+def plan_effort(loaded: LoadedModel, options: MethodOptions, calibration: CalibrationConfig | None, *, plain: bool) -> Plan:
+    """Return `options`, or the first lighter ones whose forecast keeps their time limit, and the forecast.
+
+    Args:
+        calibration: the tokens to measure on; None where there are statistics.
+        plain: whether statistics have the products that GPTQ and RTN need.
+    Raises:
+        TimeLimitError: not even the least work fits into the time limit.
+    """
+    token_s, shapes = _seconds_per_token(loaded.model, loaded.vocab_size, calibration), matrix_shapes(loaded)
+    before = {} if calibration is None else _calibration_seconds(loaded.model, shapes, calibration, token_s, plain=plain)
+    statistics_bytes = 0 if calibration is None else _statistics_bytes(shapes, loaded.vocab_size, plain=plain)
+
+    def forecast(options: MethodOptions) -> Forecast:
+        stages_s = before | options.forecast(shapes, token_s) | {"reading back": FRESH_PROCESS_S}
+        peak_bytes = peak_of_process() + max(statistics_bytes, _rounding_bytes(shapes))  # all libraries are loaded by now
+        return Forecast(stages_s={name: round(seconds, 2) for name, seconds in stages_s.items()}, peak_bytes=peak_bytes)
+
+    return _within_limit(options, forecast)
+
+
+def _within_limit(options: MethodOptions, forecast: Callable[[MethodOptions], Forecast]) -> Plan:
+    """Return the most work whose forecast keeps the limit by MARGIN, or the least work if that keeps it at all."""
+    plan, limit_s = Plan(options, forecast(options)), options.limit_s
+    if limit_s is None:
+        return plan
+    while plan.forecast.total_s > MARGIN * limit_s and (lighter := plan.options.lighter()) is not None:
+        plan = Plan(lighter, forecast(lighter))
+    if plan.forecast.total_s > limit_s:
+        least, limit = duration_text(plan.forecast.total_s), duration_text(limit_s)
+        raise TimeLimitError(
+            f"the time limit of {limit} cannot be kept: the least effort takes about {least}", hint="raise --time-limit"
+        )
+    return plan
+
+
+def changes(wanted: MethodOptions, chosen: MethodOptions) -> str:
+    """Return the options in which `chosen` differs from `wanted`, as text; empty if there are none."""
+    before, after = asdict(wanted), asdict(chosen)
+    return ", ".join(f"{name} {value} instead of {before[name]}" for name, value in after.items() if value != before[name])
+
+
+def _calibration_seconds(
+    model: nn.Module, shapes: Mapping[str, tuple[int, ...]], config: CalibrationConfig, token_s: float, *, plain: bool
+) -> dict[str, float]:
+    """Return the seconds of sampling, where the model writes its own text, and of statistics."""
+    tokens = config.tokens // config.seq_len * config.seq_len
+    seconds = {"sampling": _sampling_seconds(model, config, token_s)} if config.source == "self" else {}
+    flop = 2 * tokens * _squares(shapes, plain=plain)
+    return seconds | {"statistics": BACKWARD * tokens * token_s + flop / _product_rate()}
+
+
+def _squares(shapes: Mapping[str, tuple[int, ...]], *, plain: bool) -> int:
+    """Return the entries of all matrices of sums: inputs with inputs, and outputs with outputs where those are kept."""
+    return sum((1 + plain) * I * I + O * O * (O <= FULL_ROWS) for O, I in shapes.values())
+
+
+def _sampling_seconds(model: nn.Module, config: CalibrationConfig, token_s: float) -> float:
+    """Return the seconds to sample all sequences, by a few timed steps, or by the tokens read where there is no cache."""
+    count, length = config.tokens // config.seq_len, config.seq_len
+    if not hasattr(model, "new_cache"):
+        return count * length * (length - 1) / 2 * token_s
+    batch = min(count, BATCH)
+    sample_sequences(model, batch, 2)
+    step_s = _seconds(lambda: sample_sequences(model, batch, STEPS + 1)) / STEPS
+    return math.ceil(count / BATCH) * (length - 1) * step_s * LONG_CACHE
+
+
+@torch.no_grad()
+def _seconds_per_token(model: nn.Module, vocab_size: int, config: CalibrationConfig | None) -> float:
+    """Return the seconds in which the model reads one token of a sequence."""
+    parameters = sum(p.numel() for p in model.parameters())
+    longest = SAMPLE_TOKENS if config is None else config.seq_len
+    tokens = max(8, min(SAMPLE_TOKENS, longest, int(SAMPLE_FLOP / (2 * parameters + 1))))
+    ids_1T = (torch.arange(tokens, device=next(model.parameters()).device) % vocab_size)[None]
+    model(ids_1T[:, :2])
+    return (_seconds(lambda: model(ids_1T)) + _seconds(lambda: model(ids_1T))) / 2 / tokens
+
+
+def _product_rate() -> float:
+    """Return the floating-point operations a second of a product xᵀ x in float32."""
+    x_TI = torch.ones(PRODUCT)
+    return 2 * PRODUCT[0] * PRODUCT[1] ** 2 / min(_seconds(lambda: x_TI.T @ x_TI) for _ in range(3))
+
+
+def _statistics_bytes(shapes: Mapping[str, tuple[int, ...]], vocab_size: int, *, plain: bool) -> int:
+    return 8 * _squares(shapes, plain=plain) + 4 * LOGITS_COPIES * BATCH_TOKENS * vocab_size
+
+
+def _rounding_bytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the bytes of float32 statistics, their triangular factors, and the weights on their way."""
+    return 2 * 4 * _squares(shapes, plain=False) + WEIGHT_BYTES * sum(O * I for O, I in shapes.values())
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
