@@ -38,7 +38,7 @@ def measure(states: int, w_OI: torch.Tensor) -> Iterator[Row]:
     """Yield a row for each of RATES, which the files have about."""
     O, I = w_OI.shape
     unit = Use(torch.eye(I), torch.ones(O))
-    rounder = Rounder("w", w_OI, (unit,), TrellisOptions(states=states), bits=16)
+    rounder = Rounder("w", w_OI, lambda: (unit,), TrellisOptions(states=states), bits=16)
     for rate in RATES:
         log2_step = math.log2(math.sqrt(2 * math.pi * math.e)) - rate - (TRELLIS_LOG2 if states > 1 else 0.0)
         level = round(LOG_STEPS * log2_step)

@@ -26,12 +26,12 @@ class Use:
         return (self.g_O.diagonal() if self.g_O.ndim == 2 else self.g_O).double()
 
     def predicted_kl(self, error_OI: Tensor) -> float:
-        """Return the nats per token that the error W - Ŵ [O, I] costs in this use; computed in float64."""
-        error_OI, H_II = error_OI.double(), self.H_II.double()
+        """Return the nats per token that the error W - Ŵ [O, I] costs in this use; products in float32, sums in float64."""
+        error_OI, H_II, g_O = error_OI.float(), self.H_II.float(), self.g_O.float()
         weighted_OI = error_OI * H_II if H_II.ndim == 1 else error_OI @ H_II
-        if self.g_O.ndim == 2:
-            return 0.5 * float((self.g_O.double() @ weighted_OI).flatten() @ error_OI.flatten())
-        return 0.5 * float((weighted_OI * error_OI).sum(1) @ self.g_O.double())
+        if g_O.ndim == 2:
+            return 0.5 * float((g_O @ weighted_OI).double().flatten() @ error_OI.double().flatten())
+        return 0.5 * float((weighted_OI.double() * error_OI).sum(1) @ g_O.double())
 
 
 def predicted_kl(error_OI: Tensor, uses: tuple[Use, ...]) -> float:

@@ -33,7 +33,7 @@ class GramSum:
         shapes = [(min(BLOCK, size - first), size - first) for first in range(0, size, BLOCK)]
         counts = [rows * columns for rows, columns in shapes]
         self.size = size
-        self.flat = _zeros(sum(counts), device, scratch)
+        self.flat = mapped_zeros(sum(counts), torch.float64, scratch if device.type == "cpu" else None, device)
         """All blocks one after another, float64."""
         self.blocks = [part.view(shape) for part, shape in zip(torch.split(self.flat, counts), shapes, strict=True)]
 
@@ -92,13 +92,26 @@ def triangle_size(size: int) -> int:
     return size * (size + 1) // 2
 
 
-def _zeros(count: int, device: torch.device, scratch: Path | None) -> Tensor:
-    if scratch is None or device.type != "cpu":
-        return torch.zeros(count, dtype=torch.float64, device=device)
+def mapped_zeros(
+    count: int,
+    dtype: torch.dtype,
+    scratch: Path | None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Tensor:
+    """Return zeros [count] that a nameless file in the folder `scratch` holds, so that the system can page them out.
+
+    Without a folder they are in the memory of `device`.
+
+    Raises:
+        QuantlabError: the disk of `scratch` is full.
+    """
+    if scratch is None or not count:
+        return torch.zeros(count, dtype=dtype, device=device)
+    size = dtype.itemsize * count
     try:
-        with tempfile.NamedTemporaryFile(dir=scratch, prefix=".sums.") as file:  # the mapping outlives the name
-            if hasattr(os, "posix_fallocate"):  # a full disk would otherwise end the process at some later sum
-                os.posix_fallocate(file.fileno(), 0, 8 * count)
-            return torch.from_file(file.name, shared=True, size=count, dtype=torch.float64)
+        with tempfile.NamedTemporaryFile(dir=scratch, prefix=".scratch.") as file:  # the mapping outlives the name
+            if hasattr(os, "posix_fallocate"):  # a full disk would otherwise end the process at some later write
+                os.posix_fallocate(file.fileno(), 0, size)
+            return torch.from_file(file.name, shared=True, size=count, dtype=dtype)
     except OSError as error:
-        raise QuantlabError(f"cannot keep {8 * count} bytes of sums in {scratch}: {error.strerror or error}") from error
+        raise QuantlabError(f"cannot keep {size} bytes of matrices in {scratch}: {error.strerror or error}") from error

@@ -12,6 +12,7 @@ matrix by matrix, row by row. All states end as LOWEST.
 O: rows, I: columns, N: codes of all matrices.
 """
 
+import math
 import struct
 from collections.abc import Sequence
 
@@ -38,6 +39,20 @@ def lanes_for(stream_bytes: float) -> int:
     """
     groups = int(min(stream_bytes * _LANE_WASTE / _LANE_BYTES, MAX_LANES)) // LANE_GROUP
     return groups * LANE_GROUP or MIN_LANES
+
+
+def code_bits(counts: NDArray[np.int64], context: TensorContext, tables: TableSet) -> float:
+    """Return the bits of codes under the integer tables, with escapes and raw bits; lanes alone add to it in a stream.
+
+    Args:
+        counts: how often each table meets each symbol (rans_numba.histogram), int64 [28, 256].
+    """
+    return float((counts * tables.lengths).sum()) + raw_bits(context)
+
+
+def stream_bytes(bits: float, lanes: int) -> int:
+    """Return about the length of a stream whose codes take `bits` bits by `code_bits`."""
+    return _COUNTS.size + 4 * (lane_groups_of(lanes) - 1) + math.ceil(bits / 8) + _LANE_BYTES * lanes
 
 
 def check_contexts(contexts: Sequence[TensorContext], sets: Sequence[TableSet], lanes: int) -> None:

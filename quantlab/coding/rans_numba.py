@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.coding import rans
-from quantlab.coding.contexts import TensorContext, check_context, classes_of, raw_bits
+from quantlab.coding.contexts import TensorContext, check_context, classes_of
 from quantlab.coding.frequency_tables import FREQUENCY_SHIFT, PLACE_MASK, SYMBOL_SHIFT, TableSet, columns_of
 from quantlab.coding.lanes import Written
 from quantlab.coding.symbols import to_symbols
@@ -62,15 +62,6 @@ def symbols_of(code_OI: NDArray[np.int16], class_OI: NDArray[np.uint8], states: 
     if states > 1 and _to_symbols_(symbol_OI, code_OI, class_OI, next_states(states), SCALAR_CLASSES, block, low, high):
         return symbol_OI
     return to_symbols(code_OI, class_OI, states, paths)
-
-
-def code_bits(counts: NDArray[np.int64], context: TensorContext, tables: TableSet) -> float:
-    """Return the bits of codes under the integer tables, with escapes and raw bits; lanes alone add to it in a stream.
-
-    Args:
-        counts: what `histogram` counted of the codes.
-    """
-    return float((counts * tables.lengths).sum()) + raw_bits(context)
 
 
 def encode(

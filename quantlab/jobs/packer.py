@@ -193,8 +193,8 @@ def _solve(
 ) -> Solution:
     about = _about(loaded, stats, config, tokenizer)
 
-    def encode(payloads: Sequence[Payload]) -> EncodedArtifact:
-        return encode_artifact(payloads, **about)
+    def encode(payloads: Sequence[Payload], *, draft: bool = False) -> EncodedArtifact:
+        return encode_artifact(payloads, draft=draft, **about)
 
     matrices, others = split_state(loaded.state)
     parameters = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
@@ -206,6 +206,7 @@ def _solve(
         passthrough=passthrough,
         statistics=stats,
         encode=encode,
+        scratch=workspace.folder.parent,
         progress=progress,
         memo=workspace,
     )

@@ -6,7 +6,7 @@ numba before a solver is asked for. Nothing else has to be edited: `methods()` f
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache
@@ -19,6 +19,8 @@ from quantlab.format_rules import WIDTHS
 from quantlab.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -109,6 +111,13 @@ class Memo(Protocol):
         """Return named tensors, and strings that describe them."""
 
 
+class Encode(Protocol):
+    """Turns payloads into a file."""
+
+    def __call__(self, payloads: "Sequence[Payload]", /, *, draft: bool = False) -> "EncodedArtifact":
+        """Return the file; a draft has its length alone, nearly."""
+
+
 class NoMemo:
     """A Memo that keeps nothing."""
 
@@ -136,8 +145,10 @@ class Problem:
     passthrough: "dict[str, RawPayload]"
     """Tensors that are stored unquantized, by name, as the file will store them."""
     statistics: "Statistics"
-    encode: "Callable[[list[Payload]], EncodedArtifact]"
-    """Turn the payloads of all tensors into the whole file."""
+    encode: "Encode"
+    """Turns the payloads of all tensors into the whole file, or into a draft of it (artifact.writer.encode_artifact)."""
+    scratch: "Path | None" = None
+    """Folder for nameless files that hold what is large; None keeps it in memory."""
     progress: Progress = silent
     memo: Memo = field(default_factory=NoMemo)
 

@@ -91,7 +91,7 @@ def test_a_constant_tensor_costs_next_to_nothing():
     code, context = np.full((500, 64), 3, np.int16), context_of((500, 64), 1, [0] * 500, [0] * 64)
     tables = fitted([code], [context])
     stream = rans_numba.encode([code], [context], [tables], 16)
-    assert len(stream) <= 8 + 6 * 16 and rans_numba.code_bits(rans_numba.histogram(code, context), context, tables) < 12
+    assert len(stream) <= 8 + 6 * 16 and rans.code_bits(rans_numba.histogram(code, context), context, tables) < 12
     assert equal(rans.decode(stream, [context], [tables], 16), [code])
 
 
@@ -237,7 +237,7 @@ def test_total_loss_is_small_on_gaussian_weights(states):
     lanes = lanes_for(ideal_bytes)
     stream = rans_numba.encode([code], [context], [tables], lanes)
     table_bytes = len(encode_smallest(sets_to_bytes([tables]))[1])
-    assert ideal_bytes < rans_numba.code_bits(rans_numba.histogram(code, context), context, tables) / 8 < ideal_bytes * 1.0005
+    assert ideal_bytes < rans.code_bits(rans_numba.histogram(code, context), context, tables) / 8 < ideal_bytes * 1.0005
     assert len(stream) + table_bytes < ideal_bytes * 1.0045
 
 
@@ -252,10 +252,7 @@ def test_raw_low_bits_cost_little_beyond_the_entropy_of_whole_symbols():
     code = np.rint(np.random.default_rng(3).standard_normal(shape) * deviation).astype(np.int16)
     context = context_of(shape, 1, [8 + round(4 * np.log2(deviation))] * shape[0], [0] * shape[1])
     ideal_bits = code.size * np.log2(deviation * np.sqrt(2 * np.pi * np.e))
-    assert (
-        abs(rans_numba.code_bits(rans_numba.histogram(code, context), context, fitted([code], [context])) / ideal_bits - 1)
-        < 0.001
-    )
+    assert abs(rans.code_bits(rans_numba.histogram(code, context), context, fitted([code], [context])) / ideal_bits - 1) < 0.001
 
 
 def test_lanes_waste_about_three_bytes_each():
@@ -264,7 +261,7 @@ def test_lanes_waste_about_three_bytes_each():
     for lanes in (16, 256, 2048):
         waste = (
             len(rans_numba.encode([code], [context], [tables], lanes))
-            - rans_numba.code_bits(rans_numba.histogram(code, context), context, tables) / 8
+            - rans.code_bits(rans_numba.histogram(code, context), context, tables) / 8
             - 8
         )
         assert 2 * lanes < waste < 4 * lanes

@@ -16,7 +16,8 @@ from quantlab.artifact.shaped_grid import values_of
 from quantlab.calib.fisher import Use
 from quantlab.coding.contexts import TensorContext, classes_of
 from quantlab.coding.frequency_tables import fit_tables
-from quantlab.coding.rans_numba import code_bits, histogram
+from quantlab.coding.rans import code_bits
+from quantlab.coding.rans_numba import histogram
 from quantlab.coding.symbols import to_symbols
 from quantlab.format_rules import OFFSET, SCALAR_CLASSES, TABLE_CLASSES, next_states
 from quantlab.methods.trellis.factors import Factors, Panels, factors

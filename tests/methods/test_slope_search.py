@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -36,12 +37,12 @@ def rounders(*, states=8, widths=WIDTHS):
         uses = (Use(gram(I, seed, 0.4), gram(O, seed + 10, 0.7) * 10.0 ** -(seed + 1)),)
         if name == "head":
             uses += (Use(torch.rand(I, generator=torch.Generator().manual_seed(seed)) + 0.1, torch.full((O,), 1 / O)),)
-        made.append(Rounder(name, w, uses, TrellisOptions(states=states), max(widths)))
+        made.append(Rounder(name, w, partial(tuple, uses), TrellisOptions(states=states), max(widths)))
     return made
 
 
-def assemble(payloads):
-    return encode_artifact([*payloads, *RAWS])
+def assemble(payloads, *, draft=False):
+    return encode_artifact([*payloads, *RAWS], draft=draft)
 
 
 def solve(budget, *, widths=WIDTHS, **options):
@@ -115,7 +116,7 @@ def test_a_file_of_zeros_that_no_reader_would_take_does_not_stop_the_search(monk
 def test_a_budget_at_which_no_file_is_found_is_an_error(monkeypatch):
     """Every file is refused, as readers refuse one that is too short for its weights."""
 
-    def refused(payloads):
+    def refused(payloads, *, draft=False):
         if not any(p.codes_OI.any() for p in payloads):
             raise ExpansionError("too short", least_bytes=900)
         return assemble(payloads)
@@ -149,7 +150,7 @@ def test_more_states_cost_less_at_equal_bytes(solved):
 
 
 def test_a_model_of_zeros_has_a_file():
-    flat = [Rounder("zero", torch.zeros(32, 16), (Use(torch.eye(16), torch.eye(32)),), TrellisOptions(), 16)]
+    flat = [Rounder("zero", torch.zeros(32, 16), lambda: (Use(torch.eye(16), torch.eye(32)),), TrellisOptions(), 16)]
     planner = SlopePlanner(flat, WIDTHS, encode_artifact)
     c, _ = planner.approach(2_000)
     file, (payload,) = planner.settle(2_000, c)

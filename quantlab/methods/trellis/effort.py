@@ -57,7 +57,7 @@ def _round_sample(side: int, states: int) -> float:
     generator = torch.Generator().manual_seed(0)
     w_OI, x_TI, g_TO = (torch.randn(n, side, generator=generator) for n in (side, 4 * side, 4 * side))
     uses = (Use(x_TI.T @ x_TI / len(x_TI), g_TO.T @ g_TO / len(g_TO)),)
-    rounder = Rounder("sample", w_OI, uses, TrellisOptions(states=states), SAMPLE_BITS)
+    rounder = Rounder("sample", w_OI, lambda: uses, TrellisOptions(states=states), SAMPLE_BITS)
     level = round(LOG_STEPS * (math.log2(float(w_OI.abs().mean())) - 1))
     classes, free = rounder.first_classes(level), np.zeros((TABLE_CLASSES, COLUMNS), np.float32)
     start = time.perf_counter()

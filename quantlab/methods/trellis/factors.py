@@ -8,6 +8,7 @@ Legend: O rows (outputs), I columns (inputs); d_O and d_I are the diagonals of D
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantlab.calib.fisher import Use, column_hessian
+from quantlab.calib.triangle import mapped_zeros
 from quantlab.errors import StatisticsError
 from quantlab.format_rules import PATH_BLOCK
 
@@ -40,16 +42,23 @@ class Panels:
     """Shares within a block: [distance k - i, i], 0 where k is in another block; float32 [B, n rounded up]."""
 
     @classmethod
-    def of(cls, triangle_NN: NDArray[np.float32]) -> "Panels":
-        """Return the panels of a triangle; what stands on and below the diagonal is not read."""
+    def of(cls, triangle_NN: NDArray[np.float32], scratch: Path | None = None) -> "Panels":
+        """Return the panels of a triangle; what stands on and below the diagonal is not read.
+
+        Args:
+            scratch: folder of a nameless file that holds `far`; None keeps it in memory.
+        """
         n, B = len(triangle_NN), PATH_BLOCK
         size = -(-n // B) * B
         padded = np.zeros((size, size + B), np.float32)
         padded[:n, :n] = triangle_NN
-        far = [padded[at : at + B, at + B : size].T.ravel() for at in range(0, size, B)]
+        far = mapped_zeros(size * (size - B) // 2 if n else 0, torch.float32, scratch).numpy()
+        parts = np.split(far, np.cumsum([B * (size - at - B) for at in range(0, size, B)]))
+        for at, part in zip(range(0, size, B), parts, strict=False):
+            part[:] = padded[at : at + B, at + B : size].T.ravel()
         place, distance = np.arange(size), np.arange(B)[:, None]
         near_DN = np.where((distance > 0) & (place % B + distance < B), padded[place, place + distance], np.float32(0))
-        return cls(n, np.concatenate([np.zeros(0, np.float32), *far]), near_DN)
+        return cls(n, far, near_DN)
 
     def triangle(self) -> NDArray[np.float32]:
         """Return the triangle float32 [n, n], with zeros on and below the diagonal."""
@@ -78,23 +87,24 @@ class Factors:
     """Square root of each row's sensitivity that is left after feedback, float64 [O]."""
 
 
-def factors(name: str, uses: tuple[Use, ...], *, row_feedback: bool = True) -> Factors:
+def factors(name: str, uses: tuple[Use, ...], *, row_feedback: bool = True, scratch: Path | None = None) -> Factors:
     """Return the factors of both sides, computed in float64.
 
     Args:
         name: name of the tensor, for the error.
         uses: every way in which the model uses the matrix; with several, or with a diagonal G, rows get no feedback.
         row_feedback: False leaves out feedback between rows.
+        scratch: folder of nameless files that hold the triangles; None keeps them in memory.
     Raises:
         StatisticsError: a side is zero, not finite, or not positive definite after damping.
     """
     if not all(bool(torch.isfinite(use.g_O).all()) and float(use.diagonal_O.mean()) > 0 for use in uses):
         raise StatisticsError(f"tensor {name}: its output gradient is zero or not finite")
-    columns, d_I = _factor(name, "Hessian", _damped(column_hessian(uses), COLUMN_DAMPING))
+    columns, d_I = _factor(name, "Hessian", _damped(column_hessian(uses), COLUMN_DAMPING), scratch)
     if row_feedback and len(uses) == 1 and uses[0].g_O.ndim == 2:
         G_OO = uses[0].g_O.double()
         shrunk = G_OO * (1 - ROW_DAMPING)
-        rows, d_O = _factor(name, "output gradient", _damped(shrunk, ROW_DAMPING / (1 - ROW_DAMPING)))
+        rows, d_O = _factor(name, "output gradient", _damped(shrunk, ROW_DAMPING / (1 - ROW_DAMPING)), scratch)
         return Factors(columns, rows, d_I, d_O)
     return Factors(columns, None, d_I, row_sensitivity(uses).sqrt())
 
@@ -114,7 +124,7 @@ def _damped(matrix: Tensor, share: float) -> Tensor:
     return matrix + torch.diag(torch.full((len(matrix),), share * float(matrix.diagonal().mean()), dtype=matrix.dtype))
 
 
-def _factor(name: str, side: str, matrix: Tensor) -> tuple[Panels, Tensor]:
+def _factor(name: str, side: str, matrix: Tensor, scratch: Path | None) -> tuple[Panels, Tensor]:
     """Return Uᵀ and the diagonal d of the lower Cholesky factor (1 + U) diag(d)."""
     if not matrix.diagonal().mean() > 0:
         raise StatisticsError(f"tensor {name}: its {side} is zero or not finite")
@@ -122,4 +132,4 @@ def _factor(name: str, side: str, matrix: Tensor) -> tuple[Panels, Tensor]:
     if info.item():
         raise StatisticsError(f"tensor {name}: its damped {side} is not positive definite (minor {info.item()})")
     d = lower.diagonal().clone()
-    return Panels.of((lower / d).mT.float().numpy()), d
+    return Panels.of((lower / d).mT.float().numpy(), scratch), d

@@ -1,7 +1,9 @@
 """One matrix on its way into a trellis-coded file: factors and row and column scales once, then codes at any log-step index."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from quantlab.artifact.manifest import TrellisTensor
 from quantlab.artifact.shaped_grid import values_of, weights_of
-from quantlab.artifact.writer import TrellisPayload, payload_context
+from quantlab.artifact.writer import TrellisPayload
 from quantlab.calib.fisher import Use, predicted_kl
 from quantlab.format_rules import COLUMNS, LOG_STEPS, TABLE_CLASSES, code_limit
 from quantlab.methods.trellis import TrellisOptions
@@ -24,6 +26,8 @@ SLOPE = 0.25
 SCALAR_SLOPE = 0.08
 """Squared steps that a bit may cost in plain rounding, whose steps are twice as large at equal bits."""
 
+GetUses = Callable[[], tuple[Use, ...]]
+
 FINEST, COARSEST = 14, 16
 """Powers of two below and above the mean weight between which steps are searched: beyond, all codes are at their limit or 0."""
 
@@ -34,14 +38,18 @@ class Rounder:
     Names `level` stand for a log-step index, as the key of the manifest does.
 
     Args:
+        uses: returns every way in which the model uses the matrix; called where they are needed, and none is kept.
         options: `states`, `row_scales`, `column_scales` and `row_feedback` are used.
         bits: width of the codes.
+        scratch: folder of nameless files that hold the factors; None keeps them in memory.
     """
 
-    def __init__(self, name: str, w_OI: Tensor, uses: tuple[Use, ...], options: TrellisOptions, bits: int) -> None:
+    def __init__(
+        self, name: str, w_OI: Tensor, uses: GetUses, options: TrellisOptions, bits: int, scratch: Path | None = None
+    ) -> None:
         self.name, self.uses, self.options, self.bits = name, uses, options, bits
         self.w_OI = w_OI.float().contiguous().numpy()
-        self.parts = factors(name, uses, row_feedback=options.row_feedback)
+        self.parts = factors(name, uses(), row_feedback=options.row_feedback, scratch=scratch)
         self.scales = StepScales(w_OI, self.parts, rows=options.row_scales, columns=options.column_scales)
 
     def level(self, step_scale: float) -> int:
@@ -62,7 +70,7 @@ class Rounder:
             bits: float32 [28, 256], what the coder's tables charge for each symbol; None where bits are free.
         """
         grid = self.scales.grid(level, self.bits)
-        context = payload_context(self.payload(level, classes, np.zeros(self.w_OI.shape, np.int16)))
+        context = self.payload(level, classes, np.zeros(self.w_OI.shape, np.int16)).context
         states = self.options.states
         slope = 0.0 if bits is None else SCALAR_SLOPE if states == 1 else SLOPE
         charged = np.zeros((TABLE_CLASSES, COLUMNS), np.float32) if bits is None else bits
@@ -95,18 +103,18 @@ class Rounder:
 
     def predicted_kl(self, payload: TrellisPayload) -> float:
         """Return the predicted KL of a payload in nats per token."""
-        return predicted_kl(torch.from_numpy(self.w_OI - weights(payload)), self.uses)
+        return predicted_kl(torch.from_numpy(self.w_OI - weights(payload)), self.uses())
 
 
 def weights(payload: TrellisPayload) -> NDArray[np.float32]:
     """Return the weights float32 [O, I] that every reader of the file must get."""
-    return weights_of(payload.entry, payload.codes_OI, payload_context(payload), payload.a_O, payload.b_I)
+    return weights_of(payload.entry, payload.codes_OI, payload.context, payload.a_O, payload.b_I)
 
 
 def next_classes(payload: TrellisPayload) -> ScaleClasses:
     """Return scale classes fitted to a payload's codes, for the next rounding."""
     grid = ScaledGrid(payload.entry.bits, payload.entry.level, payload.a_O, payload.b_I)
-    return stored_classes(grid, *fit_classes(values_of(payload.codes_OI, payload_context(payload))))
+    return stored_classes(grid, *fit_classes(values_of(payload.codes_OI, payload.context)))
 
 
 def narrowest(payload: TrellisPayload, widths: list[int]) -> TrellisPayload:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,14 @@ GUESS_BISECTIONS = 40
 MOST_CLASS = 400
 """Largest magnitude of a scale class in the histograms of the first guess; larger ones count as this one."""
 
-Assemble = Callable[[Sequence[TrellisPayload]], EncodedArtifact]
+
+class Assemble(Protocol):
+    """Turns payloads, one for each rounder, into the whole file."""
+
+    def __call__(self, payloads: Sequence[TrellisPayload], /, *, draft: bool = False) -> EncodedArtifact:
+        """Return the file; a draft has its length alone, nearly."""
+
+
 CodesMemo = Callable[[bytes, Callable[[], NDArray[np.int16]]], NDArray[np.int16]]
 """Returns the codes of a key, known or computed."""
 
@@ -141,7 +149,7 @@ class SlopePlanner:
     Args:
         rounders: one for each tensor.
         widths: container widths that a tensor may take, in bits.
-        assemble: turns payloads, one for each rounder, into the whole file; its length is compared with the budget.
+        assemble: its files are compared with the budget, its drafts lead the search.
         progress: sees a stage for each pass, in weights, then one for the tries to settle and one for those to fill.
         memo: may know codes from an earlier, killed attempt.
     """
@@ -155,6 +163,8 @@ class SlopePlanner:
         memo: CodesMemo | None = None,
     ) -> None:
         self.rounders, self.widths, self.assemble = rounders, sorted(widths), assemble
+        self._draft_error = 0
+        """Bytes by which the latest file was longer than its draft."""
         self._memo = memo or (lambda key, compute: compute())
         self._progress = progress
         self.rounded_weights = 0
@@ -186,7 +196,7 @@ class SlopePlanner:
             for number in range(MOST_PASSES):
                 payloads = self._round(pool, c, entropy_model, f"round, pass {number + 1} of at most {MOST_PASSES}")
                 self.passes.append(self.points(c, payloads))
-                size = len(self.assemble(payloads))
+                size = len(self.assemble(payloads, draft=True))
                 entropy_model = EntropyModel.of(payloads)
                 off = abs(size - budget_bytes) / budget_bytes
                 if number + 1 >= LEAST_PASSES and (off < CLOSE or (number + 1 >= PASSES and off < FAR)):
@@ -209,15 +219,26 @@ class SlopePlanner:
                 levels = tuple(r.level(c) for r in self.rounders)
                 payloads = self._at(pool, levels, "round, settled tables" if number == 0 else "")
                 self._progress("settle the size", number + 1, SETTLE_TRIES)
-                file = self.assemble(payloads)
-                slack = budget_bytes - len(file)
+                slack = budget_bytes - self._expected_bytes(payloads)
                 if 0 <= slack < best.slack:
-                    best = FittingFile(slack, file, levels)
+                    file = self._file(payloads)
+                    slack = budget_bytes - len(file)
+                    best = FittingFile(slack, file, levels) if 0 <= slack < best.slack else best
                 if 0 <= slack <= SLACK * budget_bytes:
                     break
-                bracket.add(c, len(file))
-                c = bracket.next(c, len(file), _bytes_per_doubling(payloads))
+                bracket.add(c, budget_bytes - slack)
+                c = bracket.next(c, budget_bytes - slack, _bytes_per_doubling(payloads))
             return self._fill(pool, best)
+
+    def _expected_bytes(self, payloads: Sequence[TrellisPayload]) -> int:
+        """Return the length that the file of the payloads should have, by its draft."""
+        return len(self.assemble(payloads, draft=True)) + self._draft_error
+
+    def _file(self, payloads: Sequence[TrellisPayload]) -> EncodedArtifact:
+        """Return the file of the payloads, and learn how far its draft was off."""
+        file = self.assemble(payloads)
+        self._draft_error = len(file) - len(self.assemble(payloads, draft=True))
+        return file
 
     def refill(
         self, budget_bytes: int, payloads: Sequence[TrellisPayload], c: float
@@ -261,9 +282,11 @@ class SlopePlanner:
             tried.add(finest)
             depth = min(int(slack / _log_step_bytes(self.rounders[finest])), MOST_LOG_STEPS)
             trial = tuple(level - depth * (n == finest) for n, level in enumerate(levels))
-            longer = self.assemble(self._at(pool, trial))
-            if len(file) < len(longer) <= budget_bytes:
-                file, slack, levels = longer, budget_bytes - len(longer), trial
+            payloads = self._at(pool, trial)
+            if len(file) < self._expected_bytes(payloads) <= budget_bytes:
+                longer = self._file(payloads)
+                if len(file) < len(longer) <= budget_bytes:
+                    file, slack, levels = longer, budget_bytes - len(longer), trial
             self._progress("fill the budget", len(tried), FILL_TRIES)
         payloads = self._at(pool, levels)
         self._rounded = {(n, level): self._rounded[n, level] for n, level in enumerate(levels)}  # the others take memory
@@ -319,7 +342,9 @@ class SlopePlanner:
             key = b"%d %d " % (n, level) + classes.to_bytes() + (b"" if bits is None else bits.tobytes())
             codes = self._memo(key, lambda: rounder.codes(level, classes, bits))
             count(codes.size)
-            return narrowest(rounder.payload(level, classes, codes), self.widths)
+            payload = narrowest(rounder.payload(level, classes, codes), self.widths)
+            _ = payload.counts  # here, where all processors work
+            return payload
 
         order = sorted(range(len(jobs)), key=lambda at: -self.rounders[jobs[at][0]].w_OI.size)
         results = dict(zip(order, pool.map(one, [jobs[at] for at in order]), strict=True))

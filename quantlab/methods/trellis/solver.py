@@ -1,6 +1,7 @@
 """Solve a packing with the trellis method: round at one slope until the file is as long as the budget allows, then tune."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,12 +25,15 @@ class TrellisSolver:
     def __init__(self, problem: Problem, options: TrellisOptions) -> None:
         self.problem, self.options = problem, options
         self.passthrough = dict(problem.passthrough)
-        uses, widest = problem.statistics.fisher_uses, max(options.widths)
-        self.rounders = [Rounder(n, w, uses(n), options, widest) for n, w in problem.matrices.items()]
+        self.rounders = list(map(self._rounder, problem.matrices.items()))
         self.planner = SlopePlanner(self.rounders, options.widths, self._assemble, problem.progress, problem.memo.codes)
 
-    def _assemble(self, coded: Sequence[TrellisPayload]) -> EncodedArtifact:
-        return self.problem.encode([*coded, *self.passthrough.values()])
+    def _rounder(self, item: tuple[str, Tensor]) -> Rounder:
+        (name, w_OI), uses = item, self.problem.statistics.fisher_uses
+        return Rounder(name, w_OI, partial(uses, name), self.options, max(self.options.widths), self.problem.scratch)
+
+    def _assemble(self, coded: Sequence[TrellisPayload], *, draft: bool = False) -> EncodedArtifact:
+        return self.problem.encode([*coded, *self.passthrough.values()], draft=draft)
 
     def smallest_bytes(self) -> int:
         """Return the length of the file whose every code is zero."""
