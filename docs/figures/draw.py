@@ -7,6 +7,7 @@ Each picture carries the digest of what it was drawn from (tests/docs/test_figur
 
 import hashlib
 import inspect
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -81,25 +82,44 @@ def trellis() -> Figure:
     return figure
 
 
-def antidiagonals() -> Figure:
-    """The order of rounding, and what feeds one weight."""
-    rows, columns, weight = 5, 7, (2, 3)
-    figure, axes = plt.subplots(figsize=(6, 3.9))
-    for i in range(rows):
-        for j in range(columns):
-            s = i + j
-            feeds = i >= weight[0] and j >= weight[1] and (i, j) != weight
-            face = "#d9e6f5" if feeds else "white"
-            if (i, j) == weight:
-                face = "#f6c9c3"
-            axes.add_patch(plt.Rectangle((j, i), 1, 1, facecolor=face, edgecolor="0.6"))
-            axes.text(j + 0.5, i + 0.5, f"{rows + columns - 1 - s}", ha="center", va="center", color="0.25")
-    s = sum(weight)
-    first, last = max(0, s - columns + 1), min(rows - 1, s)
-    for i in range(first, last):
-        start, end = (s - i + 0.35, i + 0.68), (s - i - 1 + 0.68, i + 1 + 0.35)
-        axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "->", "color": "tab:red", "lw": 1.6})
-    axes.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal", xlabel="column j", ylabel="row i", xticks=[], yticks=[])
+def block_paths() -> Figure:
+    """The order of blocks and of the paths through one set of them, and what feeds one weight. Blocks are 4 x 4 here."""
+    block, (rows, columns) = 4, (3, 4)
+    now, t, (row, column) = 2, 2, (5, 5)  # the set that is rounded, one of its paths, and a weight of it
+    figure, axes = plt.subplots(figsize=(6.4, 5.6))
+
+    def fill(top: int, left: int, bottom: int, right: int, **style: Any) -> None:
+        axes.add_patch(plt.Rectangle((left, top), right - left, bottom - top, **style))
+
+    near, far = {"facecolor": "#8fb8e0", "lw": 0}, {"facecolor": "#dbe8f6", "lw": 0}
+    fill(row, column, rows * block, columns * block, **far)
+    fill(row, column, (row // block + 1) * block, (column // block + 1) * block, **near)
+    fill(row, column, row + 1, column + 1, facecolor="#f4a79d", lw=0)
+    for p, q in np.ndindex(rows, columns):
+        top, left = p * block, q * block
+        if p + q != now:
+            number = {"ha": "center", "va": "center", "fontsize": 22, "color": "0.55"}
+            axes.text(left + block / 2, top + block / 2, f"{rows + columns - 1 - p - q}", **number)
+            continue
+        for i, j in np.ndindex(block, block):
+            fill(top + i, left + j, top + i + 1, left + j + 1, fill=False, ec="0.75", lw=0.7)
+            weight = "bold" if i + j == t else "normal"
+            axes.text(left + j + 0.5, top + i + 0.5, f"{2 * block - 1 - i - j}", ha="center", va="center", weight=weight)
+    for p, q in sorted(np.ndindex(rows, columns), key=lambda at: sum(at) == now):
+        frame = {"fill": False, "ec": "0.2", "lw": 1.8} if p + q == now else {"fill": False, "ec": "0.6", "lw": 1.2}
+        fill(p * block, q * block, (p + 1) * block, (q + 1) * block, **frame)
+    path = [(p * block + i, (now - p) * block + t - i) for p in range(rows) for i in range(block) if 0 <= t - i < block]
+    for (i, j), (k, m) in itertools.pairwise(path):
+        head, line = ("-|>", "-") if i // block == k // block else ("-", (0, (3, 2)))
+        arrow = {"arrowstyle": head, "color": "tab:red", "lw": 1.4, "ls": line, "shrinkA": 7.5, "shrinkB": 7.5}
+        axes.annotate("", xytext=(j + 0.5, i + 0.5), xy=(m + 0.5, k + 0.5), arrowprops=arrow)
+    axes.plot([], [], color="tab:red", lw=1.6, label="one path, through all blocks of the set")
+    axes.fill([], [], "#f4a79d", label="a weight of it")
+    axes.fill([], [], near["facecolor"], label="feeds it from its own block: short sums")
+    axes.fill([], [], far["facecolor"], label="feeds it from finished blocks: matrix products")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), fontsize=9, ncols=2, columnspacing=1.2, handlelength=1.4)
+    axes.set(xlim=(-0.05, columns * block + 0.05), ylim=(rows * block + 0.05, -0.05), aspect="equal", xticks=[], yticks=[])
+    axes.set(xlabel="columns", ylabel="rows")
     axes.spines[:].set_visible(False)
     return figure
 
@@ -152,7 +172,7 @@ def water_filling() -> Figure:
 FIGURES: dict[str, tuple[Callable[[], Figure], tuple[str, ...]]] = {
     "gaussian_gap": (gaussian_gap, ("gaussian_source",)),
     "trellis": (trellis, ()),
-    "antidiagonals": (antidiagonals, ()),
+    "block_paths": (block_paths, ()),
     "ladder": (ladder, ("rate_distortion", "rate_distortion_demo")),
     "predicted": (predicted, ("rate_distortion", "rate_distortion_demo")),
     "water_filling": (water_filling, ("water_filling_demo",)),

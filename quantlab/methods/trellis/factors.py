@@ -4,7 +4,10 @@ An error E of W costs ½ tr(G E H Eᵀ) nats per token. With H = (1 + U_H) D_H²
 same for G, the predicted KL of rounding is ½ Σ (d_O[i] · d_I[j] · (target - rounded)[i, j])², where the target of a weight is
 the weight plus all errors made so far, carried over by both U (Tseng et al. 2025, arXiv 2505.22988; formula in feedback.py).
 
-Legend: O rows (outputs), I columns (inputs); d_O and d_I are the diagonals of D_G and D_H.
+Feedback computes most of its sums as matrix products, block by block, and reads both U in panels that are laid out for these.
+
+Legend: O rows (outputs), I columns (inputs), N either of them, B edge of a block, D distance of two places; d_O and d_I are the
+diagonals of D_G and D_H.
 """
 
 from dataclasses import dataclass
@@ -29,13 +32,14 @@ ROW_FLOOR = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """The unit triangle U^T [n, n] of one side, strictly upper, in the order in which feedback.py reads it.
+    """The triangle Uᵀ [n, n] of one side, strictly upper, in the order in which feedback.py reads it.
 
-    [i, k] for k > i is the share of the error of row or column k in the target of i. n is rounded up to whole blocks of
-    PATH_BLOCK = B, with zeros.
+    [i, k] for k > i is the share of the error of row or column k in the target of row or column i. The panels are padded with
+    zeros to whole blocks of B = PATH_BLOCK.
     """
 
     n: int
+    """Rows or columns of the matrix."""
     far: NDArray[np.float32]
     """One panel for each block of B targets after the other, turned: [places after the block, B]; float32, flat."""
     near_DN: NDArray[np.float32]
