@@ -82,8 +82,13 @@ def unpack_triangle(packed: Tensor, size: int) -> Tensor:
     values, full_NN = packed.numpy(), np.empty((size, size), np.float32)
     at = 0
     for n in range(size):
-        full_NN[n, n:] = full_NN[n:, n] = values[at : at + size - n]
+        full_NN[n, n:] = values[at : at + size - n]
         at += size - n
+    for first in range(0, size, BLOCK):  # blocks, so that both sides of a copy stay in the cache
+        last = min(first + BLOCK, size)
+        square = np.triu(full_NN[first:last, first:last])
+        full_NN[first:last, first:last] = square + np.triu(square, 1).T
+        full_NN[last:, first:last] = full_NN[first:last, last:].T
     return torch.from_numpy(full_NN)
 
 

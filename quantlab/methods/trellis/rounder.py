@@ -14,7 +14,7 @@ from quantlab.artifact.manifest import TrellisTensor
 from quantlab.artifact.shaped_grid import values_of, weights_of
 from quantlab.artifact.writer import TrellisPayload
 from quantlab.calib.fisher import Use, predicted_kl
-from quantlab.format_rules import COLUMNS, LOG_STEPS, TABLE_CLASSES, code_limit
+from quantlab.format_rules import LOG_STEPS, code_limit
 from quantlab.methods.trellis import TrellisOptions
 from quantlab.methods.trellis.factors import factors
 from quantlab.methods.trellis.feedback import Rates, round_with_feedback
@@ -63,18 +63,17 @@ class Rounder:
         grid = self.scales.grid(level, self.bits)
         return stored_classes(grid, *fit_classes(np.divide(self.w_OI, grid.steps_OI, dtype=np.float32)))
 
-    def codes(self, level: int, classes: ScaleClasses, bits: NDArray[np.float32] | None) -> NDArray[np.int16]:
+    def codes(self, level: int, classes: ScaleClasses, bits: NDArray[np.float32]) -> NDArray[np.int16]:
         """Return the codes int16 [O, I] at a log-step index.
 
         Args:
-            bits: float32 [28, 256], what the coder's tables charge for each symbol; None where bits are free.
+            bits: float32 [28, 256], what the coder's tables charge for each symbol.
         """
         grid = self.scales.grid(level, self.bits)
         context = self.payload(level, classes, np.zeros(self.w_OI.shape, np.int16)).context
         states = self.options.states
-        slope = 0.0 if bits is None else SCALAR_SLOPE if states == 1 else SLOPE
-        charged = np.zeros((TABLE_CLASSES, COLUMNS), np.float32) if bits is None else bits
-        rates = Rates(context.rows_O, context.columns_I, charged)
+        slope = SCALAR_SLOPE if states == 1 else SLOPE
+        rates = Rates(context.rows_O, context.columns_I, bits)
         return round_with_feedback(self.w_OI, grid, self.parts, rates, states=states, slope=slope)
 
     def payload(self, level: int, classes: ScaleClasses, codes_OI: NDArray[np.int16]) -> TrellisPayload:

@@ -1,9 +1,10 @@
 """From a byte budget to one step scale: all tensors at the same slope of predicted KL against bytes, measured on whole files.
 
 The step of a weight is the step scale c over the square root of what an error there costs, so the one number c fixes the
-log-step index of every tensor (shape.py). Each pass rounds everything at a c, fits the coder's tables and scale classes to the
-codes, and moves c by the length of the file. Then tables and scale classes stay, and c moves in ever smaller steps,
-each of which changes the index of few tensors, until the file fits. Names `level` and `levels` stand for log-step indices.
+log-step index of every tensor (shape.py). The first pass takes c, tables and scale classes as Gaussian weights would have them.
+Each pass rounds everything at a c, fits tables and scale classes to the codes, and moves c by the length of the file. Then the
+tables and classes of the last pass stay, and c moves in ever smaller steps, each of which changes the index of few tensors,
+until the file fits. Names `level` and `levels` stand for log-step indices.
 """
 
 import math
@@ -14,12 +15,13 @@ from threading import Lock
 from typing import Protocol
 
 import numpy as np
+import scipy.special
 from numpy.typing import NDArray
 
 from quantlab.artifact.writer import EncodedArtifact, TrellisPayload, coded_bytes, fit_sets
 from quantlab.coding.frequency_tables import TableSet
 from quantlab.errors import BudgetError, ExpansionError
-from quantlab.format_rules import CLASSES_PER_POWER, LOG_STEPS
+from quantlab.format_rules import CLASSES_PER_POWER, COLUMNS, LOG_STEPS, OFFSET, TABLE_CLASSES, TOTAL
 from quantlab.methods.method import Point
 from quantlab.methods.trellis.rounder import Rounder, narrowest, next_classes
 from quantlab.methods.trellis.scale_classes import ZERO, ScaleClasses
@@ -32,6 +34,9 @@ SHARES = (0.02, 0.98)
 """Range of the shares of a bracket at which false position may cut it."""
 BISECTED_TRY = 4
 """One try in this many halves the bracket, as false position alone can creep towards one side."""
+
+PROGRESS = 0.5
+"""Share of a miss that a try may leave before steps grow."""
 
 LEAST_PASSES = 3
 """Number of passes after which tables and scale classes have settled."""
@@ -57,6 +62,8 @@ GUESS_CENTRE = -8.0
 GUESS_RANGE = (-12.0, 12.0)
 """Range around GUESS_CENTRE in which the first guess is searched by bisection."""
 GUESS_BISECTIONS = 40
+GUESS_LOG2 = 8
+"""Powers of two by which the mean weight exceeds a step where its scale class is taken for the first guess."""
 MOST_CLASS = 400
 """Largest magnitude of a scale class in the histograms of the first guess; larger ones count as this one."""
 
@@ -85,6 +92,7 @@ class Bracket:
         self.fits: tuple[float, float] | None = None
         """Smallest c whose file does not exceed the target, as (log2 of c, size)."""
         self._reach = 1.0
+        self._missed = math.inf
         self._tries = 0
 
     def add(self, c: float, size: float) -> None:
@@ -100,12 +108,14 @@ class Bracket:
         """Return the c to try next, after `size` at c.
 
         Args:
-            bytes_per_doubling: bytes that a file loses where c doubles. An estimate that is not trusted: steps grow while one
-                side of the target is unknown.
+            bytes_per_doubling: bytes that a file loses where c doubles. An estimate that is not trusted: steps grow where they
+                bring the size no nearer to the target.
         """
         if self.too_long is None or self.fits is None:
+            missed = abs(size - self.target)
+            self._reach *= 2 if missed > PROGRESS * self._missed else 1
+            self._missed = missed
             step = self._reach * (size - self.target) / max(bytes_per_doubling, 1.0)
-            self._reach *= 2
             return float(c * 2 ** max(-LARGEST_STEP, min(LARGEST_STEP, step)))
         (low, more), (high, less) = self.too_long, self.fits
         share = (more - self.target) / max(more - less, 1e-9)
@@ -121,8 +131,8 @@ class EntropyModel:
 
     classes: tuple[ScaleClasses, ...]
     """Scale classes of each tensor."""
-    bits: NDArray[np.float32] | None
-    """Bits of each symbol in each table, [28, 256]; None before there are tables: bits are free."""
+    bits: NDArray[np.float32]
+    """Bits of each symbol in each table, [28, 256]."""
 
     @classmethod
     def of(cls, payloads: Sequence[TrellisPayload]) -> "EntropyModel":
@@ -172,7 +182,7 @@ class SlopePlanner:
         self._rounded: dict[tuple[int, int], TrellisPayload] = {}
         """Payload of each tensor and log-step index with the settled entropy model."""
         self.passes: list[list[Point]] = []
-        """Point of each tensor in each pass of `approach`."""
+        """Point of each tensor in each pass of `approach` that says more about its rates than the result does."""
 
     def smallest_bytes(self) -> int:
         """Return the length of the file whose every code is zero, or the least that readers accept for so many weights."""
@@ -195,15 +205,16 @@ class SlopePlanner:
         with worker_pool() as pool:
             for number in range(MOST_PASSES):
                 payloads = self._round(pool, c, entropy_model, f"round, pass {number + 1} of at most {MOST_PASSES}")
-                self.passes.append(self.points(c, payloads))
                 size = len(self.assemble(payloads, draft=True))
-                entropy_model = EntropyModel.of(payloads)
                 off = abs(size - budget_bytes) / budget_bytes
+                if number and off >= CLOSE:  # the first pass has no tables yet, and close ones say what the result says
+                    self.passes.append(self.points(c, payloads))
                 if number + 1 >= LEAST_PASSES and (off < CLOSE or (number + 1 >= PASSES and off < FAR)):
                     break
                 bracket.add(c, size)
-                c = bracket.next(c, size, _bytes_per_doubling(payloads))
+                c, entropy_model = bracket.next(c, size, _bytes_per_doubling(payloads)), EntropyModel.of(payloads)
         self.entropy_model = entropy_model
+        self._rounded = {(n, p.entry.level): p for n, p in enumerate(payloads)}
         return c, payloads
 
     def settle(self, budget_bytes: int, c: float) -> tuple[EncodedArtifact, list[TrellisPayload]]:
@@ -293,18 +304,19 @@ class SlopePlanner:
         return file, payloads
 
     def _first_guess(self, budget_bytes: int) -> tuple[float, EntropyModel]:
-        """Return c by the entropy of Gaussian weights on the grid, and the scale classes of the weights themselves there."""
+        """Return c by the entropy of Gaussian weights on the grid, with their tables and the scale classes of the weights."""
         with worker_pool() as pool:
-            histograms = list(pool.map(_class_histogram, self.rounders))
+            sizes = list(pool.map(_log2_sizes, self.rounders))
         low, high = GUESS_RANGE
         for _ in range(GUESS_BISECTIONS):
             middle = (low + high) / 2
             bits = sum(
-                _gaussian_bits(h, r.scales.base + GUESS_CENTRE + middle) for h, r in zip(histograms, self.rounders, strict=True)
+                _gaussian_bits(s, r.scales.base + GUESS_CENTRE + middle) for s, r in zip(sizes, self.rounders, strict=True)
             )
             low, high = (low, middle) if bits / 8 < budget_bytes else (middle, high)
         c = 2.0 ** (GUESS_CENTRE + low)
-        return c, EntropyModel(tuple(r.first_classes(r.level(c)) for r in self.rounders), None)
+        classes = tuple(r.first_classes(r.level(c)) for r in self.rounders)
+        return c, EntropyModel(classes, gaussian_lengths(self.rounders[0].options.states))
 
     def _round(self, pool: ThreadPoolExecutor, c: float, entropy_model: EntropyModel, stage: str) -> list[TrellisPayload]:
         jobs = [(n, r.level(c), entropy_model) for n, r in enumerate(self.rounders)]
@@ -339,7 +351,7 @@ class SlopePlanner:
         def one(job: tuple[int, int, EntropyModel]) -> TrellisPayload:
             n, level, entropy_model = job
             rounder, classes, bits = self.rounders[n], entropy_model.classes[n], entropy_model.bits
-            key = b"%d %d " % (n, level) + classes.to_bytes() + (b"" if bits is None else bits.tobytes())
+            key = b"%d %d " % (n, level) + classes.to_bytes() + bits.tobytes()
             codes = self._memo(key, lambda: rounder.codes(level, classes, bits))
             count(codes.size)
             payload = narrowest(rounder.payload(level, classes, codes), self.widths)
@@ -361,17 +373,33 @@ def _log_step_bytes(rounder: Rounder) -> float:
     return rounder.w_OI.size / LOG_STEPS / 8
 
 
-def _class_histogram(rounder: Rounder) -> NDArray[np.int64]:
-    """Return the weights in each scale class at log-step index 0 (c = 2**-base), int64 [2 · MOST_CLASS + 1]."""
-    classes = rounder.first_classes(0)
-    rows = classes.base + classes.rows_O.astype(np.int64) - rounder.scales.a_O.numpy().astype(np.int64)
-    columns = classes.columns_I.astype(np.int64) - rounder.scales.b_I.numpy().astype(np.int64)
+def _log2_sizes(rounder: Rounder) -> tuple[NDArray[np.int64], float]:
+    """Return how many weights have each size, as `_gaussian_bits` reads it.
+
+    Returns:
+        Weights in each scale class, -MOST_CLASS to MOST_CLASS, at a level at which none counts as zero; log2 of the level.
+    """
+    level = round(LOG_STEPS * (math.log2(float(np.abs(rounder.w_OI).mean()) + 1e-30) - GUESS_LOG2))
+    classes = rounder.first_classes(level)
+    grid = rounder.scales.grid(level, rounder.bits)
+    rows = classes.base + classes.rows_O.astype(np.int64) - grid.a_O.astype(np.int64)
+    columns = classes.columns_I.astype(np.int64) - grid.b_I.astype(np.int64)
     shifted = (rows[:, None] + columns[None]).clip(-MOST_CLASS, MOST_CLASS).ravel() + MOST_CLASS
     counts: NDArray[np.int64] = np.bincount(shifted, minlength=2 * MOST_CLASS + 1)
-    return counts
+    return counts, level / LOG_STEPS
 
 
-def _gaussian_bits(histogram: NDArray[np.int64], log2_step: float) -> float:
+def _gaussian_bits(sizes: tuple[NDArray[np.int64], float], log2_step: float) -> float:
     """Return about the entropy of all codes together: ½ log2(1 + 2πe σ²/(2·step)²) bits a weight."""
-    sigma = 2.0 ** ((np.arange(-MOST_CLASS, MOST_CLASS + 1) - ZERO) / CLASSES_PER_POWER - log2_step - 1)
-    return float(histogram @ (0.5 * np.log2(1 + 2 * math.pi * math.e * sigma**2)))
+    counts, log2_level = sizes
+    sigma = 2.0 ** ((np.arange(-MOST_CLASS, MOST_CLASS + 1) - ZERO) / CLASSES_PER_POWER + log2_level - log2_step - 1)
+    return float(counts @ (0.5 * np.log2(1 + 2 * math.pi * math.e * sigma**2)))
+
+
+def gaussian_lengths(states: int) -> NDArray[np.float32]:
+    """Return the bits of each symbol in tables for Gaussian weights of each scale class, float32 [28, 256]."""
+    spacing = 1 if states == 1 else 2  # steps between the points of neighbouring symbols
+    sigma_C1 = 2.0 ** ((np.arange(TABLE_CLASSES)[:, None] - ZERO) / CLASSES_PER_POWER) / spacing
+    edges = np.arange(-OFFSET - 0.5, COLUMNS - OFFSET + 0.5)
+    probability = np.diff(scipy.special.ndtr(edges / sigma_C1), axis=1)
+    return -np.log2(np.maximum(probability, 1 / TOTAL)).astype(np.float32)

@@ -61,7 +61,7 @@ class TrellisSolver:
             effort={"states": self.options.states, "tune_steps": self.options.batches},
             tuned=_facts(tuned) if tuned else {},
             rounded_weights=planner.rounded_weights,
-            measured=dict(zip(names, map(list, zip(*planner.passes, strict=True)), strict=True)),
+            measured={name: [points[n] for points in planner.passes] for n, name in enumerate(names)},
         )
 
     def _tunable(self) -> dict[str, Tensor]:
