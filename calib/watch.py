@@ -143,7 +143,7 @@ class Watcher:
             return
         sums = self.products.get(id(weight)) or self._new_sums(weight)
         if sums.H is not None:
-            sums.H.add(self._gram(x))
+            sums.H.add_blocks(self._gram(x), x.numel() // x.shape[-1])
         x_TI = x.detach().flatten(0, -2)
         out.register_hook(lambda g: self._add_product(weight, sums, x_TI, g.flatten(0, -2)))  # type: ignore[no-untyped-call]
 
@@ -167,9 +167,9 @@ class Watcher:
             sums.g_O += squares_TO.sum(0)
             if not isinstance(fisher.G, GramSum):
                 fisher.G += x2_T[part] @ squares_TO
-        fisher.H.add(gram_blocks(x_TI * g2_T.sqrt()[:, None]))
+        fisher.H.add(x_TI * g2_T.sqrt()[:, None])
         if isinstance(fisher.G, GramSum):
-            fisher.G.add(gram_blocks(g_TO * x2_T.sqrt()[:, None]))
+            fisher.G.add(g_TO * x2_T.sqrt()[:, None])
 
     def _new_fisher(self, weight: Tensor, is_full: bool) -> FisherSums:
         rows, columns = weight.shape

@@ -9,6 +9,11 @@ from contextlib import contextmanager
 import torch
 
 
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def worker_pool() -> Iterator[ThreadPoolExecutor]:
     """Yield a pool of one worker per processor; matrix products in it take one thread each.
@@ -16,7 +21,7 @@ def worker_pool() -> Iterator[ThreadPoolExecutor]:
     That holds for torch and for `np.dot` in functions that numba compiled. Afterwards both have their threads again.
     """
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, initializer=lambda: torch.set_num_threads(1))
+    pool = ThreadPoolExecutor(max_workers=processors(), initializer=lambda: torch.set_num_threads(1))
     with single_threaded_blas():
         try:
             yield pool

@@ -1,7 +1,6 @@
 """The main job on a toy model: budgets, bits, and what is left behind when it fails."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -73,7 +72,7 @@ def test_packing_twice_gives_identical_files(packed, toy_checkpoint, tmp_path):
 
 def test_the_number_of_processors_does_not_change_the_file(packed, toy_checkpoint, tmp_path, monkeypatch):
     _, path, _ = packed
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr("quantlab.methods.workers.processors", lambda: 1)
     pack(load(toy_checkpoint), output=tmp_path / "one.qlab", **GPTQ)
     assert (tmp_path / "one.qlab").read_bytes() == path.read_bytes()
 
@@ -137,7 +136,7 @@ def test_unpacked_trellis_tensors_are_those_that_were_measured(packed, trellis):
 
 
 def test_a_trellis_file_is_the_same_every_time_on_any_number_of_processors(trellis, toy_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr("quantlab.methods.workers.processors", lambda: 1)
     pack(load(toy_checkpoint), output=tmp_path / "again.qlab", **TRELLIS)
     assert (tmp_path / "again.qlab").read_bytes() == trellis[0].read_bytes()
 

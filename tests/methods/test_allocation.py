@@ -75,6 +75,6 @@ def test_bytes_are_those_of_the_file_where_it_was_coded_and_close_to_them_elsewh
 def test_the_same_problem_gives_the_same_bytes_whatever_the_workers(monkeypatch):
     files = []
     for workers in (1, 3):
-        monkeypatch.setattr("os.cpu_count", lambda workers=workers: workers)
+        monkeypatch.setattr("quantlab.methods.workers.processors", lambda workers=workers: workers)
         files.append(allocator().solve(4_000)[0].data)
     assert files[0] == files[1]

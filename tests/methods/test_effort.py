@@ -20,7 +20,7 @@ def weight_seconds(states):
 @pytest.fixture
 def machine(monkeypatch):
     monkeypatch.setattr(effort, "_weight_seconds", weight_seconds)
-    monkeypatch.setattr(effort.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(effort, "processors", lambda: 2)
 
 
 @pytest.mark.parametrize("level", EFFORTS)

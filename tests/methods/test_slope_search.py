@@ -1,7 +1,6 @@
 """The search for one step scale: whole files, never over the budget, close to it, the same every time."""
 
 import itertools
-import os
 from functools import partial
 
 import numpy as np
@@ -85,7 +84,7 @@ def test_18_kb_are_used_to_a_few_bytes(solved):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_run_gives_the_same_file_whatever_the_number_of_workers(solved, workers, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: workers)
+    monkeypatch.setattr("quantlab.methods.workers.processors", lambda: workers)
     assert solve(18_000)[1] == solved[1]
 
 

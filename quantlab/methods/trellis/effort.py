@@ -1,7 +1,6 @@
 """The time that a packing takes on this machine at a level of effort, forecast from the rounding of two small matrices."""
 
 import math
-import os
 import time
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -15,6 +14,7 @@ from quantlab.methods.trellis import TrellisOptions
 from quantlab.methods.trellis.rounder import Rounder
 from quantlab.methods.trellis.slope_search import LEAST_PASSES
 from quantlab.methods.trellis.tuning import token_passes
+from quantlab.methods.workers import processors
 
 PASSES = LEAST_PASSES + 5
 """Roundings of everything whose time the search takes: about seven, and what is coded and assembled between them."""
@@ -40,7 +40,7 @@ def _pass_seconds(shapes: Iterable[tuple[int, ...]], states: int) -> float:
     """Return the seconds to round all matrices once, each on one processor."""
     each, more = _weight_seconds(states)
     seconds = [O * I * (each + more * (O + I)) for O, I in shapes]
-    return max(max(seconds, default=0.0), sum(seconds) / (os.cpu_count() or 1))
+    return max(max(seconds, default=0.0), sum(seconds) / processors())
 
 
 @cache

@@ -45,11 +45,10 @@ class StepScales:
 
     def __init__(self, w_OI: Tensor, parts: Factors, *, rows: bool = True, columns: bool = True) -> None:
         """Derive the scales from the sensitivities; a side that is switched off has one scale for all."""
-        self.w_OI = w_OI.double().abs()
         rows_O, columns_I = _log_scales(parts.d_O, rows), _log_scales(parts.d_I, columns)
         self.a_O, self.b_I = _in_units(rows_O), _in_units(columns_I)
         self.base = float(rows_O.mean() + columns_I.mean())
-        self._largest_O = (self.w_OI / 2 ** (self.b_I / SCALE_UNITS)).amax(1).clamp_min(1e-30)
+        self._largest_O = (w_OI.double().abs() / 2 ** (self.b_I / SCALE_UNITS)).amax(1).clamp_min(1e-30)
 
     def level(self, step_scale: float) -> float:
         """Return the log-step index, not yet rounded, at which steps are step_scale / (d_O · d_I)."""

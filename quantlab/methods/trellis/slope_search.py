@@ -343,7 +343,7 @@ class SlopePlanner:
             with lock:
                 done += weights
                 self.rounded_weights += weights
-                if stage:
+                if stage and total:
                     self._progress(stage, done, total)
 
         count(0)
@@ -402,4 +402,5 @@ def gaussian_lengths(states: int) -> NDArray[np.float32]:
     sigma_C1 = 2.0 ** ((np.arange(TABLE_CLASSES)[:, None] - ZERO) / CLASSES_PER_POWER) / spacing
     edges = np.arange(-OFFSET - 0.5, COLUMNS - OFFSET + 0.5)
     probability = np.diff(scipy.special.ndtr(edges / sigma_C1), axis=1)
-    return -np.log2(np.maximum(probability, 1 / TOTAL)).astype(np.float32)
+    lengths: NDArray[np.float32] = -np.log2(np.maximum(probability, 1 / TOTAL)).astype(np.float32)
+    return lengths

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 BATCH_TOKENS = 2048
 """Tokens in a step of learning."""
-PASS_TOKENS = 2048
+PASS_TOKENS = 512
 """Tokens that the models see at a time: logits take memory."""
 RATE = 0.02
 """Learning rate of Adam at a KL of 1 nat a token, in root mean squares of each tensor. It follows the square root of the KL, as
