@@ -37,9 +37,13 @@ FRESH_PROCESS_S = 4.0
 """Seconds in which a fresh process loads its libraries to read the file back."""
 MARGIN = 0.8
 """Share of a time limit that may be planned: machines are noisy."""
-LOGITS_COPIES = 8
+LIBRARY_BYTES = 600_000_000
+"""Memory of the process with all libraries loaded."""
+LOGITS_COPIES = 4
 """Float copies of a batch's logits that statistics hold at once."""
-WEIGHT_BYTES = 60
+SUM_BYTES = 6
+"""Bytes that an entry of a symmetric sum takes: half of the entries are held, in float32 and in float64."""
+WEIGHT_BYTES = 45
 """Bytes that rounding holds of each weight: float copies, steps, and codes of the roundings that are still in use."""
 
 
@@ -86,7 +90,8 @@ def plan_effort(loaded: LoadedModel, options: MethodOptions, calibration: Calibr
 
     def forecast(options: MethodOptions) -> Forecast:
         stages_s = before | options.forecast(shapes, token_s) | {"reading back": FRESH_PROCESS_S}
-        peak_bytes = peak_of_process() + max(statistics_bytes, _rounding_bytes(shapes))  # all libraries are loaded by now
+        now_bytes = sum(t.numel() * t.element_size() for t in loaded.state.values()) + LIBRARY_BYTES
+        peak_bytes = max(peak_of_process(), now_bytes + max(statistics_bytes, _rounding_bytes(shapes)))
         return Forecast(stages_s={name: round(seconds, 2) for name, seconds in stages_s.items()}, peak_bytes=peak_bytes)
 
     return _within_limit(options, forecast)
@@ -119,7 +124,7 @@ def _calibration_seconds(
     """Return the seconds of sampling, where the model writes its own text, and of statistics."""
     tokens = config.tokens // config.seq_len * config.seq_len
     seconds = {"sampling": _sampling_seconds(model, config, token_s)} if config.source == "self" else {}
-    flop = 2 * tokens * _squares(shapes, plain=plain)
+    flop = tokens * _squares(shapes, plain=plain)  # half of a product: sums are symmetric
     return seconds | {"statistics": BACKWARD * tokens * token_s + flop / _product_rate()}
 
 
@@ -157,12 +162,12 @@ def _product_rate() -> float:
 
 
 def _statistics_bytes(shapes: Mapping[str, tuple[int, ...]], vocab_size: int, *, plain: bool) -> int:
-    return 8 * _squares(shapes, plain=plain) + 4 * LOGITS_COPIES * BATCH_TOKENS * vocab_size
+    return SUM_BYTES * _squares(shapes, plain=plain) + 4 * LOGITS_COPIES * BATCH_TOKENS * vocab_size
 
 
 def _rounding_bytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the bytes of float32 statistics, their triangular factors, and the weights on their way."""
-    return 2 * 4 * _squares(shapes, plain=False) + WEIGHT_BYTES * sum(O * I for O, I in shapes.values())
+    """Return the bytes of the triangular factors and of the weights on their way."""
+    return 2 * _squares(shapes, plain=False) + WEIGHT_BYTES * sum(O * I for O, I in shapes.values())
 
 
 def _seconds(work: Callable[[], object]) -> float:

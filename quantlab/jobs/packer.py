@@ -33,6 +33,9 @@ from quantlab.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
+KEPT_CODES = 8
+"""Bytes a weight of codes that the work folder keeps for a resumed packing: four to eight roundings, as many as most take."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackConfig:
@@ -82,7 +85,8 @@ def pack_with(
     watch = _Stopwatch()
     with in_eval_mode(loaded.model), on_device(loaded.model, find_device(config.device)):
         given = None if statistics is None else _given(statistics, loaded, config)
-        workspace = Workspace(folder_of(output), _work_key(loaded, config, given), resume=resume)
+        most_bytes = KEPT_CODES * sum(tensor.numel() for tensor in loaded.state.values())
+        workspace = Workspace(folder_of(output), _work_key(loaded, config, given), resume=resume, most_bytes=most_bytes)
         try:
             with watch.time("forecast"):
                 config, forecast = _plan(loaded, config, given, workspace)

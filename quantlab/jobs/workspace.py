@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,17 @@ Tensors = tuple[dict[str, Tensor], dict[str, str]]
 class Workspace:
     """The folder of one packing, which is the `Memo` of its method; `key` names everything that decides the result."""
 
-    def __init__(self, folder: Path, key: dict[str, Any], *, resume: bool) -> None:
+    def __init__(self, folder: Path, key: dict[str, Any], *, resume: bool, most_bytes: int | None = None) -> None:
         """Begin anew, or go on in what an earlier packing with the same key left.
 
+        Args:
+            most_bytes: bytes of codes that are kept; the oldest go first, and a resumed packing computes them again.
         Raises:
             ConfigError: the folder was left by a packing of another checkpoint, budget or options.
         """
-        self.folder = folder
+        self.folder, self._most_bytes = folder, most_bytes
         self._about = json.dumps(key, sort_keys=True)
+        self._lock = Lock()
         about = folder / "pack.json"
         if not resume:
             shutil.rmtree(folder, ignore_errors=True)
@@ -55,7 +59,19 @@ class Workspace:
         buffer = io.BytesIO()
         np.save(buffer, codes.astype(np.int8) if fits else codes)
         self._write(path, buffer.getvalue())
+        self._forget()
         return codes
+
+    def _forget(self) -> None:
+        """Remove the oldest codes beyond `most_bytes`."""
+        if self._most_bytes is None:
+            return
+        with self._lock:
+            kept = 0
+            for stat, path in sorted(((p.stat(), p) for p in self.folder.glob("*.npy")), key=lambda item: -item[0].st_mtime_ns):
+                kept += stat.st_size
+                if kept > self._most_bytes:
+                    path.unlink()
 
     def note(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return a small JSON object under a name: what `compute` gives, or gave in an earlier packing."""

@@ -11,6 +11,7 @@ from quantlab.jobs import packer
 from quantlab.jobs.pack import pack
 from quantlab.jobs.workspace import folder_of
 from quantlab.methods.trellis import effort, rounder
+from quantlab.models.loading import load
 
 CONFIG = {"budget": 50_000, "calib_tokens": 2048, "calib_seq_len": 64, "tune_steps": 2}
 
@@ -51,6 +52,18 @@ def test_a_stopped_packing_goes_on_to_the_same_bytes(toy_checkpoint, tmp_path, m
     packed(toy_checkpoint, tmp_path / "again.qlab")
     assert calls[0] == everything[0] - count  # finished tensors were not rounded again
     assert not folder_of(tmp_path / "m.qlab").exists()
+
+
+def test_the_work_folder_is_bounded_and_what_it_forgot_is_rounded_again(toy_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(packer, "KEPT_CODES", 1)
+    whole = packed(toy_checkpoint, tmp_path / "whole.qlab")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 35)
+        with pytest.raises(KeyboardInterrupt):
+            packed(toy_checkpoint, tmp_path / "m.qlab")
+    weights = sum(tensor.numel() for tensor in load(toy_checkpoint).state.values())
+    assert sum(p.stat().st_size for p in folder_of(tmp_path / "m.qlab").glob("*.npy")) <= weights
+    assert packed(toy_checkpoint, tmp_path / "m.qlab", resume=True) == whole
 
 
 def test_a_killed_process_leaves_work_that_resume_finishes(toy_checkpoint, tmp_path):

@@ -13,7 +13,8 @@ from quantlab.calib.fisher import Use
 from quantlab.errors import BudgetError, ExpansionError
 from quantlab.methods.trellis import TrellisOptions
 from quantlab.methods.trellis.rounder import Rounder, narrowest, weights
-from quantlab.methods.trellis.slope_search import SlopePlanner
+from quantlab.methods.trellis.slope_search import Bracket, SlopePlanner, gaussian_lengths
+from quantlab.methods.workers import worker_pool
 
 WIDTHS = (5, 6, 8, 16)
 SHAPES = {"q": (64, 64), "up": (128, 64), "down": (64, 128), "tall": (300, 24), "head": (200, 64)}
@@ -178,3 +179,34 @@ def test_every_rounded_weight_is_counted():
     assert planner.rounded_weights == len(planner.passes) * weights_in_all
     planner.settle(12_000, c)
     assert planner.rounded_weights >= (len(planner.passes) + 1) * weights_in_all
+
+
+def test_the_first_guess_is_near_the_budget_and_little_is_rounded_twice():
+    planner = SlopePlanner(rounders(), WIDTHS, assemble)
+    c, entropy_model = planner._first_guess(18_000)
+    with worker_pool() as pool:
+        first = planner._round(pool, c, entropy_model, "")
+    assert abs(len(assemble(first)) / 18_000 - 1) < 0.15  # side information, of which the guess knows nothing, is a tenth here
+    planner, data, _ = solve(18_000)
+    assert planner.rounded_weights < 8 * sum(r.w_OI.size for r in planner.rounders)
+    assert 0.99 * 18_000 < len(data) <= 18_000
+
+
+@pytest.mark.parametrize("states", [1, 8])
+def test_gaussian_lengths_are_those_of_gaussian_symbols(states):
+    """Class 16 is 4 steps: the entropy of its symbols is that of a Gaussian of 4 or, on a trellis, 2 units."""
+    lengths = gaussian_lengths(states)[16]
+    probability = 2.0 ** -lengths.astype(float)
+    entropy = float((probability / probability.sum() * lengths).sum())
+    assert entropy == pytest.approx(0.5 * np.log2(2 * np.pi * np.e * (4 if states == 1 else 2) ** 2), abs=0.15)  # floored tails
+
+
+def test_steps_grow_only_where_they_bring_the_size_no_nearer():
+    bracket = Bracket(1000)
+    bracket.add(1.0, 1100)
+    first = bracket.next(1.0, 1100, 400)
+    assert first == pytest.approx(2**0.25)
+    bracket.add(first, 1010)  # it hit
+    assert bracket.next(first, 1010, 400) == pytest.approx(first * 2**0.025)
+    bracket.add(1.3, 1009)  # it did not
+    assert bracket.next(1.3, 1009, 400) == pytest.approx(1.3 * 2**0.045)

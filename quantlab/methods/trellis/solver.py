@@ -13,6 +13,7 @@ from quantlab.methods.trellis import TrellisOptions
 from quantlab.methods.trellis.rounder import Rounder, weights
 from quantlab.methods.trellis.slope_search import SlopePlanner
 from quantlab.methods.trellis.tuning import HELD_OUT, Tuned, tune
+from quantlab.methods.workers import worker_pool
 from quantlab.progress import stage
 
 TUNED_GROWTH = 50
@@ -25,7 +26,8 @@ class TrellisSolver:
     def __init__(self, problem: Problem, options: TrellisOptions) -> None:
         self.problem, self.options = problem, options
         self.passthrough = dict(problem.passthrough)
-        self.rounders = list(map(self._rounder, problem.matrices.items()))
+        with worker_pool() as pool:
+            self.rounders = list(pool.map(self._rounder, problem.matrices.items()))
         self.planner = SlopePlanner(self.rounders, options.widths, self._assemble, problem.progress, problem.memo.codes)
 
     def _rounder(self, item: tuple[str, Tensor]) -> Rounder:
