@@ -2,14 +2,13 @@
 
     .venv/bin/python benchmarks/packing.py --models 9M 36M      # prints a table, saves JSON
 
-Checkpoints are those of make_model.py, packed from the checkpoint alone to half a byte a parameter less a tenth. Each packing
-runs in a process of its own, whose largest memory is recorded, on all processors and, for the first model, on one. Beside the
+Checkpoints are those of make_model.py, packed from the checkpoint alone to 3.6 bits a parameter. Each packing
+runs in a process of its own, whose largest memory is recorded, on all processors and, for 9M, on one. Beside the
 rate of a stage stands that of plain float32 products of the sizes that it needs, on the same threads in the same process:
 
 - sampling: the linear layers of a step of 128 sequences;
 - statistics: the linear layers of 512 tokens and their sums of x xᵀ;
-- rounding: G E and E H of every matrix, by the BLAS that rounding calls;
-- tuning: the linear layers of a batch of 2,048 tokens.
+- rounding: G E and E H of every matrix.
 
 The trellis alone is timed on one core: a column of a million Gaussian weights without feedback, for each number of states.
 """
@@ -46,7 +45,6 @@ MODELS = {"9M": (9, 256), "36M": (11, 512), "135M": (11, 1024)}
 """Layers and width; the vocabulary has 8,192 tokens."""
 BITS = 3.6
 """Bits a weight of the file: 16 MB for 36 million."""
-TOKENS = 65536
 STAGES = {"sample": "sampling", "measure": "statistics", "round": "rounding", "settle": "rounding", "fill": "rounding"}
 """Stage of this table by the first word of a stage that pack reports; "tune" is tuning."""
 TRELLIS_WEIGHTS = 1 << 20
@@ -68,7 +66,7 @@ class Clock:
         self._stage, self._since = name, now
 
 
-def run_one(model: str, tune: bool) -> dict[str, Any]:
+def run_one(model: str, tune: bool, tokens: int) -> dict[str, Any]:
     """Pack one model in this process, and return seconds, rates in GFLOP/s and the peak memory in GB."""
     layers, width = MODELS[model]
     config = GPTConfig(
@@ -85,7 +83,9 @@ def run_one(model: str, tune: bool) -> dict[str, Any]:
         loaded, clock = load(checkpoint), Clock()
         budget = int(sum(t.numel() for t in loaded.state.values()) * BITS / 8)
         started = time.perf_counter()
-        report = quantlab.pack(loaded, budget=budget, output=Path(folder) / "m.qlab", tune=tune, progress=clock)
+        report = quantlab.pack(
+            loaded, budget=budget, output=Path(folder) / "m.qlab", tune=tune, calib_tokens=tokens, progress=clock
+        )
         seconds = time.perf_counter() - started
     shapes = [tuple(t.shape) for t in split_state(loaded.state)[0].values()]
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -93,31 +93,29 @@ def run_one(model: str, tune: bool) -> dict[str, Any]:
         "model": model,
         "processors": len(os.sched_getaffinity(0)),
         "parameters": report.n_params,
+        "tokens": tokens,
         "budget_bytes": budget,
         "artifact_bytes": report.artifact_bytes,
         "seconds": seconds,
         "stages_s": {**clock.seconds, "verify": report.timings_s["verify"]},
         "forecast_s": report.forecast["total_s"],
         "roundings": report.rounded_weights / sum(o * i for o, i in shapes),
-        "gflops": _rates(shapes, clock.seconds, report.rounded_weights / sum(o * i for o, i in shapes), tune),
+        "gflops": _rates(shapes, clock.seconds, report.rounded_weights / sum(o * i for o, i in shapes), tokens),
         "peak_gb": peak_gb,
     }
 
 
-def _rates(shapes: list[tuple[int, ...]], seconds: dict[str, float], roundings: float, tune: bool) -> dict[str, list[float]]:
+def _rates(shapes: list[tuple[int, ...]], seconds: dict[str, float], roundings: float, tokens: int) -> dict[str, list[float]]:
     """Return [reached, plain product] in GFLOP/s of each stage, counting the products that the stage cannot do without."""
     linear = 2 * sum(o * i for o, i in shapes)  # FLOP a token
     sums = sum(i * i + o * o * (o <= 4096) for o, i in shapes)  # half of 2 · size²: sums are symmetric
     feedback = sum(o * i * (i + o * (o <= 4096)) for o, i in shapes)  # half of a product with a full matrix
     work = {
-        "sampling": (TOKENS * linear, lambda: _linear_rate(shapes, 128)),
-        "statistics": (TOKENS * (2 * linear + sums), lambda: _linear_rate(shapes, 512)),
+        "sampling": (tokens * linear, lambda: _linear_rate(shapes, 128)),
+        "statistics": (tokens * (2 * linear + sums), lambda: _linear_rate(shapes, 512)),
         "rounding": (roundings * feedback, lambda: _feedback_rate(shapes)),
     }
-    rates = {name: [flop / seconds[name] / 1e9, rate()] for name, (flop, rate) in work.items() if seconds.get(name)}
-    if tune and seconds.get("tuning"):
-        rates["tuning"] = [seconds["tuning"], _linear_rate(shapes, 2048)]
-    return rates
+    return {name: [flop / seconds[name] / 1e9, rate()] for name, (flop, rate) in work.items() if seconds.get(name)}
 
 
 def _linear_rate(shapes: Iterable[tuple[int, ...]], tokens: int) -> float:
@@ -161,9 +159,9 @@ def trellis_us(states: int) -> float:
     return _best(lambda: rounder.codes(level, classes, lengths)) / TRELLIS_WEIGHTS * 1e6
 
 
-def _in_process(model: str, tune: bool, processors: int | None) -> dict[str, Any]:
+def _in_process(model: str, tune: bool, tokens: int, processors: int | None) -> dict[str, Any]:
     """Run `run_one` in a fresh process on so many processors."""
-    arguments = [sys.executable, __file__, "--one", model, *(() if tune else ("--no-tune",))]
+    arguments = [sys.executable, __file__, "--one", model, "--tokens", str(tokens), *(() if tune else ("--no-tune",))]
     chosen = sorted(os.sched_getaffinity(0))[:processors]
     done = subprocess.run(arguments, stdout=subprocess.PIPE, check=True, preexec_fn=lambda: os.sched_setaffinity(0, chosen))
     result: dict[str, Any] = json.loads(done.stdout)
@@ -180,7 +178,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         )
         for name, seconds in row["stages_s"].items():
             reached = row["gflops"].get(name)
-            rate = f"{reached[0]:8.1f} GFLOP/s of {reached[1]:.1f}" if reached and name != "tuning" else ""
+            rate = f"{reached[0]:8.1f} GFLOP/s of {reached[1]:.1f}" if reached else ""
             lines.append(f"  {name:<12}{seconds:8.1f} s{rate}")
     return "\n".join(lines)
 
@@ -188,15 +186,20 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--tokens", type=int, default=65536, help="calibration tokens")
     parser.add_argument("--no-tune", action="store_true")
+    parser.add_argument("--append", action="store_true", help="keep the rows that the file has")
     parser.add_argument("--one", choices=MODELS, help=argparse.SUPPRESS)
     parser.add_argument("-o", "--out", type=Path, default=ROOT / "benchmarks" / "results" / "packing.json")
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(run_one(arguments.one, not arguments.no_tune)))
+        print(json.dumps(run_one(arguments.one, not arguments.no_tune, arguments.tokens)))
         return
-    jobs = [(arguments.models[0], 1), *((model, None) for model in arguments.models)]
-    rows = [_in_process(model, not arguments.no_tune, processors) for model, processors in jobs]
+    jobs: list[tuple[str, int | None]] = [(model, None) for model in arguments.models]
+    if "9M" in arguments.models:
+        jobs.insert(0, ("9M", 1))
+    before = json.loads(arguments.out.read_text())["rows"] if arguments.append else []
+    rows = before + [_in_process(model, not arguments.no_tune, arguments.tokens, processors) for model, processors in jobs]
     torch.set_num_threads(1)
     trellis = {str(states): trellis_us(states) for states in STATES}
     record = {"machine": machine(), "rows": rows, "trellis_us_per_weight": trellis}

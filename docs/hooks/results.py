@@ -32,6 +32,12 @@ def _plus_minus(row: Row, key: str, low: str, digits: int) -> str:
     return f"{row[key]:.{digits}f} ± {row[key] - row[low]:.{digits}f}"
 
 
+def _stage(row: Row, name: str) -> str:
+    """Return seconds, and GFLOP/s beside those of plain products where the benchmark has them."""
+    text = f"{row['stages_s'].get(name, 0):.1f}"
+    return text + " ({:.0f} of {:.0f})".format(*row["gflops"][name]) if name in row["gflops"] else text
+
+
 COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
     "rate_distortion": {
         "method": lambda r: r["method"],
@@ -43,6 +49,19 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
         "predicted": lambda r: f"{r['predicted']:.5f}" if "predicted" in r else "",
         "pack, s": lambda r: f"{r['pack_s']:.0f}",
         "unpack, s": lambda r: f"{r['unpack_s']:.1f}",
+    },
+    "packing": {
+        "model": lambda r: r["model"],
+        "processors": lambda r: str(r["processors"]),
+        "calibration tokens": lambda r: f"{r['tokens']:,}",
+        "seconds": lambda r: f"{r['seconds']:.0f}",
+        "forecast": lambda r: f"{r['forecast_s']:.0f}",
+        "sampling": lambda r: _stage(r, "sampling"),
+        "statistics": lambda r: _stage(r, "statistics"),
+        "rounding": lambda r: _stage(r, "rounding"),
+        "tuning": lambda r: _stage(r, "tuning"),
+        "roundings": lambda r: f"{r['roundings']:.1f}",
+        "memory, GB": lambda r: f"{r['peak_gb']:.2f}",
     },
 }
 """The columns of a file's lists, by the beginning of its name. Other files show all plain values of their rows."""
