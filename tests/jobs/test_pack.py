@@ -173,7 +173,8 @@ def test_a_trellis_budget_below_reach_names_a_size_that_is_reachable(packed, tmp
 
 def test_refining_the_grids_lowers_the_predicted_kl(packed, tmp_path, monkeypatch):
     loaded, _, report = packed
-    monkeypatch.setattr("quantlab.methods.classic.allocation.ROUNDS", 0)
+    monkeypatch.setattr("quantlab.methods.classic.allocation.ESTIMATED_ROUNDS", 0)
+    monkeypatch.setattr("quantlab.methods.classic.allocation.CORRECTED_ROUNDS", 1)
     coarse = pack(loaded, output=tmp_path / "coarse.qlab", **GPTQ)
     assert report.predicted_kl < 0.98 * coarse.predicted_kl
 

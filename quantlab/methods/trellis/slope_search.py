@@ -228,7 +228,7 @@ class SlopePlanner:
         with worker_pool() as pool:
             for number in range(SETTLE_TRIES):
                 levels = tuple(r.level(c) for r in self.rounders)
-                payloads = self._at(pool, levels, "round, settled tables" if number == 0 else "")
+                payloads = self._at(pool, levels)
                 self._progress("settle the size", number + 1, SETTLE_TRIES)
                 slack = budget_bytes - self._expected_bytes(payloads)
                 if 0 <= slack < best.slack:
@@ -322,10 +322,10 @@ class SlopePlanner:
         jobs = [(n, r.level(c), entropy_model) for n, r in enumerate(self.rounders)]
         return self._run(pool, jobs, stage)
 
-    def _at(self, pool: ThreadPoolExecutor, levels: Sequence[int], stage: str = "") -> list[TrellisPayload]:
+    def _at(self, pool: ThreadPoolExecutor, levels: Sequence[int]) -> list[TrellisPayload]:
         missing = [(n, level) for n, level in enumerate(levels) if (n, level) not in self._rounded]
         jobs = [(*key, self.entropy_model) for key in missing]
-        for key, payload in zip(missing, self._run(pool, jobs, stage), strict=True):
+        for key, payload in zip(missing, self._run(pool, jobs), strict=True):
             self._rounded[key] = payload
         return [self._rounded[n, level] for n, level in enumerate(levels)]
 
