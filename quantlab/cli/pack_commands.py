@@ -1,5 +1,6 @@
 """quantlab calibrate, pack, unpack and inspect: from a checkpoint to an artifact and back."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -39,6 +40,7 @@ def calibrate(
     """
     import os
 
+    _wait_passively()
     from quantlab.jobs.calibrate import calibrate as measure
 
     with ProgressDisplay() as progress:
@@ -62,6 +64,14 @@ def calibrate(
         print_json({"statistics": str(output), **about, "row_agreement": stats.row_agreement})
     else:
         _print_statistics(stats, output, calib)
+
+
+def _wait_passively() -> None:
+    """Let idle threads sleep, unless the user says otherwise; read by OpenMP when torch is loaded.
+
+    Threads that spin take processors from the rounding's and from whatever else runs.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _print_statistics(stats: "Statistics", output: Path, calib: str) -> None:
@@ -105,6 +115,7 @@ def pack(
 
     Example: quantlab pack final_model.pt --budget 16MB -o model.qlab --code train_gpt.py
     """
+    _wait_passively()
     from quantlab.calib.sources import CalibrationConfig
     from quantlab.jobs.pack import plan_pack
 
