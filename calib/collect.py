@@ -102,10 +102,16 @@ def collect(
         row_agreement=_agreement(first_half, {name: sums.g_O for name, sums in products.items()}),
         ids_NT=ids_NT.int().cpu(),
         model_fingerprint=model_fingerprint,
-        source={**source, "label_seed": seed, "tokens_sha256": _sha256(ids_NT)},
+        source={**source, **_where(model, processes), "label_seed": seed, "tokens_sha256": _sha256(ids_NT)},
     )
     stats.check(shapes)
     return stats
+
+
+def _where(model: nn.Module, processes: Processes) -> dict[str, Any]:
+    """Return what may change the last digits of sums besides the tokens: several processes, another device than a CPU."""
+    kind = next(model.parameters()).device.type
+    return ({"processes": processes.size} if processes.size > 1 else {}) | ({"device": kind} if kind != "cpu" else {})
 
 
 def _batch_sequences(model: nn.Module, ids_NT: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -144,6 +150,9 @@ def _run(
                 if progress:
                     progress(done, share)
     model.train(was_training)
+    # a process that had no sequence in the first half has zeros there: all processes must sum the same tensors
+    whole = {name: sums.g_O for name, sums in watcher.named(watcher.products).items()}
+    first_half = {name: first_half.get(name, torch.zeros_like(g_O)) for name, g_O in whole.items()}
     _sum_over(processes, watcher, first_half)
     return first_half
 

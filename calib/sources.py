@@ -65,6 +65,8 @@ def sample_sequences(
                 if progress and t % 16 == 0:
                     progress(lo * length + t * rows, count * length)
         ids_NT[lo : lo + BATCH] = ids_BT
+        if progress:
+            progress(lo * length + rows * length, count * length)
     model.train(was_training)
     return ids_NT
 
@@ -90,7 +92,8 @@ def _reader(model: nn.Module, ids_BT: Tensor) -> Callable[[int], Tensor]:
 
 def _last_logits(model: nn.Module, ids_BT: Tensor, rows: int) -> Tensor:
     """Return the logits of the last position, [B, V]; the model reads that many rows at a time."""
-    return torch.cat([model(ids_BT[at : at + rows])[:, -1] for at in range(0, len(ids_BT), rows)])
+    # a view would keep the logits of all positions
+    return torch.cat([model(ids_BT[at : at + rows])[:, -1].clone() for at in range(0, len(ids_BT), rows)])
 
 
 KINDS = ("self", "random", "text", "tokens")

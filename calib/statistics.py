@@ -18,6 +18,7 @@ from quantlab.tensor_file import Layout, write_safetensors_in_parts
 
 STATISTICS_VERSION = 3
 KINDS = ("product", "lookup", "fisher")
+_TRIANGLES = (("product", "H"), ("fisher", "H"))
 
 
 class UsesOnDemand(Mapping[str, Use]):
@@ -221,7 +222,7 @@ class _StatisticsFile:
         if kind not in KINDS or side not in ("H", "g") or name not in self._shapes:
             raise StatisticsError(f"statistics {self.path} hold an unknown tensor {key}")
         size, part = self._shapes[name][side == "H"], self._file.get_slice(key)
-        is_full = (kind, side) in (("product", "H"), ("fisher", "H"))
+        is_full = (kind, side) in _TRIANGLES
         allowed = [triangle_size(size)] if is_full else [size, triangle_size(size)] if kind == "fisher" else [size]
         if part.get_dtype() != "F32" or part.get_shape() not in [[values] for values in allowed]:
             got, wanted = f"{part.get_dtype()} {part.get_shape()}", " or ".join(map(str, allowed))
@@ -233,4 +234,5 @@ class _StatisticsFile:
         value, size = self._file.get_tensor(f"{kind}.{side}.{name}"), self._shapes[name][side == "H"]
         if not torch.isfinite(value.sum(dtype=torch.float64)):
             raise StatisticsError(f"tensor {name}: its {'Hessian' if side == 'H' else 'output gradient'} is not finite")
-        return value.clone() if len(value) == size else unpack_triangle(value, size)
+        is_triangle = (kind, side) in _TRIANGLES or (kind == "fisher" and len(value) != size)
+        return unpack_triangle(value, size) if is_triangle else value.clone()

@@ -40,7 +40,7 @@ class GramSum:
         self.size = size
         self._flat = mapped_zeros(sum(counts), torch.float64, scratch if device.type == "cpu" else None, device)
         self.blocks = [part.view(shape) for part, shape in zip(torch.split(self._flat, counts), shapes, strict=True)]
-        self._recent = torch.zeros(sum(counts), device=device)
+        self._recent = mapped_zeros(sum(counts), torch.float32, scratch if device.type == "cpu" else None, device)
         self._recent_blocks = [p.view(shape) for p, shape in zip(torch.split(self._recent, counts), shapes, strict=True)]
         self._recent_tokens = 0
 

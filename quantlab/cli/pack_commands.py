@@ -38,8 +38,6 @@ def calibrate(
 
     Example: torchrun --standalone --nproc_per_node=8 -m quantlab calibrate final_model.pt -o final_model.stats.safetensors
     """
-    import os
-
     _wait_passively()
     from quantlab.jobs.calibrate import calibrate as measure
 
@@ -115,6 +113,8 @@ def pack(
 
     Example: quantlab pack final_model.pt --budget 16MB -o model.qlab --code train_gpt.py
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("pack runs in one process", hint="share calibrate over torchrun, then pack with --stats")
     _wait_passively()
     from quantlab.calib.sources import CalibrationConfig
     from quantlab.jobs.pack import plan_pack

@@ -60,6 +60,7 @@ def calibrate(
     try:
         loaded = load(source, model=model)
         known = load_tokenizer(tokenizer, loaded) if tokenizer else None
+        progress = progress if world.is_main else silent
         with on_device(loaded.model, world.device):
             scratch = None if output is None else Path(output).parent
             stats = measure_statistics(loaded, config, known, progress, scratch=scratch, world=world)

@@ -35,7 +35,8 @@ class Workspace:
         """Begin anew, or go on in what an earlier packing with the same key left.
 
         Args:
-            most_bytes: bytes of codes that are kept; the oldest go first, and a resumed packing computes them again.
+            most_bytes: bytes of codes that are kept. Once they are reached nothing is added, and a resumed packing computes what
+                is missing.
         Raises:
             ConfigError: the folder was left by a packing of another checkpoint, budget or options.
         """
@@ -47,6 +48,7 @@ class Workspace:
             shutil.rmtree(folder, ignore_errors=True)
         elif about.is_file() and about.read_text() != self._about:
             raise ConfigError(f"{folder} was left by another checkpoint, budget or options", hint="run without --resume")
+        self._kept_bytes = sum(path.stat().st_size for path in folder.glob("*.npy"))
 
     def codes(self, key: bytes, compute: Callable[[], Codes]) -> Codes:
         """Return what `compute` gives, or gave in an earlier packing under the same key."""
@@ -58,20 +60,16 @@ class Workspace:
         fits = codes.size == 0 or (codes.min() >= -128 and codes.max() <= 127)
         buffer = io.BytesIO()
         np.save(buffer, codes.astype(np.int8) if fits else codes)
-        self._write(path, buffer.getvalue())
-        self._forget()
+        if self._has_room(len(buffer.getvalue())):
+            self._write(path, buffer.getvalue())
         return codes
 
-    def _forget(self) -> None:
-        """Remove the oldest codes beyond `most_bytes`."""
-        if self._most_bytes is None:
-            return
+    def _has_room(self, size: int) -> bool:
+        """Count `size` bytes of codes towards `most_bytes`; False, and nothing is counted, where they exceed it."""
         with self._lock:
-            kept = 0
-            for stat, path in sorted(((p.stat(), p) for p in self.folder.glob("*.npy")), key=lambda item: -item[0].st_mtime_ns):
-                kept += stat.st_size
-                if kept > self._most_bytes:
-                    path.unlink()
+            fits = self._most_bytes is None or self._kept_bytes + size <= self._most_bytes
+            self._kept_bytes += size if fits else 0
+        return fits
 
     def note(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return a small JSON object under a name: what `compute` gives, or gave in an earlier packing."""

@@ -6,7 +6,7 @@ from quantlab.errors import ConfigError
 from quantlab.format_rules import STATES
 from quantlab.methods.method import method_options
 from quantlab.methods.trellis import EFFORTS, TrellisOptions, effort
-from quantlab.methods.trellis.effort import PASSES, stage_seconds
+from quantlab.methods.trellis.effort import FORECAST_PASSES, stage_seconds
 from quantlab.methods.trellis.tuning import token_passes
 
 SHAPES = {"q": (64, 64), "up": (256, 64)}
@@ -56,7 +56,7 @@ def test_the_forecast_counts_weights_and_tokens(machine):
     largest = 256 * 64 * (8e-6 + 8e-9 * 320)  # it takes longer than half of the work
     assert one_pass < largest
     seconds = stage_seconds(options, SHAPES, token_s=1e-3)
-    assert seconds == {"rounding": pytest.approx(PASSES * largest), "tuning": pytest.approx(1e-3 * token_passes(5))}
+    assert seconds == {"rounding": pytest.approx(FORECAST_PASSES * largest), "tuning": pytest.approx(1e-3 * token_passes(5))}
     assert stage_seconds(TrellisOptions(tune=False), SHAPES, 1e-3).keys() == {"rounding"}
 
 

@@ -58,7 +58,7 @@ class Allocator:
         """Return the file of least predicted KL with at most `budget_bytes`, and the point of each tensor.
 
         Raises:
-            BudgetError: even the smallest file exceeds the budget, or no choice was found that fits.
+            BudgetError: even the smallest file exceeds the budget.
         """
         smallest, overhead = self._smallest_file()
         if len(smallest) > budget_bytes:
@@ -128,10 +128,9 @@ class Allocator:
                 break
             margin = margin // 2 if unused >= 0 else margin + (-unused << len(seen) >> 4)
             chosen = self._choose(budget_bytes - overhead - margin, chosen)
-        if best is None:
-            raise BudgetError(
-                f"no choice of grids of at most {budget_bytes} bytes was found in {FIT_TRIES} tries", hint="raise the budget"
-            )
+        if best is None:  # so near the smallest size no choice but the smallest fits
+            smallest, _ = self._smallest_file()
+            return smallest, [m.point(m.smallest) for m in self.meters]
         return best[1], best[2]
 
 

@@ -47,6 +47,8 @@ class TrellisOptions(MethodOptions):
     def __post_init__(self) -> None:
         if max(self.widths, default=NARROWEST) < NARROWEST:
             raise ConfigError(f"the widest of widths must be {NARROWEST} bits or more for the trellis, got {max(self.widths)}")
+        if self.effort not in EFFORTS:
+            raise ConfigError(f"effort must be one of {', '.join(EFFORTS)}, got {self.effort!r}")
         if self.states not in STATES:
             raise ConfigError(f"states must be one of {', '.join(map(str, STATES))}, got {self.states}")
         if self.time_limit is not None and not self.time_limit > 0:

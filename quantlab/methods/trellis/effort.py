@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from quantlab.calib.fisher import Use
+from quantlab.calib.watch import FULL_ROWS
 from quantlab.format_rules import COLUMNS, LOG_STEPS, TABLE_CLASSES
 from quantlab.methods.trellis import TrellisOptions
 from quantlab.methods.trellis.rounder import Rounder
@@ -16,10 +17,12 @@ from quantlab.methods.trellis.slope_search import LEAST_PASSES
 from quantlab.methods.trellis.tuning import token_passes
 from quantlab.methods.workers import processors
 
-PASSES = LEAST_PASSES + 5
-"""Roundings of everything whose time the search takes: about seven, and what is coded and assembled between them."""
-SIDES = (96, 288)
-"""Rows and columns of the two matrices that are rounded on trial."""
+FORECAST_PASSES = LEAST_PASSES + 4
+"""Roundings of everything whose time the search takes: three to four, factors, and what is coded and measured between them."""
+SIDE = 512
+"""Rows and columns of the matrix that is rounded on trial."""
+FEEDBACK_SHARE = 0.25
+"""Share of the time of a weight in that matrix that products of feedback take; it grows with rows and columns."""
 SAMPLE_BITS = 8
 
 
@@ -30,7 +33,7 @@ def stage_seconds(options: TrellisOptions, shapes: Mapping[str, tuple[int, ...]]
         shapes: [O, I] of each matrix, by name.
         token_s: seconds in which the model reads one token.
     """
-    seconds = {"rounding": PASSES * _pass_seconds(shapes.values(), options.states)}
+    seconds = {"rounding": FORECAST_PASSES * _pass_seconds(shapes.values(), options.states)}
     if options.batches:
         seconds["tuning"] = token_passes(options.batches) * token_s
     return seconds
@@ -39,7 +42,7 @@ def stage_seconds(options: TrellisOptions, shapes: Mapping[str, tuple[int, ...]]
 def _pass_seconds(shapes: Iterable[tuple[int, ...]], states: int) -> float:
     """Return the seconds to round all matrices once, each on one processor."""
     each, more = _weight_seconds(states)
-    seconds = [O * I * (each + more * (O + I)) for O, I in shapes]
+    seconds = [O * I * (each + more * (I + O * (O <= FULL_ROWS))) for O, I in shapes]
     return max(max(seconds, default=0.0), sum(seconds) / processors())
 
 
@@ -47,9 +50,8 @@ def _pass_seconds(shapes: Iterable[tuple[int, ...]], states: int) -> float:
 def _weight_seconds(states: int) -> tuple[float, float]:
     """Return the seconds that each weight takes, and those more for each row and column of its matrix; neither is below 0."""
     _round_sample(8, states)  # compiles
-    short, long = (min(_round_sample(side, states) for _ in range(2)) / side**2 for side in SIDES)
-    more = min(max(0.0, (long - short) / (2 * (SIDES[1] - SIDES[0]))), long / (2 * SIDES[1]))
-    return long - more * 2 * SIDES[1], more
+    seconds = min(_round_sample(SIDE, states) for _ in range(2)) / SIDE**2
+    return (1 - FEEDBACK_SHARE) * seconds, FEEDBACK_SHARE * seconds / (2 * SIDE)
 
 
 def _round_sample(side: int, states: int) -> float:

@@ -125,7 +125,9 @@ def row_sensitivity(uses: tuple[Use, ...]) -> Tensor:
 
 
 def _damped(matrix: Tensor, share: float) -> Tensor:
-    return matrix + torch.diag(torch.full((len(matrix),), share * float(matrix.diagonal().mean()), dtype=matrix.dtype))
+    damped = matrix.clone()
+    damped.diagonal().add_(share * float(matrix.diagonal().mean()))
+    return damped
 
 
 def _factor(name: str, side: str, matrix: Tensor, scratch: Path | None) -> tuple[Panels, Tensor]:

@@ -35,7 +35,7 @@ SHARES = (0.02, 0.98)
 BISECTED_TRY = 4
 """One try in this many halves the bracket, as false position alone can creep towards one side."""
 
-PROGRESS = 0.5
+SHARE_LEFT = 0.5
 """Share of a miss that a try may leave before steps grow."""
 
 LEAST_PASSES = 3
@@ -113,7 +113,7 @@ class Bracket:
         """
         if self.too_long is None or self.fits is None:
             missed = abs(size - self.target)
-            self._reach *= 2 if missed > PROGRESS * self._missed else 1
+            self._reach *= 2 if missed > SHARE_LEFT * self._missed else 1
             self._missed = missed
             step = self._reach * (size - self.target) / max(bytes_per_doubling, 1.0)
             return float(c * 2 ** max(-LARGEST_STEP, min(LARGEST_STEP, step)))
@@ -209,7 +209,8 @@ class SlopePlanner:
                 off = abs(size - budget_bytes) / budget_bytes
                 if number and off >= CLOSE:  # the first pass has no tables yet, and close ones say what the result says
                     self.passes.append(self.points(c, payloads))
-                if number + 1 >= LEAST_PASSES and (off < CLOSE or (number + 1 >= PASSES and off < FAR)):
+                is_last = number + 1 == MOST_PASSES
+                if is_last or (number + 1 >= LEAST_PASSES and (off < CLOSE or (number + 1 >= PASSES and off < FAR))):
                     break
                 bracket.add(c, size)
                 c, entropy_model = bracket.next(c, size, _bytes_per_doubling(payloads)), EntropyModel.of(payloads)

@@ -2,7 +2,7 @@
 
 The loss is the KL divergence of the rounded model's predictions from the float model's. Result and start are compared on
 sequences that learning never saw, with the values as the file stores them. What a run can learn is limited by the noise of its
-gradients, so by the tokens that it sees: every step has tokens of its own, and few steps are better than repeated ones.
+gradients, so by the tokens that it sees: every step has tokens of its own, until all were used.
 
 Both models are one module, called with its own weights or with others in their place: no weight is copied.
 """
