@@ -35,8 +35,8 @@ class Workspace:
         """Begin anew, or go on in what an earlier packing with the same key left.
 
         Args:
-            most_bytes: bytes of codes that are kept. Once they are reached nothing is added, and a resumed packing computes what
-                is missing.
+            most_bytes: bytes of codes that are kept. Once they are reached nothing is added, and a resumed packing computes
+                what is missing.
         Raises:
             ConfigError: the folder was left by a packing of another checkpoint, budget or options.
         """

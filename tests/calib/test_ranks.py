@@ -62,7 +62,7 @@ def test_more_processes_than_sequences_and_unknown_devices_are_refused(toy_check
     with pytest.raises(ConfigError, match="3 processes cannot share 2 calibration sequences"):
         collect(torch.nn.Linear(1, 1), torch.zeros(2, 4).long(), {}, model_fingerprint="", source={}, processes=Three())
     with pytest.raises(ConfigError, match="device must be cpu or cuda, got 'tpu'"):
-        calibrate(toy_checkpoint, device="tpu", **OPTIONS)
+        calibrate(toy_checkpoint, device="tpu")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="torch finds no GPU"):
             calibrate(toy_checkpoint, device="cuda")
