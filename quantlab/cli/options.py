@@ -15,7 +15,7 @@ from quantlab.errors import ConfigError
 from quantlab.runs.recording import Recorder, open_mirror
 
 # what goes in
-Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help=".pt, .pth, .safetensors, or a folder of shards.")]
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help=".pt, .pth, .safetensors, .ptz, .npz, or a folder of shards.")]
 Artifact = Annotated[Path, typer.Argument(metavar="M.qlab", help="A packed model.")]
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="A checkpoint or a packed model.")]
 Model = Annotated[
@@ -25,7 +25,7 @@ Model = Annotated[
         metavar="SPEC",
         help="path/to/file.py:factory, a function from the state dict to an nn.Module that maps ids [B, T] to logits "
         "[B, T, V]. This runs your code; it is the only option that does. Default: the challenge's baseline architecture, "
-        "its shape read from the tensors.",
+        "its shape read from the tensors. A preset or FILE.toml has what they do not tell.",
     ),
 ]
 TokenizerFile = Annotated[Path | None, typer.Option("--tokenizer", metavar="FILE", help="SentencePiece .model file.")]

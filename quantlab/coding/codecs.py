@@ -67,7 +67,7 @@ def _brotli_decode(stored: bytes, raw_bytes: int) -> bytes:
     decoder = brotli.Decompressor()
     parts = [decoder.process(stored, output_buffer_limit=_CHUNK)]
     size = len(parts[0])
-    while not decoder.is_finished() and not decoder.can_accept_more_data() and size <= raw_bytes:
+    while parts[-1] and not decoder.is_finished() and size <= raw_bytes:  # output may wait where it can accept more data
         parts.append(decoder.process(b"", output_buffer_limit=_CHUNK))
         size += len(parts[-1])
     if not decoder.is_finished():

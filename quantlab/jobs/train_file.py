@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from quantlab.errors import ConfigError
 from quantlab.fields import dataclass_from_dict
+from quantlab.models.presets import presets
 from quantlab.toml_file import apply_changes_, read_toml, set_key_
 from quantlab.trainer.from_env import overrides_from_env
 from quantlab.trainer.train_config import TrainConfig
@@ -64,12 +64,6 @@ def ignored_variables(environment: Mapping[str, str], configs: Configs) -> list[
     """Return the variables of the challenge that are set and have no effect here."""
     config, data = configs
     return overrides_from_env(environment, {**asdict(config), "data": asdict(data)})[1]
-
-
-def presets() -> dict[str, Path]:
-    """Return the presets that come with quantlab, by name."""
-    folder = files("quantlab.trainer").joinpath("presets")
-    return {Path(str(f)).stem: Path(str(f)) for f in sorted(folder.iterdir(), key=str) if str(f).endswith(".toml")}
 
 
 def read_train_file(source: str) -> dict[str, Any]:

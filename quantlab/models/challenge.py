@@ -1,6 +1,7 @@
 """The built-in GPT from its tensors: from a state dict as floats, or from an artifact with its matrices still packed.
 
-The config is read from the shapes of the tensors, and the first tensor that does not fit is named.
+The config is read from the shapes of the tensors, and the first tensor that does not fit is named. What they do not tell is
+that of the baseline, of a preset, or of a file of the user's.
 
 Letters: O rows, I columns.
 """
@@ -22,44 +23,70 @@ from quantlab.coding.contexts import TensorContext
 from quantlab.errors import CheckpointError, ConfigError
 from quantlab.format_rules import LOG_STEPS, SCALE_UNITS
 from quantlab.kernels.packed import Packed, pack
+from quantlab.models.banks import check_supported
+from quantlab.models.presets import record_options
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import SMEAR_WINDOW, GPTConfig
 from quantlab.trainer.packed_layers import pack_modules_
 
 Array = NDArray[Any]
 
-HINT = "for another architecture pass --model path/to/file.py:factory, a function from state dict to nn.Module"
+HINT = (
+    "for another architecture pass --model path/to/file.py:factory, a function from state dict to nn.Module; for options that "
+    "the tensors do not tell --model PRESET or FILE.toml"
+)
 
 
-def config_from_state_dict(state: Mapping[str, Tensor]) -> GPTConfig:
-    """Return the baseline's `GPTConfig` that fits these tensors.
+def config_from_state_dict(
+    state: Mapping[str, Tensor], options: Mapping[str, Any] | None = None, *, is_record: bool = False
+) -> GPTConfig:
+    """Return the `GPTConfig` that fits these tensors.
 
-    Fields that leave no trace in shapes (softcap, RoPE base) have their defaults. A model with later options needs its config
-    stored beside it.
-
+    Args:
+        state: the tensors, with the model's names.
+        options: the fields that leave no trace in the tensors; None for the baseline's, or for those of `record_options`.
+        is_record: whether the checkpoint is of a later record than the baseline; one with skip gates is in any case.
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape; the first is named, with what was expected.
+        ConfigError: an option is unknown, of another type or out of range.
     """
+    check_supported(state)
+    shapes = _shape_fields(state)
+    if options is not None:
+        config = GPTConfig.from_dict({**options, **shapes})
+    else:
+        found = _record_options(state, shapes["num_layers"]) if is_record or "skip_gates" in state else {}
+        try:
+            config = GPTConfig.from_dict({**found, **shapes})
+        except ConfigError as error:
+            raise _no_match(str(error)) from error
+    check_state_dict(state, config)
+    return config
+
+
+def _record_options(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Any]:
+    """Return the preset's options, and those that the tensors' names tell."""
+    options = record_options(num_layers, _shape(state, "skip_weights", 2)[0])
+    return {**options, "skip_gates": "skip_gates" in state, "smear_gate": "smear.gate.weight" in state}
+
+
+def _shape_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the fields of the config that the shapes tell."""
     vocab_size, model_dim = _shape(state, "tok_emb.weight", 2)
     (num_heads,) = _shape(state, "blocks.0.attn.q_gain", 1)
     kv_dim, _ = _shape(state, "blocks.0.attn.c_k.weight", 2)
     mlp_hidden, _ = _shape(state, "blocks.0.mlp.fc.weight", 2)
     if num_heads < 1 or model_dim % num_heads or kv_dim % (model_dim // num_heads):
         raise _no_match(f"{num_heads} query gains do not divide width {model_dim} into heads that fit the {kv_dim} rows of c_k")
-    try:
-        config = GPTConfig(
-            vocab_size=vocab_size,
-            num_layers=_count_layers(state),
-            model_dim=model_dim,
-            num_heads=num_heads,
-            num_kv_heads=kv_dim // (model_dim // num_heads),
-            mlp_hidden=mlp_hidden,
-            tie_embeddings="lm_head.weight" not in state,
-        )
-    except ConfigError as error:
-        raise _no_match(str(error)) from error
-    check_state_dict(state, config)
-    return config
+    return {
+        "vocab_size": vocab_size,
+        "num_layers": _count_layers(state),
+        "model_dim": model_dim,
+        "num_heads": num_heads,
+        "num_kv_heads": kv_dim // (model_dim // num_heads),
+        "mlp_hidden": mlp_hidden,
+        "tie_embeddings": "lm_head.weight" not in state,
+    }
 
 
 def gpt_from_state_dict(state: Mapping[str, Tensor], config: GPTConfig | None = None) -> GPT:

@@ -1,7 +1,6 @@
 """Read the state dict of any common checkpoint file without executing anything that is in it, and check every tensor."""
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from quantlab.errors import CheckpointError, first_line
+from quantlab.models.mlx import read_npz
+from quantlab.models.ptz import read_ptz
+from quantlab.models.torch_files import read_torch_file
 from quantlab.tensor_file import read_metadata
 
 NESTED_KEYS = ("model", "state_dict", "model_state_dict", "module", "ema", "params", "net")
@@ -30,7 +32,10 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Return the state dict of a .pt, .pth, .bin or .safetensors file, or of a folder of .safetensors shards, on the CPU.
+    """Return the state dict of a checkpoint file, or of a folder of .safetensors shards, on the CPU.
+
+    Files are .pt, .pth, .bin, .safetensors, a submission of the challenge (.ptz, dequantized), or arrays of its MLX script
+    (.npz).
 
     The state dict of a nested checkpoint is its first entry under one of `NESTED_KEYS` that holds tensors. `WRAPPER_PREFIXES`
     are removed from the names.
@@ -45,21 +50,18 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     elif path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
     elif path.suffix in (".pt", ".pth", ".bin"):
-        tensors = _find_tensors(path, _read_pickle(path))
+        tensors = _find_tensors(path, read_torch_file(path))
+    elif path.suffix == ".ptz":
+        tensors = read_ptz(path)
+    elif path.suffix == ".npz":
+        tensors = read_npz(path)
     else:
-        raise CheckpointError(f"checkpoint {path} must be .pt, .pth, .bin, .safetensors, or a folder of .safetensors files")
+        raise CheckpointError(
+            f"checkpoint {path} must be .pt, .pth, .bin, .safetensors, .ptz, .npz, or a folder of .safetensors files"
+        )
     if not tensors:
         raise CheckpointError(f"checkpoint {path} holds no tensors")
     return checked_state(path, _strip_wrappers(path, tensors))
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"checkpoint {path} is damaged or holds more than tensors: {first_line(error)}") from error
-    except Exception as error:  # damaged pickles fail in any way: struct.error, IndexError, RuntimeError, ...
-        raise CheckpointError(f"checkpoint {path} is damaged: {first_line(error)}") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

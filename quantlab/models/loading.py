@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from quantlab.artifact.container import MAGIC
 from quantlab.artifact.reader import open_artifact
 from quantlab.errors import CheckpointError, ConfigError, DataError, first_line
+from quantlab.models.banks import is_banked, without_banks
 from quantlab.models.challenge import config_from_state_dict, gpt_from_state_dict, packed_gpt
 from quantlab.models.checkpoint import checked_state, read_checkpoint
 from quantlab.models.factory import build_model, check_model
+from quantlab.models.mlx import rotated_as_torch
+from quantlab.models.presets import is_code, model_options
 from quantlab.tensor_file import fingerprint, read_metadata
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.model import GPT
@@ -63,7 +66,8 @@ def load(source: Source, *, model: str | None = None) -> LoadedModel:
     Args:
         source: a path; an nn.Module that maps ids int64 [B, T] to logits [B, T, V]; or what an earlier call returned.
         model: path/to/file.py:factory, a function from the state dict to an nn.Module, for a checkpoint or artifact of another
-            architecture than the built-in one. This runs that file.
+            architecture than the built-in one. This runs that file. Or a preset or a .toml file, whose table [model] has what
+            the tensors of a checkpoint of the built-in architecture do not tell; an artifact and our trainer's files tell all.
     Raises:
         CheckpointError: the file is missing, damaged, not finite, or fits no model.
         FormatError: the artifact is damaged.
@@ -89,20 +93,25 @@ def _from_module(module: nn.Module) -> LoadedModel:
 
 def _from_checkpoint(path: Path, spec: str | None) -> LoadedModel:
     state = read_checkpoint(path)
-    if spec:
+    if spec is not None and is_code(spec):
         model = build_model(state, spec)
         code = hashlib.sha256(Path(spec.rpartition(":")[0]).read_bytes()).hexdigest()
         return LoadedModel(model=model, state=state, vocab_size=check_model(model), config={}, name=str(path), code_sha256=code)
-    config = _gpt_config(path, state)
+    is_record = is_banked(state)
+    if is_record:
+        state = without_banks(state)
+    if path.suffix == ".npz":
+        state = rotated_as_torch(state)
+    config = _gpt_config(path, state, spec, is_record)
     model = gpt_from_state_dict(state, config)
     return LoadedModel(model=model, state=state, vocab_size=check_model(model), config=config.to_dict(), name=str(path))
 
 
-def _gpt_config(path: Path, state: dict[str, Tensor]) -> GPTConfig:
+def _gpt_config(path: Path, state: dict[str, Tensor], preset: str | None, is_record: bool) -> GPTConfig:
     """Return the config in the file's metadata if our trainer wrote it: tensors cannot tell softcap and RoPE base."""
     known = read_metadata(path).get("gpt_config")
     if known is None:
-        return config_from_state_dict(state)
+        return config_from_state_dict(state, model_options(preset) if preset else None, is_record=is_record)
     try:
         return GPTConfig.from_dict(json.loads(known))
     except (ValueError, AttributeError, ConfigError) as error:
@@ -112,7 +121,7 @@ def _gpt_config(path: Path, state: dict[str, Tensor]) -> GPTConfig:
 def _from_artifact(path: Path, spec: str | None) -> LoadedModel:
     artifact = open_artifact(path)
     manifest, state = artifact.manifest, artifact.tensors()
-    if spec:
+    if spec is not None and is_code(spec):
         model = build_model(state, spec)
     elif manifest.model:
         model = gpt_from_state_dict(state, GPTConfig.from_dict(manifest.model))
@@ -138,7 +147,7 @@ def load_packed(path: Path, spec: str | None, device: torch.device) -> LoadedMod
         raise ConfigError(f"{path} is a checkpoint: only the weights of a .qlab file can stay packed")
     artifact = open_artifact(path)
     manifest = artifact.manifest
-    if spec or not manifest.model:
+    if is_code(spec) or not manifest.model:
         raise ConfigError(f"{path} has a model of its own: its weights cannot stay packed", hint="evaluate it with --decoded")
     model = packed_gpt(manifest, artifact.sections, device)
     return LoadedModel(
@@ -153,7 +162,7 @@ def load_packed(path: Path, spec: str | None, device: torch.device) -> LoadedMod
 
 def stays_packed(path: Path, spec: str | None, device: torch.device) -> bool:
     """Return whether weights stay packed where the user does not say: artifacts of the built-in model on a GPU."""
-    return device.type == "cuda" and not spec and is_artifact(path) and bool(open_artifact(path).manifest.model)
+    return device.type == "cuda" and not is_code(spec) and is_artifact(path) and bool(open_artifact(path).manifest.model)
 
 
 def is_artifact(path: Path) -> bool:

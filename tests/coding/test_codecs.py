@@ -3,6 +3,7 @@
 import contextlib
 import zlib
 
+import brotli
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -28,6 +29,12 @@ SAMPLES = [b"", b"\x00", b"a" * 100_000, bytes(range(256)) * 9, np.random.defaul
 @pytest.mark.parametrize("raw", SAMPLES, ids=["empty", "one", "equal", "ramp", "noise"])
 def test_decode_inverts_encode(number, raw):
     assert decode(number, CODECS[number].encode(raw), len(raw)) == raw
+
+
+@pytest.mark.parametrize("kib", [2100, 5000])
+def test_brotli_output_that_waits_inside_its_window_is_read_too(kib):
+    raw = np.random.default_rng(0).integers(0, 64, kib << 10, dtype=np.uint8).tobytes()
+    assert decode(BROTLI, brotli.compress(raw, quality=5, lgwin=24), len(raw)) == raw
 
 
 @given(raw=st.binary(max_size=300))

@@ -87,7 +87,9 @@ def test_nothing_in_a_file_is_executed(tmp_path):
         ("empty.pt", b"", "damaged"),
         ("junk.pt", b"not a checkpoint at all", "damaged"),
         ("junk.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{}", "damaged"),
-        ("weights.npz", b"", r"must be \.pt"),
+        ("weights.npz", b"", "damaged"),
+        ("weights.ptz", b"", "damaged"),
+        ("weights.gguf", b"", r"must be \.pt"),
     ],
 )
 def test_damaged_files_are_one_clear_line(tmp_path, name, content, message):
