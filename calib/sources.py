@@ -168,9 +168,9 @@ def calibration_tokens(
     return _choose_sequences(path, stream, count, config, vocab_size), about
 
 
-def _read_text(path: Path, tokenizer: Tokenizer | None, enough: int) -> np.ndarray[Any, np.dtype[np.uint16]]:
+def _read_text(path: Path, tokenizer: Tokenizer | None, enough: int) -> np.ndarray[Any, Any]:
     if tokenizer is None:
-        raise ConfigError(f"calibration text {path} needs a tokenizer", hint="pass --tokenizer FILE.model")
+        raise ConfigError(f"calibration text {path} needs a tokenizer", hint="pass --tokenizer FILE")
     # one token is at least one byte, so this reads enough; a long file is not read to its end
     return tokenizer.encode_documents(_first_bytes(read_documents(path), 4 * enough))
 

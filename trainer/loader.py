@@ -26,7 +26,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class TokenSource(Protocol):
-    """A long vector of uint16 token ids, in memory or on disk."""
+    """A long vector of uint16 or uint32 token ids, in memory or on disk."""
 
     def __len__(self) -> int: ...
 
@@ -34,9 +34,9 @@ class TokenSource(Protocol):
 
 
 def check_tokens(tokens: Any, config: TrainConfig) -> None:
-    """Raise DataError unless `tokens` is uint16 [N], N above seq_len, with ids below the vocabulary size."""
-    if tokens.dtype != np.uint16 or tokens.ndim != 1:
-        raise DataError(f"training tokens must be uint16 [N], got {tokens.dtype} {list(tokens.shape)}")
+    """Raise DataError unless `tokens` is uint16 or uint32 [N], N above seq_len, with ids below the vocabulary size."""
+    if tokens.dtype not in (np.uint16, np.uint32) or tokens.ndim != 1:
+        raise DataError(f"training tokens must be uint16 or uint32 [N], got {tokens.dtype} {list(tokens.shape)}")
     if len(tokens) <= config.seq_len:
         raise DataError(f"training needs more than seq_len = {config.seq_len} tokens, got {len(tokens)}")
     largest = int(tokens.max())

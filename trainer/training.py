@@ -49,7 +49,7 @@ def train(
     Denormal numbers are flushed to zero while this function runs, see `flush_denormals`.
 
     Args:
-        tokens: uint16 [N], N above seq_len; may be a memory map.
+        tokens: uint16 or uint32 [N], N above seq_len; may be a memory map.
         out: folder for the checkpoint and the model, made if absent; files of an earlier training are replaced.
         resume: continue from the checkpoint in `out` if there is one.
         world: the processes that train together; each calls this with the same arguments.
@@ -60,7 +60,7 @@ def train(
             training time, in all processes.
     Raises:
         ConfigError: the batch cannot be shared among the processes, or `measure_grid` is needed and None.
-        DataError: there are too few tokens, they are not uint16, or one is outside the model's vocabulary.
+        DataError: there are too few tokens, they are neither uint16 nor uint32, or one is outside the model's vocabulary.
         TrainingError: a loss or weight is not finite (the last checkpoint stays), or the checkpoint is of another training.
     """
     world = world or World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))

@@ -28,7 +28,8 @@ Model = Annotated[
         "its shape read from the tensors. A preset or FILE.toml has what they do not tell.",
     ),
 ]
-TokenizerFile = Annotated[Path | None, typer.Option("--tokenizer", metavar="FILE", help="SentencePiece .model file.")]
+TOKENIZER_HELP = "SentencePiece .model, tokenizer.json (byte-level BPE) or a folder with one of them; or byte260."
+TokenizerFile = Annotated[Path | None, typer.Option("--tokenizer", metavar="FILE", help=TOKENIZER_HELP)]
 Text = Annotated[
     Path | None, typer.Option("--text", metavar="F", help="Plain text, or .jsonl with a text field; also .zst of either.")
 ]

@@ -36,7 +36,7 @@ def evaluate(
 ) -> None:
     """Score a model in bits per byte, the way the challenge counts them; on several GPUs under torchrun.
 
-    Without --tokenizer the file tokenizer.model beside TARGET is used; a line on stderr says so.
+    Without --tokenizer the file tokenizer.model or tokenizer.json beside TARGET is used; a line on stderr says so.
 
     Example: quantlab eval model.qlab --tokens 'fineweb_val_*.bin' --tokenizer fineweb_1024_bpe.model
 

@@ -98,7 +98,7 @@ def prepare(
         list[Path],
         typer.Argument(metavar="SOURCE", help="Plain text, or .jsonl with a text field; also .zst of either."),
     ],
-    tokenizer: Annotated[Path, typer.Option("--tokenizer", metavar="FILE", help="SentencePiece .model file.")],
+    tokenizer: Annotated[Path, typer.Option("--tokenizer", metavar="FILE", help=options.TOKENIZER_HELP)],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to make; it appears when all is done.")],
     val_docs: Annotated[
         int, typer.Option("--val-docs", metavar="N", help="The first N documents are the validation split, the rest training.")

@@ -13,7 +13,10 @@ class EvaluationData:
     """The scored data and the way of scoring: two scores can be compared only where all of it is equal."""
 
     tokens_sha256: str
-    """Hash of the token ids, as little-endian uint16: those that are scored and those that they are predicted from."""
+    """Hash of the token ids that are scored and those that they are predicted from.
+
+    They are little-endian uint16, or uint32 for vocabularies above 65,536.
+    """
     tokens: int
     """Number of scored tokens."""
     bytes: int
@@ -106,6 +109,8 @@ class EvaluationRecord:
     """The challenge's public validation split with this number of tokens; empty if there is none."""
     bytes_match: bool | None = None
     """Whether the bytes are those of that split; None without a split."""
+    normalization: str = ""
+    """What the tokenizer does to text before it cuts it, so that `bytes` are those of the changed text; empty for nothing."""
     device: str = ""
     """Device that the target ran on: a CPU computes in float32, a GPU in bfloat16."""
     against: Against | None = None

@@ -41,7 +41,7 @@ def calibrate(
         calib_seq_len: tokens in one sequence.
         calib_temperature: of the model's own text; logits are divided by it.
         seed: seed of the draws.
-        tokenizer: SentencePiece .model file; needed for `text:FILE`.
+        tokenizer: file or folder of a tokenizer, or byte260; needed for `text:FILE`.
         model: path/to/file.py:factory of a checkpoint of another architecture; this runs that file.
         output: .safetensors file to write; nothing is written without it. Matrices are then read from it when they are needed.
         device: cpu or cuda, where the model runs; None for a GPU where there is one. A module in memory is put back.

@@ -31,8 +31,9 @@ from quantlab.files import hash_file, refuse_existing, write_whole
 from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_packed, load_tokenizer, stays_packed
 from quantlab.progress import Progress, silent, stage
 from quantlab.text.documents import read_documents
+from quantlab.text.huggingface_vocabulary import FILE_NAME as HUGGINGFACE_FILE
 from quantlab.text.shards import read_shards
-from quantlab.text.tokenizer import Tokenizer
+from quantlab.text.tokenizer import Tokenizer, tokenizer_file
 from quantlab.trainer.packed_layers import PackedWeight, weight_bytes
 from quantlab.trainer.world import World, close_world, open_world
 
@@ -62,7 +63,7 @@ def evaluate(
         target: path of a checkpoint or an artifact, or a module (see `quantlab.load`).
         text: plain text, or .jsonl with a text field; also .zst of either. Exactly one of `text` and `tokens` is needed.
         tokens: a glob pattern of token shards.
-        tokenizer: SentencePiece .model file; default: tokenizer.model beside the target.
+        tokenizer: file or folder of a tokenizer, or byte260; default: tokenizer.model or tokenizer.json beside the target.
         against: a reference, usually the checkpoint that was packed: adds KL, flips and the paired loss difference.
         seq_len: largest number of tokens of context.
         mode: chunked (sequences that do not overlap, as the challenge's baseline), sliding (windows a stride apart), or
@@ -184,13 +185,15 @@ def evaluation_tokens(text: str | Path | None, shards: str | None, tokenizer: To
 
 
 def tokenizer_beside(target: Source, *, say: bool = True) -> Path:
-    """Return the file tokenizer.model in the target's folder, and log it. ConfigError if there is none."""
+    """Return the file tokenizer.model or tokenizer.json in the target's folder, and log it. ConfigError if there is none."""
     place = file_of(target)
     if place is None:
         raise ConfigError("no tokenizer: a module in memory has no file beside it", hint="pass tokenizer=FILE.model")
-    path = place.parent / TOKENIZER_NAME
-    if not path.is_file():
-        raise ConfigError(f"no tokenizer: none was given and {path} does not exist", hint="name the .model file")
+    folder = place if place.is_dir() else place.parent
+    path = tokenizer_file(folder)
+    if path is None:
+        missing = f"{folder / TOKENIZER_NAME} does not exist, nor {HUGGINGFACE_FILE} there"
+        raise ConfigError(f"no tokenizer: none was given and {missing}", hint="name the tokenizer's file")
     if say:
         _log.info("tokenizer %s", path)
     return path
@@ -257,8 +260,9 @@ def _load_target(target: Source, model: str | None, packed: bool | None, device:
 def _record(
     target: Path | None, score: Score, ids: NDArray[Any], tokenizer: Tokenizer, memory: Memory, against: Against | None
 ) -> EvaluationRecord:
+    id_type = tokenizer.dtype.newbyteorder("<")
     data = EvaluationData(
-        tokens_sha256=hashlib.sha256(scored_part(ids, score.mode, score.seq_len).astype("<u2").tobytes()).hexdigest(),
+        tokens_sha256=hashlib.sha256(scored_part(ids, score.mode, score.seq_len).astype(id_type).tobytes()).hexdigest(),
         tokens=score.tokens,
         bytes=score.bytes,
         documents=score.documents,
@@ -278,6 +282,7 @@ def _record(
         nats=score.nats,
         split=score.split,
         bytes_match=score.bytes_match,
+        normalization=tokenizer.normalization,
         device=memory.device,
         against=against,
         memory=memory,

@@ -53,7 +53,7 @@ def pack(
         stats: statistics of an earlier `quantlab.calibrate`; without them `calib`, `calib_tokens` and `calib_seq_len` say
             what to measure on.
         seed: seed of everything that is drawn.
-        tokenizer: SentencePiece .model file; its hash is recorded in the artifact.
+        tokenizer: file or folder of a tokenizer, or byte260; its hash is recorded in the artifact.
         model: path/to/file.py:factory of a checkpoint of another architecture; this runs that file.
         code: code files that count towards the budget.
         emit_decoder: Python file to write that decodes the artifact with numpy and torch alone; name it in `code` to count it.

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -38,7 +37,7 @@ class TokenizedData:
 
     tokenizer: Tokenizer
     train: TokenSource
-    val: NDArray[np.uint16] | None
+    val: NDArray[Any] | None
     """Validation tokens; None without validation text."""
 
 
@@ -59,7 +58,7 @@ def load_data(config: DataConfig, vocab_size: int, seed: int) -> TokenizedData:
     return TokenizedData(tokenizer, train, val)
 
 
-def _read(source: str, tokenizer: Tokenizer) -> NDArray[np.uint16]:
+def _read(source: str, tokenizer: Tokenizer) -> NDArray[Any]:
     kind, _, path = source.partition(":")
     tokens: NDArray[Any] = read_shards(path) if kind == "tokens" else tokenizer.encode_documents(read_documents(Path(path)))
     return tokens
@@ -123,7 +122,7 @@ def _train(
     _check_bos(config, tokenized)
     log = TrainingLog(out, is_main=world.is_main, resume=resume, tensorboard=tensorboard)
     if world.is_main:
-        write_whole(out / TOKENIZER_NAME, tokenized.tokenizer.model_bytes)
+        write_whole(out / TOKENIZER_NAME, tokenized.tokenizer.standalone_file())
         if tokenized.val is not None and data.train == "stdlib" and not data.val:
             write_shard(out / VAL_NAME, tokenized.val)
         progress("prepare text", 1, 1)

@@ -188,13 +188,16 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def load_tokenizer(source: str | Path | Tokenizer, loaded: LoadedModel) -> Tokenizer:
-    """Return the tokenizer, a path or one in memory, after checking that it belongs to the model.
+    """Return the tokenizer with the model's number of ids, after checking that it belongs to the model.
+
+    Args:
+        source: a path, the name byte260, or a tokenizer in memory.
 
     Raises:
+        ConfigError: the package that reads this kind of tokenizer is not installed.
         DataError: it is missing or damaged, has another vocabulary, or is not the one that the artifact was packed with.
     """
-    tokenizer = source if isinstance(source, Tokenizer) else Tokenizer.load(source)
-    tokenizer.check_vocab(loaded.vocab_size)
+    tokenizer = (source if isinstance(source, Tokenizer) else Tokenizer.load(source)).fitted(loaded.vocab_size)
     if loaded.tokenizer_sha256 and not tokenizer.sha256.startswith(loaded.tokenizer_sha256):
         raise DataError(
             f"tokenizer {tokenizer.name} ({tokenizer.sha256[:12]}) is not the one the artifact was packed with "

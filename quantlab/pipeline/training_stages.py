@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -78,7 +77,7 @@ class DataStage:
     def _prepare(self, job: StageJob) -> StageOutcome:
         """Cut the sources into splits, as `quantlab data prepare` does."""
         tokenizer = Tokenizer.load(self.options.tokenizer)
-        write_whole(job.folder / TOKENIZER_NAME, tokenizer.model_bytes)
+        write_whole(job.folder / TOKENIZER_NAME, tokenizer.standalone_file())
         out = job.folder / SHARDS
         sources = [Path(source) for source in self.options.sources]
         prepare(sources, tokenizer, out, self.options.preparation(), force=True, progress=job.progress)
@@ -89,7 +88,7 @@ class DataStage:
         options = self.options
         job.progress("prepare text", 0, 1)
         data = load_data(options.config(), self.train.model.vocab_size, self.train.seed)
-        write_whole(job.folder / TOKENIZER_NAME, data.tokenizer.model_bytes)
+        write_whole(job.folder / TOKENIZER_NAME, data.tokenizer.standalone_file())
         names = []
         if not options.train.startswith("tokens:"):
             names += list(_write_shards(job.folder, "train", data.train[:]))
@@ -101,7 +100,7 @@ class DataStage:
         return StageOutcome(outputs=[TOKENIZER_NAME, COUNTS_NAME, *names])
 
 
-def _write_shards(folder: Path, split: str, tokens: NDArray[np.uint16]) -> Iterator[str]:
+def _write_shards(folder: Path, split: str, tokens: NDArray[Any]) -> Iterator[str]:
     """Write a split as shards; yield the name of each."""
     for number, start in enumerate(range(0, len(tokens), SHARD_TOKENS)):
         name = f"{split}_{number:06d}.bin"

@@ -76,7 +76,7 @@ def check_data(
 
     Args:
         train, val: glob patterns of the shards of each split.
-        tokenizer: SentencePiece .model file that made the tokens; without it bytes are not counted.
+        tokenizer: tokenizer that made the tokens; without it bytes are not counted.
         max_overlap: share of the validation documents, 0 to 1, that may occur in training. The web repeats itself, so
             large corpora share some; a wrong split shares most.
     Raises:
@@ -113,7 +113,9 @@ def _try(findings: list[Finding], check: str, make: Callable[[], Made], about: C
 
 def _about_tokenizer(tokenizer: Tokenizer) -> str:
     # a SentencePiece model without the piece U+2581 is refused when it is loaded
-    return f"{tokenizer.name}: {tokenizer.vocab_size:,} pieces, BOS {tokenizer.bos_id}, a lone space (U+2581) is a piece"
+    space = ", a lone space (U+2581) is a piece" if tokenizer.kind == "sentencepiece" else ""
+    changes = f", normalizes text ({tokenizer.normalization})" if tokenizer.normalization else ""
+    return f"{tokenizer.name}: {tokenizer.vocab_size:,} pieces, BOS {tokenizer.bos_id}{space}{changes}"
 
 
 def _about_shards(stream: ShardStream) -> str:
@@ -139,7 +141,7 @@ def _count(
     return SplitCount(shards=len(stream.paths), tokens=len(stream), documents=documents, max_id=max_id, bytes=total)
 
 
-def _count_bytes(tokens: NDArray[np.uint16], table: TokenBytes | None) -> int | None:
+def _count_bytes(tokens: NDArray[Any], table: TokenBytes | None) -> int | None:
     """Return the bytes of tokens 1 to CHUNK_TOKENS, so that all chunks count each token but the stream's first once."""
     if table is None or int(tokens.max()) >= len(table.base):
         return None
@@ -192,17 +194,18 @@ def _overlap_finding(found: int, documents: int, max_overlap: float) -> Finding:
     return Finding(check="overlap", is_ok=share <= max_overlap, text=text)
 
 
-def document_heads(tokens: NDArray[np.uint16], *, bos_id: int, limit: int) -> list[bytes]:
-    """Return the first 64 tokens after each BOS in tokens[:limit], as bytes; a shorter document gives all that it has.
+def document_heads(tokens: NDArray[Any], *, bos_id: int, limit: int) -> list[bytes]:
+    """Return the first 64 tokens after each BOS in tokens[:limit], as bytes of uint32.
 
-    Documents without tokens are left out. `tokens` continues for 64 tokens after `limit` so that no head is cut.
+    A shorter document gives all that it has. Documents without tokens are left out.
+    `tokens` continues for 64 tokens after `limit` so that no head is cut.
     """
     at = np.flatnonzero(tokens == bos_id)
     starts = at + 1
     ends = np.minimum(starts + HEAD_TOKENS, np.append(at[1:], len(tokens)))
     is_wanted = (at < limit) & (ends > starts)
-    data = tokens.tobytes()
-    return [data[2 * start : 2 * end] for start, end in zip(starts[is_wanted].tolist(), ends[is_wanted].tolist(), strict=True)]
+    data = tokens.astype("<u4").tobytes()  # shards of both versions give the same bytes
+    return [data[4 * start : 4 * end] for start, end in zip(starts[is_wanted].tolist(), ends[is_wanted].tolist(), strict=True)]
 
 
 class Overlap:

@@ -34,12 +34,14 @@ SPLITS = ("val", "train")
 """The splits in the order of the corpus: its first documents are the validation split."""
 OUTPUTS = re.compile(r"manifest\.json|[\w.-]+_(train|val)_\d{6}\.bin")
 """Names of the files that `prepare` writes."""
+SHORT_KINDS = {"sentencepiece": "sp", "huggingface": "hf", "byte260": "byte"}
+"""Beginnings of the names of data sets, before the vocabulary's size: the challenge's sp1024 and byte260."""
 BATCH_BYTES = 2**20
 """Bytes of text after which a batch is full."""
 BATCH_DOCUMENTS = 2**12
 """Documents after which a batch is full."""
 
-Tokens = NDArray[np.uint16]
+Tokens = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,9 +80,9 @@ def prepare(
 ) -> dict[str, Any]:
     """Write the shards of both splits and `manifest.json` into the folder `out`, which appears whole or not at all.
 
-    Each document is BOS and its tokens, without EOS. The same sources give the same bytes for any number of workers. A document
-    with U+2581 in its text gets byte pieces for it, where the challenge's exporter writes a space; all other documents are
-    tokenized as the exporter does.
+    Each document is BOS and its tokens, without EOS; tokens are uint16, or uint32 for a vocabulary above 65,536. The same
+    sources give the same bytes for any number of workers. With a SentencePiece model a document with U+2581 in its text gets
+    byte pieces for it, where the challenge's exporter writes a space; all other documents are tokenized as the exporter does.
 
     Args:
         sources: files that `read_documents` reads, in the order of the corpus.
@@ -89,7 +91,8 @@ def prepare(
         The manifest.
     Raises:
         ConfigError: `out` may not be written.
-        DataError: a source is missing or damaged, or there are fewer documents than `config.val_docs`.
+        DataError: a source is missing or damaged, tokens do not stand for their document's bytes, or there are fewer documents
+            than `config.val_docs`.
         QuantlabError: the disk is full, or a process was killed.
     Source: openai/parameter-golf data/download_hf_docs_and_tokenize.py, export_shards.
     """
@@ -114,7 +117,10 @@ def _write_splits(
     finished: list[Path] = []
     work = batches(_documents(sources, finished), config.val_docs)
     with ExitStack() as stack:
-        writers = {s: stack.enter_context(ShardWriter(folder / f"{config.name}_{s}", config.shard_tokens)) for s in SPLITS}
+        writers = {
+            s: stack.enter_context(ShardWriter(folder / f"{config.name}_{s}", config.shard_tokens, tokenizer.dtype))
+            for s in SPLITS
+        }
         for batch, tokens in stack.enter_context(closing(encode_batches(work, tokenizer, workers=config.workers))):
             split = "val" if batch.first < config.val_docs else "train"
             writers[split].write(tokens)
@@ -138,11 +144,12 @@ def _manifest(sources: Sequence[Path], tokenizer: Tokenizer, config: PrepareConf
     """Return the fields that the challenge's downloader reads and those that tell how to make the shards again; no paths."""
     ids = {"vocab_size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id}
     model_path = Path(tokenizer.name).name
+    about = {"kind": tokenizer.kind} | ({"normalization": tokenizer.normalization} if tokenizer.normalization else {})
     name = Path(model_path).stem
     totals = {f"{kind}_total": stats[f"{kind}_train"] + stats[f"{kind}_val"] for kind in ("docs", "files", "tokens", "bytes")}
     splits = {f"{kind}_{split}": stats[f"{kind}_{split}"] for kind in ("docs", "files", "tokens", "bytes") for split in SPLITS}
     dataset = {
-        "name": f"{config.name}_sp{tokenizer.vocab_size}",
+        "name": f"{config.name}_{SHORT_KINDS[tokenizer.kind]}{tokenizer.vocab_size}",
         "tokenizer_name": name,
         "path": ".",
         **{f"{split}_glob": f"{config.name}_{split}_*.bin" for split in SPLITS},
@@ -156,7 +163,7 @@ def _manifest(sources: Sequence[Path], tokenizer: Tokenizer, config: PrepareConf
         "num_val_docs": config.val_docs,
         "shard_size": config.shard_tokens,
         "append_eos": False,
-        "tokenizers": [{"name": name, "kind": "sentencepiece", **ids, "model_path": model_path, "sha256": tokenizer.sha256}],
+        "tokenizers": [{"name": name, **about, **ids, "model_path": model_path, "sha256": tokenizer.sha256}],
         "datasets": [dataset],
     }
 
@@ -203,20 +210,20 @@ def encode_batches(work: Iterable[Batch], tokenizer: Tokenizer, *, workers: int)
 
 
 def encode_batch(batch: Batch, tokenizer: Tokenizer) -> Tokens:
-    """Return BOS and the tokens of every document of a batch, without EOS, uint16 [N]."""
+    """Return BOS and the tokens of every document of a batch, without EOS, [N] of the tokenizer's type."""
     ids: list[int] = []
     for number, document in enumerate(batch.documents, start=batch.first):
         try:
-            ids += [tokenizer.bos_id, *tokenizer.encode(document)]
+            ids += tokenizer.encode_document(document)
         except DataError as error:
             raise DataError(f"document {number}: {error}") from error
-    return np.array(ids, dtype=np.uint16)
+    return np.array(ids, dtype=tokenizer.dtype)
 
 
 def _in_processes(work: Iterable[Batch], tokenizer: Tokenizer, workers: int) -> Encoded:
     # processes are spawned, since a fork of a process with threads (torch, sentencepiece, a progress bar) can hang
     context = multiprocessing.get_context("spawn")
-    model = (tokenizer.model_bytes, tokenizer.name)
+    model = (tokenizer.model_bytes, tokenizer.name, tokenizer.special_tokens)
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=model)
     waiting: deque[tuple[Batch, Future[Tokens]]] = deque()
     try:
@@ -263,10 +270,10 @@ def _interrupts_held() -> Iterator[None]:
 _worker_tokenizer: Tokenizer
 
 
-def _start_worker(model_bytes: bytes, name: str) -> None:
+def _start_worker(model_bytes: bytes, name: str, special_tokens: dict[str, str]) -> None:
     global _worker_tokenizer
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker_tokenizer = Tokenizer(model_bytes, name=name)
+    _worker_tokenizer = Tokenizer(model_bytes, name=name, **special_tokens)
 
 
 def _end_with_parent() -> None:

@@ -1,11 +1,13 @@
-"""A SentencePiece tokenizer for raw bytes, the bytes of text that each token stands for, and training of a small BPE model.
+"""A tokenizer of any kind for raw bytes, the bytes of text that each token stands for, and training of a small BPE model.
 
-Letters: V pieces in the vocabulary, N tokens.
+Letters: V ids in the vocabulary, N tokens.
 """
 
+import copy
 import hashlib
 import io
-import re
+import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +18,19 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from quantlab.errors import ConfigError, DataError
+from quantlab.text.byte_vocabulary import NAME as BYTE260
+from quantlab.text.byte_vocabulary import ByteVocabulary, byte260_file
+from quantlab.text.huggingface_vocabulary import FILE_NAME as HUGGINGFACE_FILE
+from quantlab.text.huggingface_vocabulary import HuggingFaceVocabulary, special_tokens_beside
+from quantlab.text.sentencepiece_vocabulary import SPACE, SentencePieceVocabulary
+from quantlab.text.vocabulary import Vocabulary
 
-SPACE = "\u2581"
-"""SentencePiece writes a space as this character (U+2581)."""
-MAX_VOCAB = 2**16
-"""Largest vocabulary: token ids are stored as uint16."""
+MAX_TRAINED = 2**16
+"""Largest vocabulary that is trained: its ids fit into the challenge's shards of uint16."""
+FILE_NAMES = ("tokenizer.model", HUGGINGFACE_FILE)
+"""Files that are looked for in a folder, the preferred first."""
 
-_SPANS = re.compile(f"(?P<raw>[\udc80-\udcff{SPACE}]+)|[^\udc80-\udcff{SPACE}]+")
-"""Cuts text that was decoded with surrogateescape into runs that must become byte pieces (raw) and runs for SentencePiece.
-
-A U+2581 in the text itself is raw too: SentencePiece would turn it into a space, which is 1 byte where the text has 3.
-"""
-
+_log = logging.getLogger(__name__)
 
 MAX_BYTES = 4_000_000
 """Bytes of text on which a tokenizer is trained by default."""
@@ -83,82 +86,176 @@ class TokenBytes:
 
 
 class Tokenizer:
-    """A SentencePiece model that encodes bytes, valid UTF-8 or not.
+    """A tokenizer that encodes bytes, valid UTF-8 or not, and knows the bytes of text of each of its tokens.
 
-    With identity normalization and byte pieces, as `train_tokenizer` makes them, decode(encode(x)) == x for all bytes.
-    A model with another normalization, like the challenge's NFKC, loses what it normalizes.
+    It is a SentencePiece model, a Hugging Face tokenizer.json (byte-level BPE), or the challenge's byte260. Where
+    `normalization` is empty, decode(encode(x)) == x for all bytes that can be encoded. A tokenizer that normalizes,
+    like those of the challenge, with NFKC, loses what it normalizes.
     """
 
-    def __init__(self, model_bytes: bytes, *, name: str = "tokenizer") -> None:
-        """Load a serialized model; `name` is used in error texts.
+    def __init__(self, model_bytes: bytes, *, name: str = "tokenizer", bos: str = "", eos: str = "") -> None:
+        """Read the content of a tokenizer's file, whose first bytes tell the kind.
 
+        Args:
+            name: used in error texts.
+            bos, eos: texts of these tokens for a tokenizer.json, which does not name them; BOS is looked for in the file where
+                it is empty.
         Raises:
-            DataError: it is not a SentencePiece model, has more than 65,536 pieces, no BOS piece, or no piece for a space.
+            ConfigError: the package that reads this kind is not installed.
+            DataError: it is no tokenizer, or the bytes of its tokens cannot be counted exactly.
         """
         self.name = name
         self.model_bytes = model_bytes
-        if not model_bytes:  # SentencePiece accepts an empty model and fails only later
-            raise DataError(f"tokenizer {name} is empty")
-        self._processor = sentencepiece.SentencePieceProcessor()
-        try:
-            self._processor.LoadFromSerializedProto(model_bytes)
-            self._byte_ids = _byte_ids(self._processor)
-            self._piece_bytes = [_piece_bytes(self._processor, token) for token in range(self._processor.vocab_size())]
-        except (RuntimeError, ValueError) as error:  # ValueError: a damaged piece that is not UTF-8
-            raise DataError(f"tokenizer {name} is not a SentencePiece model: {error}") from error
-        self.vocab_size: int = self._processor.vocab_size()
-        self.bos_id: int = self._processor.bos_id()
-        _check_processor(self._processor, name)
-        self._has_dummy_prefix = self._piece_bytes[self._processor.encode("a")[0]].startswith(b" ")
+        self.special_tokens = {"bos": bos, "eos": eos}
+        """Arguments that, with the model's bytes and the name, make this tokenizer again."""
+        self.vocabulary = _read_vocabulary(model_bytes, name, bos, eos)
+        self.vocab_size: int = len(self.vocabulary.piece_bytes)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a `.model` file. DataError if it is missing or damaged."""
+        """Read a tokenizer's file, or that in a folder; the name byte260 stands for the challenge's byte tokenizer.
+
+        In a folder tokenizer.model is preferred to tokenizer.json. BOS and EOS of a tokenizer.json are those of
+        tokenizer_config.json beside it, where there is one.
+
+        Raises:
+            ConfigError: the package that reads this kind is not installed.
+            DataError: the file is missing or damaged, or the bytes of its tokens cannot be counted exactly.
+        """
+        if str(path) == BYTE260:
+            return cls(byte260_file(), name=BYTE260)
+        path = Path(path)
+        if path.is_dir():
+            found = tokenizer_file(path)
+            if found is None:
+                raise DataError(f"folder {path} has no tokenizer: neither {' nor '.join(FILE_NAMES)}")
+            path = found
+        bos, eos = special_tokens_beside(path) if path.suffix == ".json" else ("", "")
         try:
-            return cls(Path(path).read_bytes(), name=str(path))
+            return cls(path.read_bytes(), name=str(path), bos=bos, eos=eos)
         except OSError as error:
             raise DataError(f"cannot read tokenizer {path}: {error.strerror}") from error
 
     @property
+    def kind(self) -> str:
+        """Kind of the tokenizer: sentencepiece, huggingface or byte260."""
+        return self.vocabulary.kind
+
+    @property
+    def bos_id(self) -> int:
+        """Id that begins every document."""
+        return self.vocabulary.bos_id
+
+    @property
+    def eos_id(self) -> int | None:
+        """Id that ends a text; None where the tokenizer names none."""
+        return self.vocabulary.eos_id
+
+    @property
+    def normalization(self) -> str:
+        """Names what changes text before it is cut into tokens, so that bytes are those of the changed text; or empty."""
+        return self.vocabulary.normalization
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of its token ids: uint16 for up to 65,536 of them, otherwise uint32."""
+        return np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+
+    @property
     def sha256(self) -> str:
-        """Hex SHA-256 of the model file."""
+        """Hex SHA-256 of the tokenizer's file."""
         return hashlib.sha256(self.model_bytes).hexdigest()
+
+    def standalone_file(self) -> bytes:
+        """Return the tokenizer's file, to be written where no other file tells its BOS.
+
+        Raises:
+            DataError: from this file alone another BOS, or none, would be read.
+        """
+        alone = Tokenizer(self.model_bytes, name=self.name) if any(self.special_tokens.values()) else self
+        if alone.bos_id != self.bos_id:
+            problem = f"BOS is id {self.bos_id}, but without the config beside it {alone.bos_id} would be read"
+            raise DataError(f"tokenizer {self.name}: {problem}", hint="add BOS to the file's post_processor")
+        return self.model_bytes
 
     def check_vocab(self, vocab_size: int) -> None:
         """Raise DataError unless the model's vocabulary has this tokenizer's size."""
         if vocab_size != self.vocab_size:
             raise DataError(f"tokenizer {self.name} has {self.vocab_size} pieces, the model has {vocab_size}")
 
+    def fitted(self, vocab_size: int) -> "Tokenizer":
+        """Return this tokenizer with the vocabulary's size of a model.
+
+        Models of Hugging Face often have more rows than ids, for a round number. The ids of those rows stand for no text.
+
+        Raises:
+            DataError: the model has fewer ids, or more where the tokenizer is of another kind.
+        """
+        if self.kind != HuggingFaceVocabulary.kind or vocab_size < self.vocab_size:
+            self.check_vocab(vocab_size)
+        fitted = copy.copy(self)
+        fitted.vocab_size = vocab_size
+        return fitted
+
     def encode(self, data: bytes) -> list[int]:
-        """Return the token ids of raw bytes, without BOS; bytes that are not valid UTF-8 become byte pieces.
+        """Return the token ids of raw bytes, without BOS.
+
+        Bytes that are not valid UTF-8 become tokens of single bytes.
 
         Raises:
             DataError: there is such a byte, and the vocabulary lacks byte pieces or the tokenizer adds spaces around them.
         """
-        tokens: list[int] = []
-        offset = 0
-        # Valid UTF-8 never decodes to surrogates, so U+DC80 to U+DCFF mark exactly the invalid bytes.
-        for span in _SPANS.finditer(data.decode("utf-8", "surrogateescape")):
-            raw = span[0].encode("utf-8", "surrogateescape")
-            tokens += self._encode_raw(raw, offset) if span["raw"] else self._processor.encode(span[0])
-            offset += len(raw)
-        return tokens
+        return self.vocabulary.encode(data)
 
-    def encode_documents(self, documents: Iterable[bytes]) -> NDArray[np.uint16]:
+    def encode_document(self, document: bytes) -> list[int]:
+        """Return BOS and the token ids of a document, after checking that they stand for its bytes.
+
+        Raises:
+            DataError: the document cannot be encoded, or its ids stand for other bytes and the tokenizer does not normalize.
+        """
+        ids = self.encode(document)
+        unknown = self.vocabulary.unknown_id
+        if unknown is not None and unknown in ids:
+            raise DataError(
+                f"tokenizer {self.name}: the text has characters that the vocabulary lacks, their bytes would be lost"
+            )
+        if not self.normalization and not self._stands_for(ids, document):
+            problem = f"the {len(ids):,} tokens of a document stand for other bytes than its {len(document):,}"
+            raise DataError(f"tokenizer {self.name}: {problem}: bits per byte would be wrong")
+        return [self.bos_id, *ids]
+
+    def encode_documents(self, documents: Iterable[bytes]) -> NDArray[Any]:
         """Return one token stream in which each document is BOS and its tokens, without EOS, as in the challenge's shards.
 
+        A tokenizer that normalizes logs how many documents it changed.
+
         Returns:
-            uint16 [N].
+            uint16 [N], or uint32 for a vocabulary above 65,536.
         Raises:
-            DataError: there are no documents, or none has any text.
+            DataError: there are no documents, none has any text, or the ids of one do not stand for its bytes.
         """
-        arrays = [np.array([self.bos_id, *self.encode(document)], dtype=np.uint16) for document in documents]
+        arrays: list[NDArray[Any]] = []
+        changed = 0
+        for document in documents:
+            ids = self.encode_document(document)
+            changed += bool(self.normalization) and not self._stands_for(ids, document)
+            arrays.append(np.array(ids, dtype=self.dtype))
         if not any(len(array) > 1 for array in arrays):
             raise DataError(f"tokenizer {self.name}: {len(arrays)} documents gave no tokens, but text is needed")
+        if changed:
+            what = "bytes are counted on the changed text"
+            _log.warning(
+                "tokenizer %s normalizes (%s): %d of %d documents changed, %s",
+                self.name,
+                self.normalization,
+                changed,
+                len(arrays),
+                what,
+            )
         return np.concatenate(arrays)
 
     def decode(self, tokens: Sequence[int] | NDArray[np.integer]) -> bytes:
-        """Return the raw bytes of token ids; control, unknown and unused pieces stand for none.
+        """Return the raw bytes of token ids; control, special, unknown and unused ids stand for none.
 
         Raises:
             DataError: an id is out of range.
@@ -166,28 +263,48 @@ class Tokenizer:
         for token in tokens:
             if not 0 <= token < self.vocab_size:
                 raise DataError(f"token id {token} cannot be decoded, tokenizer {self.name} has 0 to {self.vocab_size - 1}")
-        return b"".join(self._piece_bytes[token] for token in tokens)
+        pieces = self.vocabulary.piece_bytes
+        return b"".join(pieces[token] for token in tokens if token < len(pieces))
 
     def token_bytes(self) -> TokenBytes:
         """Return the byte counts of the vocabulary, from which bits per byte follow.
 
-        A U+2581 inside a piece counts as the one space byte that it stands for; the challenge's code counts 3, but none of its
-        tokenizers has such a piece. A space directly after BOS counts 0. That is exact for models that put a dummy space before
-        the text; for the others it is one byte short where a document starts with a space.
+        For SentencePiece: a U+2581 inside a piece counts as the one space byte that it stands for; the challenge's code counts
+        3, but none of its tokenizers has such a piece. A space directly after BOS counts 0. That is exact for models that put a
+        dummy space before the text; for the others it is one byte short where a document starts with a space. The other kinds
+        are exact everywhere.
         """
-        sp, ids = self._processor, range(self.vocab_size)
-        has_space = np.array([not sp.is_byte(i) and self._piece_bytes[i].startswith(b" ") for i in ids])
-        lengths = np.array([len(piece) for piece in self._piece_bytes], dtype=np.int32)
-        is_boundary = np.array([_is_boundary(sp, i) for i in ids])
-        return TokenBytes(base=lengths - has_space, has_space=has_space, is_boundary=is_boundary)
+        known = self.vocabulary
+        lengths = np.array([len(piece) for piece in known.piece_bytes], dtype=np.int32)
+        unused = self.vocab_size - len(lengths)
+        return TokenBytes(
+            base=np.pad(lengths - known.has_space_V, (0, unused)).astype(np.int32, copy=False),
+            has_space=np.pad(known.has_space_V, (0, unused)),
+            is_boundary=np.pad(known.is_boundary_V, (0, unused), constant_values=True),
+        )
 
-    def _encode_raw(self, raw: bytes, offset: int) -> list[int]:
-        problem = f"byte 0x{raw[0]:02x} at offset {offset} is not valid UTF-8 or part of U+2581"
-        if self._byte_ids is None:
-            raise DataError(f"tokenizer {self.name}: {problem}, and the vocabulary lacks byte pieces")
-        if self._has_dummy_prefix:  # a space, counted as a byte, would be added before the text after every such byte
-            raise DataError(f"tokenizer {self.name}: {problem}, and the tokenizer adds spaces around it")
-        return [self._byte_ids[byte] for byte in raw]
+    def _stands_for(self, ids: Sequence[int], document: bytes) -> bool:
+        text = b"".join(map(self.vocabulary.piece_bytes.__getitem__, ids))
+        return text == document or text == self.vocabulary.dummy_prefix + document
+
+
+def tokenizer_file(folder: Path) -> Path | None:
+    """Return the tokenizer's file in a folder, tokenizer.model before tokenizer.json; None if there is none."""
+    return next((folder / name for name in FILE_NAMES if (folder / name).is_file()), None)
+
+
+def _read_vocabulary(model_bytes: bytes, name: str, bos: str, eos: str) -> Vocabulary:
+    if not model_bytes.startswith(b"{"):  # no SentencePiece model begins with this byte: its wire type is out of use
+        return SentencePieceVocabulary(model_bytes, name=name)
+    try:
+        content = json.loads(model_bytes)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"tokenizer {name} is not JSON: {error}") from error
+    if content.get("tokenizer_type") == "pure_byte":
+        return ByteVocabulary(content, name=name)
+    if "model" in content:
+        return HuggingFaceVocabulary(content, model_bytes, name=name, bos=bos, eos=eos)
+    raise DataError(f"tokenizer {name}: its JSON is neither a {HUGGINGFACE_FILE} nor the challenge's byte tokenizer")
 
 
 def train_tokenizer(documents: Iterable[bytes], *, vocab_size: int = 1024, max_bytes: int = MAX_BYTES, seed: int = 0) -> bytes:
@@ -203,8 +320,8 @@ def train_tokenizer(documents: Iterable[bytes], *, vocab_size: int = 1024, max_b
         DataError: there is no text, or its characters do not fit into vocab_size or cannot fill it.
     Source: Kudo and Richardson 2018, arXiv 1808.06226.
     """
-    if not 261 <= vocab_size <= MAX_VOCAB:
-        raise ConfigError(f"vocab_size must be 261 to {MAX_VOCAB}, got {vocab_size}")
+    if not 261 <= vocab_size <= MAX_TRAINED:
+        raise ConfigError(f"vocab_size must be 261 to {MAX_TRAINED}, got {vocab_size}")
     if max_bytes < 1:
         raise ConfigError(f"max_bytes must be 1 or more, got {max_bytes}")
     sentences = [_trainable(document) for document in _sample(list(documents), max_bytes=max_bytes, seed=seed)]
@@ -218,38 +335,6 @@ def train_tokenizer(documents: Iterable[bytes], *, vocab_size: int = 1024, max_b
     except RuntimeError as error:
         raise DataError(f"cannot train a tokenizer of {vocab_size} pieces on this text: {error}") from error
     return model.getvalue()
-
-
-def _check_processor(processor: sentencepiece.SentencePieceProcessor, name: str) -> None:
-    if processor.vocab_size() > MAX_VOCAB:
-        raise DataError(f"tokenizer {name} has {processor.vocab_size():,} pieces, uint16 holds {MAX_VOCAB:,}")
-    if processor.bos_id() < 0:
-        raise DataError(f"tokenizer {name} has no BOS piece, which starts every document")
-    # Without this piece a single space becomes <0xE2><0x96><0x81>: 3 bytes are counted for 1, bits per byte are 20 % too low
-    # (openai/parameter-golf issue 897). Trained models have it, since the space is the most frequent character. Only a model
-    # with escape_whitespaces off, which is not usual, is refused although its counts would be right.
-    if processor.piece_to_id(SPACE) == processor.unk_id():
-        raise DataError(f"tokenizer {name} has no piece for a single space (U+2581): its byte counts would be wrong")
-
-
-def _byte_ids(processor: sentencepiece.SentencePieceProcessor) -> list[int] | None:
-    """Return the ids of the 256 byte pieces, in the order of the bytes; None if any is missing."""
-    ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
-    return ids if all(processor.is_byte(token) for token in ids) else None
-
-
-def _is_boundary(processor: sentencepiece.SentencePieceProcessor, token: int) -> bool:
-    return bool(processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token))
-
-
-def _piece_bytes(processor: sentencepiece.SentencePieceProcessor, token: int) -> bytes:
-    """Return the bytes of text that a token stands for."""
-    if _is_boundary(processor, token):
-        return b""
-    piece: str = processor.id_to_piece(token)
-    if processor.is_byte(token):
-        return bytes([int(piece[1:-1], 16)])
-    return piece.replace(SPACE, " ").encode("utf-8")
 
 
 def _sample(documents: list[bytes], *, max_bytes: int, seed: int) -> list[bytes]:

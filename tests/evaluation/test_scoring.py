@@ -123,7 +123,7 @@ def test_agrees_with_a_slow_implementation_on_mixed_text():
     tokenizer = Tokenizer(train_tokenizer(documents, vocab_size=330))
     tokens = tokenizer.encode_documents(documents * 2)
     table_VV = 3 * torch.randn(330, 330, generator=torch.Generator().manual_seed(0))
-    pieces = [tokenizer._processor.id_to_piece(i) for i in range(330)]
+    pieces = [tokenizer.vocabulary.processor.id_to_piece(i) for i in range(330)]
     score = score_tokens(Table(table_VV), tokens, tokenizer.token_bytes(), seq_len=50, batch_tokens=170)
     bpb, count, size = slow_score(table_VV.tolist(), pieces, tokens.tolist(), 50)
     assert (score.tokens, score.bytes) == (count, size)

@@ -1,5 +1,7 @@
 """Checks of shards: each failure by its name, and counts equal to those of a plain loop over documents."""
 
+import struct
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -151,3 +153,9 @@ def test_documents_and_bytes_of_a_public_export_must_be_its_own(
     result = check_data(*pair(tmp_path, train, val), tokenizer_file)
     (finding,) = [finding for finding in result.findings if finding.check == "val export"]
     assert "public export tiny" in finding.text and finding.is_ok == result.is_ok == is_ok
+
+
+def test_heads_of_documents_are_equal_in_both_versions():
+    tokens = [1, 5, 6, 1, 1, 7]
+    narrow, wide = (module.document_heads(np.array(tokens, dtype), bos_id=1, limit=6) for dtype in (np.uint16, np.uint32))
+    assert narrow == wide == [struct.pack("<2I", 5, 6), struct.pack("<I", 7)]

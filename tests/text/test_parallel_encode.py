@@ -39,7 +39,7 @@ def test_processes_give_what_encode_documents_gives_in_order(tokenizer, python_s
 
 
 def test_a_document_that_cannot_be_encoded_is_named(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizer, "_byte_ids", None)
+    monkeypatch.setattr(tokenizer.vocabulary, "_byte_ids", None)
     with pytest.raises(DataError, match="document 8: tokenizer tiny: byte 0xff at offset 1"):
         list(encode_batches([Batch(7, [b"good", b"a\xff"])], tokenizer, workers=1))
 

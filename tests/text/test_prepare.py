@@ -207,3 +207,10 @@ def test_a_second_run_is_refused_and_ctrl_c_leaves_one_line_and_no_folder(long_r
     lines = [line for line in err.splitlines() if not line.startswith("tokenize")]
     assert (process.returncode, lines) == (1, ["error: interrupted; nothing half-written was left"])
     assert [path.name for path in tmp_path.iterdir()] == ["long.jsonl"]
+
+
+def test_another_kind_of_tokenizer_is_named_in_the_manifest(sources, documents, tmp_path):
+    made = prepare(sources, Tokenizer.load("byte260"), tmp_path / "out", PrepareConfig(val_docs=1))
+    (dataset,), (about,) = made["datasets"], made["tokenizers"]
+    assert (dataset["name"], about["kind"], "normalization" in about) == ("fineweb_byte260", "byte260", False)
+    assert dataset["stats"]["tokens_val"] == 1 + dataset["stats"]["bytes_val"] == 1 + len(documents[0].encode())

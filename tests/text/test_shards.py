@@ -43,7 +43,8 @@ def test_a_shard_cut_anywhere_or_one_byte_too_long_is_refused(tmp_path):
     ("content", "message"),
     [
         (shard_bytes(magic=20240521), "magic 20240521, must be 20240520"),
-        (shard_bytes(version=2), "version 2, only 1"),
+        (shard_bytes(version=2), "1,030 bytes, must be 1,036"),
+        (shard_bytes(version=3), "version 3, only 1 and 2"),
         (shard_bytes(count=0, body=b""), "0 tokens, must be 1 or more"),
         (shard_bytes(count=-1), "-1 tokens, must be 1 or more"),
         (shard_bytes(count=2**31 - 1), "1,030 bytes, must be 4,294,968,318"),

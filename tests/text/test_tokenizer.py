@@ -64,7 +64,7 @@ def test_each_document_is_bos_and_its_tokens_without_eos(tokenizer):
 
 def test_bytes_of_pieces_by_hand(tokenizer):
     token_bytes = tokenizer.token_bytes()
-    by_piece = {tokenizer._processor.id_to_piece(i): i for i in range(tokenizer.vocab_size)}
+    by_piece = {tokenizer.vocabulary.processor.id_to_piece(i): i for i in range(tokenizer.vocab_size)}
     expected = {"<s>": 0, "<pad>": 0, "<unk>": 0, "<0xE2>": 1, "e": 1, "\n": 1, "▁": 0, "▁▁": 1, "▁t": 1, "self": 4}
     assert {piece: int(token_bytes.base[by_piece[piece]]) for piece in expected} == expected
     starts_with_space = {piece for piece, i in by_piece.items() if token_bytes.has_space[i]}
@@ -79,14 +79,14 @@ def test_bytes_of_pieces_by_hand(tokenizer):
 
 
 def test_a_leading_space_counts_unless_a_boundary_comes_before(tokenizer):
-    word, letter = tokenizer._processor.piece_to_id("▁t"), tokenizer._processor.piece_to_id("e")
+    word, letter = tokenizer.vocabulary.processor.piece_to_id("▁t"), tokenizer.vocabulary.processor.piece_to_id("e")
     count = tokenizer.token_bytes().count(np.array([[letter, 1], [0, word]]), np.array([[word, word], [word, 1]]))
     assert count.tolist() == [[2, 1], [1, 0]]
 
 
 def test_a_space_inside_a_piece_counts_one_byte():
     tokenizer = Tokenizer(spm(vocab_size=60, split_by_whitespace=False, add_dummy_prefix=False))
-    pieces = [tokenizer._processor.id_to_piece(i) for i in range(tokenizer.vocab_size)]
+    pieces = [tokenizer.vocabulary.processor.id_to_piece(i) for i in range(tokenizer.vocab_size)]
     inner = next(i for i, piece in enumerate(pieces) if "▁" in piece[1:-1] and piece[0] != "▁")
     assert tokenizer.token_bytes().base[inner] == len(pieces[inner])
 
@@ -143,11 +143,28 @@ def test_models_that_would_miscount_are_refused(tokenizer):
         Tokenizer(spm(vocab_size=40, bos_id=-1))
 
 
-def test_more_pieces_than_uint16_holds_are_refused(tokenizer):
+def test_ids_are_uint32_above_65536_pieces(tokenizer):
     extra = b"".join(b"\n\x0e\n\x05" + f"{i:05d}".encode() + b"\x15\0\0\0\0\x18\1" for i in range(65536 - 400))
-    assert Tokenizer(extra + tokenizer.model_bytes).vocab_size == 65536
-    with pytest.raises(DataError, match="65,537 pieces, uint16 holds 65,536"):
-        Tokenizer(b"\n\x0e\n\x05extra\x15\0\0\0\0\x18\1" + extra + tokenizer.model_bytes)
+    assert Tokenizer(extra + tokenizer.model_bytes).dtype == np.uint16
+    large = Tokenizer(b"\n\x0e\n\x05extra\x15\0\0\0\0\x18\1" + extra + tokenizer.model_bytes)
+    assert large.vocab_size == 65537 and large.encode_documents([b"a cat"]).dtype == np.uint32
+
+
+def test_normalization_is_named_and_what_it_changes_is_counted(tokenizer, caplog):
+    assert tokenizer.normalization == ""
+    challenge = {"vocab_size": 400, "byte_fallback": True, "add_dummy_prefix": False}
+    assert Tokenizer(spm(**challenge, normalization_rule_name="identity")).normalization == "extra spaces removed"
+    normalizes = Tokenizer(spm(**challenge, normalization_rule_name="nmt_nfkc"), name="nfkc")
+    assert normalizes.normalization == "nmt_nfkc, extra spaces removed"
+    normalizes.encode_documents([b"the cat"])
+    assert not caplog.records
+    normalizes.encode_documents(["ﬁt".encode(), b"the  cat", b"the cat"])
+    assert "nfkc normalizes (nmt_nfkc, extra spaces removed): 2 of 3 documents changed" in caplog.text
+
+
+def test_text_without_a_piece_is_refused_not_lost(without_bytes):
+    with pytest.raises(DataError, match="letters: the text has characters that the vocabulary lacks"):
+        without_bytes.encode_documents(["thé".encode()])
 
 
 def test_no_documents_and_no_tokens_are_refused(tokenizer):

@@ -18,7 +18,7 @@ def test_a_subsample_is_drawn_by_seed_and_bounded(python_sources):
 
 
 def test_ids_and_pieces_are_the_challenges(tokenizer):
-    processor = tokenizer._processor
+    processor = tokenizer.vocabulary.processor
     ids = [processor.pad_id(), processor.bos_id(), processor.eos_id(), processor.unk_id()]
     assert ids == [0, 1, 2, 3]
     assert [processor.id_to_piece(4 + byte) for byte in range(256)] == [f"<0x{byte:02X}>" for byte in range(256)]
@@ -27,11 +27,11 @@ def test_ids_and_pieces_are_the_challenges(tokenizer):
 def test_digits_stay_single():
     dates = b"".join(b"20%02d-%02d-%02d is a day\n" % (i % 30, i % 12, i % 28) for i in range(1000))
     tokenizer = Tokenizer(train_tokenizer([dates], vocab_size=285))
-    assert tokenizer._processor.encode("2024-12-10", out_type=str) == [*"2024-12-10"]
+    assert tokenizer.vocabulary.processor.encode("2024-12-10", out_type=str) == [*"2024-12-10"]
 
 
 def test_newlines_and_indentation_have_pieces(tokenizer):
-    pieces = {tokenizer._processor.id_to_piece(i) for i in range(400)}
+    pieces = {tokenizer.vocabulary.processor.id_to_piece(i) for i in range(400)}
     assert {"\n", "\n\n", "▁▁▁▁", "▁" * 8} <= pieces
     assert len(tokenizer.encode(b"\n        ")) == 2
 
@@ -39,7 +39,7 @@ def test_newlines_and_indentation_have_pieces(tokenizer):
 def test_text_that_sentencepiece_reserves_or_cannot_decode_still_trains(python_sources, capfd):
     odd = [b"\0 \xff \xe2\x96\x85 \xe2\x96\x81\t" + source for source in python_sources]
     tokenizer = Tokenizer(train_tokenizer(odd, vocab_size=400))
-    assert tokenizer._processor.piece_to_id("self") != 3, "a document with a reserved character must not be skipped"
+    assert tokenizer.vocabulary.processor.piece_to_id("self") != 3, "a document with a reserved character must not be skipped"
     assert capfd.readouterr() == ("", "")
 
 
