@@ -125,6 +125,11 @@ def test_calibration_sequences_fit_into_the_context(tmp_path: Path) -> None:
     assert stats.ids_NT.shape == (8, 64) and set(stats.ids_NT[:, 0].tolist()) == {3}
 
 
+def test_an_evaluation_beyond_the_context_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="seq_len is 65, but the model reads at most 64 tokens"):
+        quantlab.evaluate(saved(tmp_path / "model", "llama_tied"), tokens="none", tokenizer="none", seq_len=65)
+
+
 def test_shards_and_a_source_in_bfloat16(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "llama", torch.bfloat16, max_shard_size="200KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
