@@ -136,10 +136,13 @@ def calibration_tokens(
     tokenizer: Tokenizer | None,
     vocab_size: int,
     *,
+    bos_id: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return sequences int64 [N, seq_len], and a description of where they come from for the statistics file.
 
+    Args:
+        bos_id: first token of the model's own text where there is no tokenizer.
     Raises:
         ConfigError: `text:` without a tokenizer.
         DataError: a file is missing, damaged, too short for one sequence, or has ids beyond the vocabulary.
@@ -148,13 +151,12 @@ def calibration_tokens(
     count = config.tokens // config.seq_len
     about = {"kind": kind, "seed": config.seed, "seq_len": config.seq_len}
     if kind == "self":
-        bos_id = tokenizer.bos_id if tokenizer else 1
         about["temperature"] = config.temperature
         ids = sample_sequences(
             model,
             count,
             config.seq_len,
-            bos_id=bos_id,
+            bos_id=tokenizer.bos_id if tokenizer else bos_id,
             temperature=config.temperature,
             seed=config.seed,
             progress=progress,

@@ -74,8 +74,9 @@ likely at the same place."""
 class Watcher:
     """Sums statistics of a model's matrices: `products`, `fishers` of the same products, and `lookups` of embeddings.
 
-    Linear layers, also subclasses that cast their weight, are seen by module hooks; a tied head by the call of `F.linear` with
-    an embedding's own weight. A matrix that is multiplied several times sums all its uses.
+    Linear layers, also subclasses that cast their weight, are seen by module hooks; embeddings by the call of `F.embedding`,
+    whatever their module is given or does with the rows; a tied head by the call of `F.linear` with an embedding's own weight.
+    A matrix that is multiplied several times sums all its uses.
     """
 
     def __init__(self, model: nn.Module, names: set[str], *, plain: bool = True, scratch: Path | None = None) -> None:
@@ -114,12 +115,12 @@ class Watcher:
     def attached(self) -> Iterator[None]:
         """Watch while the block runs. Activations have gradients then, parameters have none: theirs are not needed."""
         flags = [(p, p.requires_grad) for p in self.model.parameters()]
-        modules = [m for m in self.model.modules() if isinstance(m, nn.Linear | nn.Embedding)]
-        handles = [m.register_forward_hook(self._on_module) for m in modules]
-        in_layers = {id(m.weight) for m in modules if isinstance(m, nn.Linear)}  # their hooks see these
+        layers = [m for m in self.model.modules() if isinstance(m, nn.Linear)]
+        handles = [m.register_forward_hook(self._on_layer) for m in layers]
+        names, in_layers = {key: names[0] for key, names in self.by_id.items()}, {id(m.weight) for m in layers}
         try:
             self.model.requires_grad_(False)
-            with _DirectUses({key: names[0] for key, names in self.by_id.items() if key not in in_layers}, self._on_product):
+            with _DirectUses(names, in_layers, self._on_product, self._on_embedding):
                 yield
         finally:
             for handle in handles:
@@ -128,15 +129,15 @@ class Watcher:
                 parameter.requires_grad_(flag)
             self._last_gram = None
 
-    def _on_module(self, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-        is_first = not out.requires_grad  # of the model's layers: gradients start here
-        if is_first:
-            out = out.detach().requires_grad_()
-        if isinstance(module, nn.Linear):
-            self._on_product(module.weight, inputs[0], out)
-        elif isinstance(module, nn.Embedding):
-            self._on_lookup(module.weight, inputs[0], out)
-        return out.clone() if is_first else None  # the model may change its copy in place, a leaf it may not
+    def _on_layer(self, module: nn.Linear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+        started = _start_of_gradients(out)
+        self._on_product(module.weight, inputs[0], out if started is None else started)
+        return None if started is None else started.clone()  # the model may change its copy in place, a leaf it may not
+
+    def _on_embedding(self, weight: Tensor, ids: Tensor, out: Tensor) -> Tensor:
+        started = _start_of_gradients(out)
+        self._on_lookup(weight, ids, out if started is None else started)
+        return out if started is None else started.clone()
 
     def _on_product(self, weight: Tensor, x: Tensor, out: Tensor) -> None:
         if id(weight) not in self.by_id:
@@ -209,18 +210,31 @@ class Watcher:
         return self._last_gram[1]
 
 
+def _start_of_gradients(out: Tensor) -> Tensor | None:
+    """Return a leaf with the values of `out` if gradients have not started before it, as in a model's first layer."""
+    return None if out.requires_grad else out.detach().requires_grad_()
+
+
 _CASTS = (Tensor.to, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.type_as, Tensor.contiguous, Tensor.detach)
 
 
 class _DirectUses(TorchFunctionMode):
-    """Reports each `F.linear` with a watched weight that is in no linear layer, also through a cast: a tied head.
+    """Reports each `F.embedding` with a watched weight, and each `F.linear` with one that is in no linear layer: a tied head.
+
+    Both are seen through casts too. The embedding's report returns the tensor that takes the place of the looked-up rows.
 
     Any other operation on such a weight (x @ W.T, an einsum) would escape the statistics, so it is an error that names it.
     """
 
-    def __init__(self, names: dict[int, str], report: Callable[[Tensor, Tensor, Tensor], None]) -> None:
+    def __init__(
+        self,
+        names: dict[int, str],
+        in_layers: set[int],
+        report: Callable[[Tensor, Tensor, Tensor], None],
+        report_lookup: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ) -> None:
         super().__init__()
-        self.names, self.report = names, report
+        self.names, self.in_layers, self.report, self.report_lookup = names, in_layers, report, report_lookup
         self.casts: dict[int, tuple[Tensor, Tensor]] = {}  # id of a cast: the cast, kept alive, and its weight
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -228,8 +242,12 @@ class _DirectUses(TorchFunctionMode):
         out = func(*args, **kwargs)
         for position, argument in enumerate((*args, *kwargs.values())):
             weight = self._weight(argument)
-            if weight is None or not isinstance(out, Tensor) or func is F.embedding:
+            if weight is None or not isinstance(out, Tensor):
                 continue
+            if func is F.embedding:
+                return self.report_lookup(weight, args[0] if args else kwargs["input"], out)
+            if id(weight) in self.in_layers:
+                continue  # the layers' hooks see it
             if func in _CASTS and position == 0:
                 self.casts[id(out)] = (out, weight)
             elif func is F.linear and (position == 1 or kwargs.get("weight") is argument):

@@ -15,7 +15,9 @@ from quantlab.errors import ConfigError
 from quantlab.runs.recording import Recorder, open_mirror
 
 # what goes in
-Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help=".pt, .pth, .safetensors, .ptz, .npz, or a folder of shards.")]
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CKPT", help=".pt, .pth, .safetensors, .ptz, .npz, or a folder of shards or of transformers.")
+]
 Artifact = Annotated[Path, typer.Argument(metavar="M.qlab", help="A packed model.")]
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help="A checkpoint or a packed model.")]
 Model = Annotated[

@@ -191,18 +191,32 @@ def _print_packing(result: "PackReport", plan: "PackPlan", decoder: Path | None,
 
 def unpack(
     artifact: options.Artifact,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="STATE", help="The .safetensors file to write.")],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="STATE", help="The .safetensors or .pt file to write; a folder with --like."),
+    ],
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            "--like",
+            metavar="FOLDER",
+            help="The folder of transformers that was packed: write a folder that from_pretrained loads, with the names, "
+            "dtypes, config and tokenizer of this one.",
+        ),
+    ] = None,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Turn an artifact back into a state dict, bit for bit the one that was measured.
 
     Example: quantlab unpack model.qlab -o state.safetensors
+
+    Example: quantlab unpack model.qlab -o restored --like Llama-3.2-1B
     """
     from quantlab.artifact.decode import digest
     from quantlab.jobs.unpack import unpack as decode
 
-    tensors = decode(artifact, output, force=force)
+    tensors = decode(artifact, output, like=like, force=force)
     sha256 = digest({name: tensor.numpy() for name, tensor in tensors.items()})
     if as_json:
         print_json({"state": str(output), "tensors": len(tensors), "tensors_sha256": sha256})

@@ -1,5 +1,7 @@
 """Measure a model's statistics, or take those that were measured before."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 from quantlab.calib.collect import collect
@@ -13,6 +15,8 @@ from quantlab.models.weights import MIN_MATRIX_ELEMENTS, split_state
 from quantlab.progress import Progress, silent, stage
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.world import World, close_world, open_world
+
+_log = logging.getLogger(__name__)
 
 
 def calibrate(
@@ -63,6 +67,7 @@ def calibrate(
         progress = progress if world.is_main else silent
         with on_device(loaded.model, world.device):
             scratch = None if output is None else Path(output).parent
+            config = within_context(config, loaded)
             stats = measure_statistics(loaded, config, known, progress, scratch=scratch, world=world)
         if output is not None and world.is_main:
             write_statistics(Path(output), stats)
@@ -96,7 +101,9 @@ def measure_statistics(
     shapes = matrix_shapes(loaded)
     label = "sample calibration text" if config.source == "self" else "read calibration tokens"
     with in_eval_mode(loaded.model):
-        ids, about = calibration_tokens(config, loaded.model, tokenizer, loaded.vocab_size, progress=stage(progress, label))
+        ids, about = calibration_tokens(
+            config, loaded.model, tokenizer, loaded.vocab_size, bos_id=loaded.bos_id, progress=stage(progress, label)
+        )
         if world is not None:
             ids = ids.to(world.device)
             world.copy_from_main([ids])  # on GPUs, samples of the same seed may differ
@@ -112,6 +119,15 @@ def measure_statistics(
             processes=world,
             progress=stage(progress, "measure statistics"),
         )
+
+
+def within_context(config: CalibrationConfig, loaded: LoadedModel) -> CalibrationConfig:
+    """Return the calibration with sequences that are no longer than the model's context; say so where they were."""
+    length = loaded.context_length
+    if length is None or config.seq_len <= length:
+        return config
+    _log.info("calibration sequences have %d tokens, the model's context, instead of %d", length, config.seq_len)
+    return replace(config, seq_len=length)
 
 
 def reuse_statistics(stats: str | Path | Statistics, loaded: LoadedModel) -> Statistics:

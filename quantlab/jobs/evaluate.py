@@ -86,6 +86,7 @@ def evaluate(
     world = open_world()
     try:
         loaded = _load_target(target, model, packed, world.device)
+        _check_context(loaded, seq_len)
         known = load_tokenizer(tokenizer or tokenizer_beside(target, say=world.is_main), loaded)
         ids = evaluation_tokens(text, tokens, known)
         scoring = _Scoring(ids, known, seq_len, windows, stride, world, progress)
@@ -100,6 +101,14 @@ def evaluate(
     if save and world.is_main and place is not None:
         write_whole(record_path(place), json_file(replace(record, memory=None)))  # the same work gives the same file
     return record
+
+
+def _check_context(loaded: LoadedModel, seq_len: int) -> None:
+    length = loaded.context_length
+    if length is not None and seq_len > length:
+        raise ConfigError(
+            f"seq_len is {seq_len}, but the model reads at most {length} tokens", hint=f"pass a seq_len of at most {length}"
+        )
 
 
 def file_of(target: Source) -> Path | None:

@@ -84,7 +84,7 @@ def plan_effort(loaded: LoadedModel, options: MethodOptions, calibration: Calibr
     Raises:
         TimeLimitError: not even the least work fits into the time limit.
     """
-    token_s, shapes = _seconds_per_token(loaded.model, loaded.vocab_size, calibration), matrix_shapes(loaded)
+    token_s, shapes = _seconds_per_token(loaded, calibration), matrix_shapes(loaded)
     before = {} if calibration is None else _calibration_seconds(loaded.model, shapes, calibration, token_s, plain=plain)
     statistics_bytes = 0 if calibration is None else _statistics_bytes(shapes, loaded.vocab_size, plain=plain)
 
@@ -145,12 +145,13 @@ def _sampling_seconds(model: nn.Module, config: CalibrationConfig, token_s: floa
 
 
 @torch.no_grad()
-def _seconds_per_token(model: nn.Module, vocab_size: int, config: CalibrationConfig | None) -> float:
+def _seconds_per_token(loaded: LoadedModel, config: CalibrationConfig | None) -> float:
     """Return the seconds in which the model reads one token of a sequence."""
+    model = loaded.model
     parameters = sum(p.numel() for p in model.parameters())
-    longest = SAMPLE_TOKENS if config is None else config.seq_len
+    longest = config.seq_len if config else loaded.context_length or SAMPLE_TOKENS
     tokens = max(8, min(SAMPLE_TOKENS, longest, int(SAMPLE_FLOP / (2 * parameters + 1))))
-    ids_1T = (torch.arange(tokens, device=next(model.parameters()).device) % vocab_size)[None]
+    ids_1T = (torch.arange(tokens, device=next(model.parameters()).device) % loaded.vocab_size)[None]
     model(ids_1T[:, :2])
     return (_seconds(lambda: model(ids_1T)) + _seconds(lambda: model(ids_1T))) / 2 / tokens
 

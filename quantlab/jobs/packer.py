@@ -20,7 +20,7 @@ from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
 from quantlab.errors import BudgetError, ConfigError, FormatError, QuantlabError, StatisticsError
 from quantlab.files import write_whole
-from quantlab.jobs.calibrate import measure_statistics, reuse_statistics
+from quantlab.jobs.calibrate import measure_statistics, reuse_statistics, within_context
 from quantlab.jobs.evaluate import find_device, on_device
 from quantlab.jobs.forecast import Forecast, changes, plan_effort
 from quantlab.jobs.workspace import Workspace, folder_of
@@ -83,6 +83,8 @@ def pack_with(
 ) -> PackReport:
     """Do what `pack` does, with options that are checked and a model that is loaded; existing outputs are replaced."""
     watch = _Stopwatch()
+    if statistics is None:
+        config = replace(config, calibration=within_context(config.calibration, loaded))
     with in_eval_mode(loaded.model), on_device(loaded.model, find_device(config.device)):
         given = None if statistics is None else _given(statistics, loaded, config)
         most_bytes = KEPT_CODES * sum(tensor.numel() for tensor in loaded.state.values())

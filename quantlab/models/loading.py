@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from quantlab.artifact.container import MAGIC
+from quantlab.artifact.manifest import Manifest
 from quantlab.artifact.reader import open_artifact
 from quantlab.errors import CheckpointError, ConfigError, DataError, first_line
 from quantlab.models.banks import is_banked, without_banks
 from quantlab.models.challenge import config_from_state_dict, gpt_from_state_dict, packed_gpt
 from quantlab.models.checkpoint import checked_state, read_checkpoint
 from quantlab.models.factory import build_model, check_model
+from quantlab.models.huggingface import ADAPTER, build, is_folder, read_folder
 from quantlab.models.mlx import rotated_as_torch
 from quantlab.models.presets import is_code, model_options
 from quantlab.tensor_file import fingerprint, read_metadata
@@ -36,7 +38,7 @@ class LoadedModel:
     """On the CPU; of a module its live weights, of a model whose weights stay packed the unquantized tensors alone."""
     vocab_size: int
     config: dict[str, Any]
-    """Config of the built-in architecture; empty for any other."""
+    """Config of the built-in architecture, or what `huggingface` says of a model of transformers; empty for any other."""
     name: str = ""
     """Path as the caller gave it; empty for a module."""
     tokenizer_sha256: str = ""
@@ -55,6 +57,12 @@ class LoadedModel:
         """Token that begins a document, by the model's own config; 1 where that does not say."""
         return int(self.config.get("bos_id", 1))
 
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens that the model can read at once; None where that is not known."""
+        length: int | None = self.config.get("context_length")
+        return length
+
 
 Source = str | Path | nn.Module | LoadedModel
 """Path of a checkpoint or artifact, a module that gives logits, or a model that was loaded before."""
@@ -62,6 +70,8 @@ Source = str | Path | nn.Module | LoadedModel
 
 def load(source: Source, *, model: str | None = None) -> LoadedModel:
     """Return the model of a checkpoint, of an artifact (decoded, on the CPU), or of a module that is in memory.
+
+    A folder with a config.json is read by transformers.
 
     Args:
         source: a path; an nn.Module that maps ids int64 [B, T] to logits [B, T, V]; or what an earlier call returned.
@@ -92,6 +102,9 @@ def _from_module(module: nn.Module) -> LoadedModel:
 
 
 def _from_checkpoint(path: Path, spec: str | None) -> LoadedModel:
+    if not spec and is_folder(path):
+        model, state, about = read_folder(path)
+        return LoadedModel(model=model, state=state, vocab_size=check_model(model), config=about, name=str(path))
     state = read_checkpoint(path)
     if spec is not None and is_code(spec):
         model = build_model(state, spec)
@@ -121,17 +134,20 @@ def _gpt_config(path: Path, state: dict[str, Tensor], preset: str | None, is_rec
 def _from_artifact(path: Path, spec: str | None) -> LoadedModel:
     artifact = open_artifact(path)
     manifest, state = artifact.manifest, artifact.tensors()
+    config = manifest.model
     if spec is not None and is_code(spec):
         model = build_model(state, spec)
-    elif manifest.model:
-        model = gpt_from_state_dict(state, GPTConfig.from_dict(manifest.model))
+    elif config.get("adapter") == ADAPTER:
+        model, config = build(config, state, path)
+    elif config:
+        model = gpt_from_state_dict(state, GPTConfig.from_dict(config))
     else:
         raise ConfigError(f"{path} was packed from a model of its own", hint="pass --model path/to/file.py:factory")
     return LoadedModel(
         model=model,
         state=state,
         vocab_size=check_model(model),
-        config=manifest.model,
+        config=config,
         name=str(path),
         tokenizer_sha256=manifest.tokenizer.get("sha256", ""),
     )
@@ -147,7 +163,7 @@ def load_packed(path: Path, spec: str | None, device: torch.device) -> LoadedMod
         raise ConfigError(f"{path} is a checkpoint: only the weights of a .qlab file can stay packed")
     artifact = open_artifact(path)
     manifest = artifact.manifest
-    if is_code(spec) or not manifest.model:
+    if is_code(spec) or not _is_builtin(manifest):
         raise ConfigError(f"{path} has a model of its own: its weights cannot stay packed", hint="evaluate it with --decoded")
     model = packed_gpt(manifest, artifact.sections, device)
     return LoadedModel(
@@ -162,7 +178,11 @@ def load_packed(path: Path, spec: str | None, device: torch.device) -> LoadedMod
 
 def stays_packed(path: Path, spec: str | None, device: torch.device) -> bool:
     """Return whether weights stay packed where the user does not say: artifacts of the built-in model on a GPU."""
-    return device.type == "cuda" and not is_code(spec) and is_artifact(path) and bool(open_artifact(path).manifest.model)
+    return device.type == "cuda" and not is_code(spec) and is_artifact(path) and _is_builtin(open_artifact(path).manifest)
+
+
+def _is_builtin(manifest: Manifest) -> bool:
+    return bool(manifest.model) and "adapter" not in manifest.model
 
 
 def is_artifact(path: Path) -> bool:

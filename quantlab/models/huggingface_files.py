@@ -1,0 +1,108 @@
+"""Files of a folder that transformers saved: JSON objects, and what the safetensors' headers say, each checked."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from quantlab.errors import CheckpointError, first_line
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+MOST_JSON_BYTES = 1 << 26
+"""Largest JSON file that is read; an index has about 100 bytes for each tensor."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """Dtype and shape of a tensor in a file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
+
+    Raises:
+        CheckpointError: the file is missing, too large, not JSON, no object, or has numbers that are not finite.
+    """
+    try:
+        if (size := path.stat().st_size) > MOST_JSON_BYTES:
+            raise CheckpointError(f"{path} has {size} bytes, at most {MOST_JSON_BYTES} are read")
+        raw = json.loads(path.read_bytes())
+        json.dumps(raw, ensure_ascii=False, allow_nan=False).encode()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} must hold an object, got {type(raw).__name__}")
+    return raw
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a saved model, in order of name.
+
+    Raises:
+        CheckpointError: there are none, or the index is damaged or lists one that is missing.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        hint = None
+        if any(folder.glob("*.bin")):
+            hint = "load it with transformers and save_pretrained it again: pickled weights of a folder are not read"
+        raise CheckpointError(f"checkpoint folder {folder} has neither {WEIGHTS} nor {INDEX}", hint=hint)
+    places = read_json_object(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise CheckpointError(f"checkpoint index {folder / INDEX} is damaged: weight_map must map tensors to files")
+    for name in (names := sorted(set(places.values()))):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"checkpoint index {folder / INDEX} is damaged: {name!r} is no file of the folder")
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"checkpoint folder {folder}: shard {name} is missing ({len(names)} shards are listed)",
+                hint="fetch the folder again",
+            )
+    return [folder / name for name in names]
+
+
+def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Return dtype and shape of every tensor of a saved model, by its name in the files, without reading values.
+
+    Raises:
+        CheckpointError: see `weight_files`; or a file is damaged or has a tensor of another dtype than `DTYPES`.
+    """
+    headers: dict[str, TensorHeader] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    part = file.get_slice(name)
+                    if (dtype := part.get_dtype()) not in DTYPES:
+                        raise CheckpointError(f"{path}: tensor {name} is {dtype}, allowed are {', '.join(DTYPES)}")
+                    headers[name] = TensorHeader(DTYPES[dtype], tuple(part.get_shape()))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
+    return headers
