@@ -24,7 +24,7 @@ from quantlab.calib.fisher import Use
 from quantlab.format_rules import LOG_STEPS, STATES
 from quantlab.methods.trellis import TrellisOptions
 from quantlab.methods.trellis.rounder import Rounder, weights
-from quantlab.methods.trellis.slope_search import LEAST_PASSES, EntropyModel
+from quantlab.methods.trellis.slope_search import LEAST_PASSES, EntropyModel, gaussian_lengths
 
 SHAPE = (1024, 512)
 RATES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
@@ -58,7 +58,7 @@ def measure(states: int, w_OI: torch.Tensor) -> Iterator[Row]:
 
 def settled(rounder: Rounder, level: int) -> TrellisPayload:
     """Return the codes at a log-step index after as many passes as the packer takes for tables and scale classes to settle."""
-    classes, bits = rounder.first_classes(level), None
+    classes, bits = rounder.first_classes(level), gaussian_lengths(rounder.options.states)
     for _ in range(LEAST_PASSES):
         payload = rounder.payload(level, classes, rounder.codes(level, classes, bits))
         model = EntropyModel.of([payload])
