@@ -25,8 +25,9 @@ from quantlab.artifact.writer import TrellisPayload, encode_artifact
 from quantlab.calib.fisher import Use
 from quantlab.format_rules import LOG_STEPS, STATES
 from quantlab.methods.trellis import TrellisOptions
+from quantlab.methods.trellis.first_guess import gaussian_lengths
 from quantlab.methods.trellis.rounder import Rounder, weights
-from quantlab.methods.trellis.slope_search import LEAST_PASSES, EntropyModel, gaussian_lengths
+from quantlab.methods.trellis.slope_search import LEAST_PASSES, EntropyModel
 
 SHAPE = (1024, 512)
 RATES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)

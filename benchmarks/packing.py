@@ -35,8 +35,8 @@ import quantlab
 from quantlab.calib.fisher import Use
 from quantlab.format_rules import STATES
 from quantlab.methods.trellis import TrellisOptions
+from quantlab.methods.trellis.first_guess import gaussian_lengths
 from quantlab.methods.trellis.rounder import Rounder
-from quantlab.methods.trellis.slope_search import gaussian_lengths
 from quantlab.models.loading import load
 from quantlab.models.weights import split_state
 from quantlab.tensor_file import write_safetensors

@@ -14,8 +14,9 @@ from quantlab.calib.fisher import Use
 from quantlab.errors import BudgetError, ExpansionError
 from quantlab.format_rules import OFFSET
 from quantlab.methods.trellis import TrellisOptions
+from quantlab.methods.trellis.first_guess import gaussian_lengths
 from quantlab.methods.trellis.rounder import Rounder, narrowest, weights
-from quantlab.methods.trellis.slope_search import Bracket, SlopePlanner, gaussian_lengths
+from quantlab.methods.trellis.slope_search import Bracket, SlopePlanner
 from quantlab.methods.workers import worker_pool
 
 WIDTHS = (5, 6, 8, 16)

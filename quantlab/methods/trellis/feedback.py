@@ -43,19 +43,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.artifact.shaped_grid import step_table
-from quantlab.format_rules import (
-    COLUMNS,
-    MAX_CLASS,
-    OFFSET,
-    PATH_BLOCK,
-    SCALAR_CLASSES,
-    code_range,
-    next_states,
-    shifts_of,
-    sum_classes,
-    tables_of,
-)
+from quantlab.format_rules import PATH_BLOCK, sum_classes
 from quantlab.methods.trellis.factors import Factors, Panels
+from quantlab.methods.trellis.path_rules import PathRules, PathTrellis, path_rules
 from quantlab.methods.trellis.shape import ScaledGrid
 
 # Sums may be reordered for speed; results depend on the machine that packs, never on the one that reads.
@@ -94,7 +84,7 @@ def round_with_feedback(
     class_OI = sum_classes(rates.rows_O, rates.columns_I).astype(np.uint8)
     steps_U = step_table(grid.level)
     a_O, b_I = grid.a_O.astype(np.int64), grid.b_I.astype(np.int64)
-    rules = _Rules(_trellis(states, grid.bits), _prices(rates.bits, float(slope)))
+    rules = path_rules(states, grid.bits, rates.bits, slope)
     if parts.rows is None:
         matrix = _Matrix(_turned(w_OI), _turned(class_OI), b_I, a_O, steps_U, _inverse(steps_U))
         codes_IO = np.zeros(matrix.w_OI.shape, np.int16)
@@ -142,70 +132,6 @@ def _side(panels: Panels, *, is_reversed: bool) -> _Side:
     return _Side(panels.far, np.pad(near_DN, ((0, 0), (PATH_BLOCK, PATH_BLOCK))))
 
 
-class _Trellis(NamedTuple):
-    """The codes that a path may take."""
-
-    before_S2: NDArray[np.int64]
-    """The two states that lead to each state."""
-    subset_S2: NDArray[np.int64]
-    """Subset, code mod 4, with which each of them does."""
-    low_4: NDArray[np.float32]
-    """Least code of each subset."""
-    high_4: NDArray[np.float32]
-    """Largest code of each subset."""
-    spacing: float
-    """Distance of the codes that bypass the trellis: 2, or 1 without one."""
-    least: float
-    """Least code that bypasses the trellis, in units of `spacing`."""
-    most: float
-    """Largest code that bypasses the trellis, in units of `spacing`."""
-    scalar_classes: int
-    """Scale classes below it bypass the trellis."""
-
-
-class _Prices(NamedTuple):
-    """Prices of symbols in the cost of a path, in squared steps. Raw bits cost all codes of a weight the same, so nothing."""
-
-    of_symbol: NDArray[np.float32]
-    """Price of each symbol in each table, one table after the other."""
-    zero_C: NDArray[np.int32]
-    """Place of symbol 0 in `of_symbol` for each scale class."""
-    share_C: NDArray[np.float32]
-    """2**-raw bits of each scale class: a symbol times it, rounded down, is what the tables code."""
-
-
-class _Rules(NamedTuple):
-    trellis: _Trellis
-    prices: _Prices
-
-
-def _trellis(states: int, bits: int) -> _Trellis:
-    low, high = code_range(bits, states)
-    before_S2, subset_S2 = _moves_into(states)
-    subset = np.arange(4)
-    low_4, high_4 = low + (subset - low) % 4, high - (high - subset) % 4
-    spacing = 1 if states == 1 else 2
-    least, most, scalar = -(-low // spacing), high // spacing, MAX_CLASS + 1 if states == 1 else SCALAR_CLASSES
-    return _Trellis(before_S2, subset_S2, _float32(low_4), _float32(high_4), float(spacing), float(least), float(most), scalar)
-
-
-def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
-    return values.astype(np.float32)
-
-
-def _moves_into(states: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the two states before each state, and the subsets of the codes between, in rising order of these; int64 [S, 2]."""
-    moves = sorted((int(next_states(states)[q, z]), 2 * z + q % 2, q) for q in range(states) for z in (0, 1))
-    table = np.array(moves, np.int64).reshape(states, 2, 3)
-    return np.ascontiguousarray(table[:, :, 2]), np.ascontiguousarray(table[:, :, 1])
-
-
-def _prices(bits: NDArray[np.float32], slope: float) -> _Prices:
-    classes_C = np.arange(MAX_CLASS + 1)
-    zero_C = (COLUMNS * tables_of(classes_C) + OFFSET).astype(np.int32)
-    return _Prices((bits * np.float32(slope)).ravel(), zero_C, _float32(2.0 ** -shifts_of(classes_C)))
-
-
 class _Path(NamedTuple):
     """Working memory for the weights of one path, long enough for the longest."""
 
@@ -237,7 +163,7 @@ def _empty_path(longest: int, S: int) -> _Path:
 
 
 @_compiled
-def _find_best_path_(path: _Path, rules: _Rules, length: int) -> None:
+def _find_best_path_(path: _Path, rules: PathRules, length: int) -> None:
     """Fill in the codes of the cheapest path, from state 0 before the first weight to any state after the last."""
     on_path = _round_scalars_(path, rules, length)
     _price_subsets_(path, rules, on_path)
@@ -248,7 +174,7 @@ def _find_best_path_(path: _Path, rules: _Rules, length: int) -> None:
 
 
 @_compiled
-def _round_scalars_(path: _Path, rules: _Rules, length: int) -> int:
+def _round_scalars_(path: _Path, rules: PathRules, length: int) -> int:
     """Fill in the codes of weights that bypass the trellis and the places of the others; return the number of these."""
     trellis, prices = rules.trellis, rules.prices
     count = 0
@@ -278,7 +204,7 @@ def _column(symbol: Any) -> Any:
 
 
 @_compiled
-def _price_subsets_(path: _Path, rules: _Rules, count: int) -> None:
+def _price_subsets_(path: _Path, rules: PathRules, count: int) -> None:
     """Fill in the best code of each subset and its cost: the one next to x, or the next one towards zero."""
     trellis, prices = rules.trellis, rules.prices
     for p in range(count):
@@ -299,7 +225,7 @@ def _price_subsets_(path: _Path, rules: _Rules, count: int) -> None:
 
 
 @_compiled
-def _search_(path: _Path, trellis: _Trellis, count: int) -> None:
+def _search_(path: _Path, trellis: PathTrellis, count: int) -> None:
     """Viterbi for any number of states: of the two paths into each state the cheaper one stays, of equals the first."""
     S = len(trellis.before_S2)
     cost_S, reached_S = np.full(S, _HUGE, np.float32), np.empty(S, np.float32)
@@ -322,7 +248,7 @@ def _search_(path: _Path, trellis: _Trellis, count: int) -> None:
 
 @_compiled
 def _search_8_states_(path: _Path, count: int) -> None:
-    """Do what `_search_` does for 8 states, four times as fast: costs stay in registers, choices are bits of one byte.
+    """Do what `_search_` does for 8 states in a fraction of the time: costs stay in registers, choices are bits of one byte.
 
     State q of 0 to 3 follows the even states 2q and 2(q ^ 2), state q of 4 to 7 the odd ones 2((q - 4) ^ 1) + 1 and
     2((q - 4) ^ 3) + 1; the first of each pair with a code of subset 0 or 1, the second with one of subset 2 or 3.
@@ -385,7 +311,7 @@ class _Done(NamedTuple):
 
 
 @_compiled
-def _round_blocks_(codes_OI: NDArray[np.int16], matrix: _Matrix, rows: _Side, columns: _Side, rules: _Rules) -> None:
+def _round_blocks_(codes_OI: NDArray[np.int16], matrix: _Matrix, rows: _Side, columns: _Side, rules: PathRules) -> None:
     """Round all anti-diagonals of blocks, from the last to the first."""
     O, I = codes_OI.shape
     B = len(rows.near_DN)
@@ -500,7 +426,7 @@ def _store_(
 
 
 @_compiled
-def _round_columns_(codes_IO: NDArray[np.int16], matrix: _Matrix, far: Any, near_DN: Any, rules: _Rules) -> None:
+def _round_columns_(codes_IO: NDArray[np.int16], matrix: _Matrix, far: Any, near_DN: Any, rules: PathRules) -> None:
     """Round all columns, from the last to the first. The matrix is turned: its rows are the columns."""
     I, O = codes_IO.shape
     B = len(near_DN)
@@ -522,7 +448,9 @@ def _round_columns_(codes_IO: NDArray[np.int16], matrix: _Matrix, far: Any, near
 
 
 @_compiled
-def _round_column_(codes_O: Any, error_O: Any, right_O: Any, path: _Path, matrix: _Matrix, rules: _Rules, column: int) -> None:
+def _round_column_(
+    codes_O: Any, error_O: Any, right_O: Any, path: _Path, matrix: _Matrix, rules: PathRules, column: int
+) -> None:
     """Round one column, and write down the errors that its codes leave."""
     w_O, class_O, unit = matrix.w_OI[column], matrix.class_OI[column], matrix.a_O[column] + 256
     for i in range(len(w_O)):

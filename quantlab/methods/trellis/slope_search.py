@@ -15,16 +15,16 @@ from threading import Lock
 from typing import Protocol
 
 import numpy as np
-import scipy.special
 from numpy.typing import NDArray
 
 from quantlab.artifact.writer import EncodedArtifact, TrellisPayload, coded_bytes, fit_sets
 from quantlab.coding.frequency_tables import TableSet
 from quantlab.errors import BudgetError, ExpansionError
-from quantlab.format_rules import CLASSES_PER_POWER, COLUMNS, LOG_STEPS, OFFSET, TABLE_CLASSES, TOTAL
+from quantlab.format_rules import LOG_STEPS
 from quantlab.methods.method import Point
+from quantlab.methods.trellis.first_guess import first_step_scale, gaussian_lengths
 from quantlab.methods.trellis.rounder import Rounder, narrowest, next_classes
-from quantlab.methods.trellis.scale_classes import ZERO, ScaleClasses
+from quantlab.methods.trellis.scale_classes import ScaleClasses
 from quantlab.methods.workers import worker_pool
 from quantlab.progress import Progress, silent
 
@@ -56,16 +56,6 @@ MOST_LOG_STEPS = 6
 """Most log-steps by which filling makes one tensor finer: its steps stay within 7 % of the others' slope."""
 SLACK = 0.0002
 """Share of the budget that a settled file may leave."""
-
-GUESS_CENTRE = -8.0
-"""Value of log2 c in the middle of the range of the first guess; c is in square roots of nats."""
-GUESS_RANGE = (-12.0, 12.0)
-"""Range around GUESS_CENTRE in which the first guess is searched by bisection."""
-GUESS_BISECTIONS = 40
-GUESS_LOG2 = 8
-"""Powers of two by which the mean weight exceeds a step where its scale class is taken for the first guess."""
-MOST_CLASS = 400
-"""Largest magnitude of a scale class in the histograms of the first guess; larger ones count as this one."""
 
 
 class Assemble(Protocol):
@@ -307,15 +297,7 @@ class SlopePlanner:
     def _first_guess(self, budget_bytes: int) -> tuple[float, EntropyModel]:
         """Return c by the entropy of Gaussian weights on the grid, with their tables and the scale classes of the weights."""
         with worker_pool() as pool:
-            sizes = list(pool.map(_log2_sizes, self.rounders))
-        low, high = GUESS_RANGE
-        for _ in range(GUESS_BISECTIONS):
-            middle = (low + high) / 2
-            bits = sum(
-                _gaussian_bits(s, r.scales.base + GUESS_CENTRE + middle) for s, r in zip(sizes, self.rounders, strict=True)
-            )
-            low, high = (low, middle) if bits / 8 < budget_bytes else (middle, high)
-        c = 2.0 ** (GUESS_CENTRE + low)
+            c = first_step_scale(self.rounders, budget_bytes, pool)
         classes = tuple(r.first_classes(r.level(c)) for r in self.rounders)
         return c, EntropyModel(classes, gaussian_lengths(self.rounders[0].options.states))
 
@@ -372,36 +354,3 @@ def _bytes_per_doubling(payloads: Iterable[TrellisPayload]) -> float:
 def _log_step_bytes(rounder: Rounder) -> float:
     """Return the bytes that steps finer by one log-step cost: 1/64 bit a weight."""
     return rounder.w_OI.size / LOG_STEPS / 8
-
-
-def _log2_sizes(rounder: Rounder) -> tuple[NDArray[np.int64], float]:
-    """Return how many weights have each size, as `_gaussian_bits` reads it.
-
-    Returns:
-        Weights in each scale class, -MOST_CLASS to MOST_CLASS, at a level at which none counts as zero; log2 of the level.
-    """
-    level = round(LOG_STEPS * (math.log2(float(np.abs(rounder.w_OI).mean()) + 1e-30) - GUESS_LOG2))
-    classes = rounder.first_classes(level)
-    grid = rounder.scales.grid(level, rounder.bits)
-    rows = classes.base + classes.rows_O.astype(np.int64) - grid.a_O.astype(np.int64)
-    columns = classes.columns_I.astype(np.int64) - grid.b_I.astype(np.int64)
-    shifted = (rows[:, None] + columns[None]).clip(-MOST_CLASS, MOST_CLASS).ravel() + MOST_CLASS
-    counts: NDArray[np.int64] = np.bincount(shifted, minlength=2 * MOST_CLASS + 1)
-    return counts, level / LOG_STEPS
-
-
-def _gaussian_bits(sizes: tuple[NDArray[np.int64], float], log2_step: float) -> float:
-    """Return about the entropy of all codes together: ½ log2(1 + 2πe σ²/(2·step)²) bits a weight."""
-    counts, log2_level = sizes
-    sigma = 2.0 ** ((np.arange(-MOST_CLASS, MOST_CLASS + 1) - ZERO) / CLASSES_PER_POWER + log2_level - log2_step - 1)
-    return float(counts @ (0.5 * np.log2(1 + 2 * math.pi * math.e * sigma**2)))
-
-
-def gaussian_lengths(states: int) -> NDArray[np.float32]:
-    """Return the bits of each symbol in tables for Gaussian weights of each scale class, float32 [28, 256]."""
-    spacing = 1 if states == 1 else 2  # steps between the points of neighbouring symbols
-    sigma_C1 = 2.0 ** ((np.arange(TABLE_CLASSES)[:, None] - ZERO) / CLASSES_PER_POWER) / spacing
-    edges = np.arange(-OFFSET - 0.5, COLUMNS - OFFSET + 0.5)
-    probability = np.diff(scipy.special.ndtr(edges / sigma_C1), axis=1)
-    lengths: NDArray[np.float32] = -np.log2(np.maximum(probability, 1 / TOTAL)).astype(np.float32)
-    return lengths

@@ -94,18 +94,18 @@ class _Rounded:
     def __init__(self, module: nn.Module, rounded: Mapping[str, Tensor]) -> None:
         self.module = module
         self.parameters = dict(module.named_parameters(remove_duplicate=False))
-        self._twins: dict[int, list[str]] = {}
+        self._names: dict[int, list[str]] = {}
         for name, parameter in self.parameters.items():
-            self._twins.setdefault(id(parameter), []).append(name)
+            self._names.setdefault(id(parameter), []).append(name)
         self._rounded = self._placed(rounded)
 
     def _placed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return values on the device and in the dtype of their parameters, under every name that a parameter has."""
         like = self.parameters
         return {
-            twin: value.to(like[name].device, like[name].dtype)
+            alias: value.to(like[name].device, like[name].dtype)
             for name, value in values.items()
-            for twin in self._twins[id(like[name])]
+            for alias in self._names[id(like[name])]
         }
 
     def ids(self, ids_BT: Tensor) -> Tensor:
