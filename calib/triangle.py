@@ -15,7 +15,7 @@ from torch import Tensor
 from quantlab.errors import QuantlabError, StatisticsError
 
 RECENT_TOKENS = 2048
-"""Tokens that are summed in float32: adding every batch to float64 takes as long as a tenth of the products."""
+"""Tokens that are summed in float32, within the products; adding each batch to float64 is a pass over all sums of its own."""
 BLOCK = 128
 """Rows of a block. Narrower blocks save more of the work, wider ones run nearer the rate of a full matrix product."""
 

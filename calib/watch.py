@@ -67,8 +67,8 @@ class FisherSums:
 
 
 FULL_ROWS = 4096
-"""Matrices with more rows have only the diagonal of G; so have embeddings and heads, whose rows are tokens, few of which are
-likely at the same place."""
+"""Matrices with more rows, or with one, have only the diagonal of G; so have embeddings and heads, whose rows are tokens, few
+of which are likely at the same place."""
 
 
 class Watcher:
@@ -157,7 +157,7 @@ class Watcher:
     def _add_product(self, weight: Tensor, sums: Sums, x_TI: Tensor, g_TO: Tensor) -> None:
         """Add a batch: products in float32 within it, float64 across batches."""
         prediction = self.prediction if is_logits(g_TO, self.prediction) else None
-        is_full = len(weight) <= FULL_ROWS and prediction is None and id(weight) not in self._embeddings
+        is_full = 1 < len(weight) <= FULL_ROWS and prediction is None and id(weight) not in self._embeddings
         fisher = self.fishers.get(id(weight)) or self._new_fisher(weight, is_full)
         x2_T = torch.cat([x_TI[part].float().square().sum(1) for part in token_slices(*x_TI.shape)])
         g2_T = torch.empty_like(x2_T)

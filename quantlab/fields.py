@@ -208,16 +208,34 @@ def check_keys(found: Iterable[str], known: Iterable[str], where: str = "") -> N
     CONFIGS.check_keys(found, known, where.removesuffix("."))
 
 
-def read_json(path: Path) -> Any:
-    """Return what a JSON file holds. ReportError if it is missing or not JSON, or if a string in it is not valid Unicode."""
+MOST_JSON_BYTES = 1 << 26
+"""Largest JSON file of others that is read; the index of a model has about 100 bytes for each tensor."""
+
+
+def read_json(path: Path, error: type[QuantlabError] = ReportError) -> Any:
+    """Return what a JSON file holds. `error` if it is missing or not JSON, or if a string in it is not valid Unicode."""
     try:
         raw = json.loads(path.read_bytes())
         json.dumps(raw, ensure_ascii=False).encode()
         return raw
-    except OSError as error:
-        raise ReportError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ReportError(f"{path} is not JSON: {' '.join(str(error).split())}") from error
+    except OSError as found:
+        raise error(f"cannot read {path}: {found.strerror or found}") from found
+    except (ValueError, RecursionError) as found:
+        raise error(f"{path} is not JSON: {' '.join(str(found).split())}") from found
+
+
+def read_json_object(path: Path, error: type[QuantlabError]) -> dict[str, Any]:
+    """Return the object that a JSON file holds. `error` as in `read_json`, or if it is too large, no object, or not finite."""
+    if path.is_file() and (size := path.stat().st_size) > MOST_JSON_BYTES:
+        raise error(f"{path} has {size} bytes, at most {MOST_JSON_BYTES} are read")
+    raw = read_json(path, error)
+    if not isinstance(raw, dict):
+        raise error(f"{path} must be a JSON object, got {type(raw).__name__}")
+    try:
+        json.dumps(raw, allow_nan=False)
+    except ValueError as found:
+        raise error(f"{path} has a number that is not finite") from found
+    return raw
 
 
 def json_file(record: Any) -> bytes:

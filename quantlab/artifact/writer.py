@@ -87,7 +87,7 @@ def encode_artifact(payloads: Sequence[Payload], *, draft: bool = False, **about
 
     Args:
         draft: leaves the code stream out: zeros stand for it, about as many as it would have bytes. For a search that needs
-            lengths, which a draft gives in a fraction of the time to within about 0.01 %.
+            lengths, which a draft gives nearly, in a fraction of the time.
     Raises:
         ExpansionError: the file would be so short that readers refuse it.
     """

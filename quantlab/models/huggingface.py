@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from quantlab.errors import CheckpointError, ConfigError, QuantlabError, first_line
+from quantlab.fields import read_json_object
 from quantlab.models.checkpoint import checked_state
-from quantlab.models.huggingface_files import TensorHeader, read_json_object, tensor_headers
+from quantlab.models.huggingface_files import TensorHeader, tensor_headers
 
 ADAPTER = "huggingface"
 """Value of the key `adapter` in the manifest's model."""
@@ -81,8 +82,8 @@ def read_about(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: config.json is damaged, or its model cannot be packed.
     """
-    generation = read_json_object(folder / GENERATION) if (folder / GENERATION).is_file() else {}
-    return _about(read_json_object(folder / CONFIG), generation, folder)
+    generation = read_json_object(folder / GENERATION, CheckpointError) if (folder / GENERATION).is_file() else {}
+    return _about(read_json_object(folder / CONFIG, CheckpointError), generation, folder)
 
 
 def build(about: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> tuple[nn.Module, dict[str, Any]]:

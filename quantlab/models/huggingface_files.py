@@ -1,19 +1,16 @@
-"""Files of a folder that transformers saved: JSON objects, and what the safetensors' headers say, each checked."""
+"""Weights of a folder that transformers saved: which files hold them, and what their headers say, each checked."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from quantlab.errors import CheckpointError, first_line
+from quantlab.fields import read_json_object
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-MOST_JSON_BYTES = 1 << 26
-"""Largest JSON file that is read; an index has about 100 bytes for each tensor."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -41,26 +38,6 @@ class TensorHeader:
         return math.prod(self.shape)
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
-
-    Raises:
-        CheckpointError: the file is missing, too large, not JSON, no object, or has numbers that are not finite.
-    """
-    try:
-        if (size := path.stat().st_size) > MOST_JSON_BYTES:
-            raise CheckpointError(f"{path} has {size} bytes, at most {MOST_JSON_BYTES} are read")
-        raw = json.loads(path.read_bytes())
-        json.dumps(raw, ensure_ascii=False, allow_nan=False).encode()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path} must hold an object, got {type(raw).__name__}")
-    return raw
-
-
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a saved model, in order of name.
 
@@ -74,7 +51,7 @@ def weight_files(folder: Path) -> list[Path]:
         if any(folder.glob("*.bin")):
             hint = "load it with transformers and save_pretrained it again: pickled weights of a folder are not read"
         raise CheckpointError(f"checkpoint folder {folder} has neither {WEIGHTS} nor {INDEX}", hint=hint)
-    places = read_json_object(folder / INDEX).get("weight_map")
+    places = read_json_object(folder / INDEX, CheckpointError).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise CheckpointError(f"checkpoint index {folder / INDEX} is damaged: weight_map must map tensors to files")
     for name in (names := sorted(set(places.values()))):

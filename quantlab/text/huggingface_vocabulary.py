@@ -4,7 +4,6 @@ Special tokens stand for no text: where a text contains the characters of one, t
 tokens stand for their characters.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from quantlab.errors import ConfigError, DataError
+from quantlab.fields import read_json_object
 from quantlab.text.vocabulary import MAX_VOCAB, runs_of
 
 FILE_NAME = "tokenizer.json"
@@ -78,14 +78,7 @@ def special_tokens_beside(path: Path) -> tuple[str, str]:
     config = path.with_name(CONFIG_NAME)
     if not config.is_file():
         return "", ""
-    try:
-        content = json.loads(config.read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot read {config}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{config} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{config} must be a JSON object, got {type(content).__name__}")
+    content = read_json_object(config, DataError)
     bos, eos = (_text_of(content.get(key)) for key in ("bos_token", "eos_token"))
     return bos, eos
 

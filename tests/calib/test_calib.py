@@ -299,6 +299,21 @@ def test_sampling_without_a_cache_holds_few_logits(toy_state, monkeypatch):
     assert {(5, 1, vocab_size), (2, 4, vocab_size), (1, 11, vocab_size)} <= set(parts.shapes)
 
 
+def test_last_logits_keep_no_other_position_in_memory(toy_state, monkeypatch):
+    """A slice of the model's logits would hold all of them until the parts are joined."""
+    joined, cat = [], torch.cat
+    monkeypatch.setattr(torch, "cat", lambda parts, *rest, **named: joined.append(list(parts)) or cat(parts, *rest, **named))
+    last_BV = sources._last_logits(WithoutCache(gpt_from_state_dict(toy_state)), torch.ones(4, 6, dtype=torch.int64), 2)
+    assert len(joined[-1]) == 2 and len(last_BV) == 4
+    assert all(part.untyped_storage().nbytes() == part.nbytes for part in joined[-1])
+
+
+def test_sampling_reports_its_end(toy_state):
+    seen = []
+    sample_sequences(gpt_from_state_dict(toy_state), 3, 9, progress=lambda *at: seen.append(at))
+    assert seen[-1] == (27, 27) and [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
 def test_samples_do_not_depend_on_the_batch(toy_state, monkeypatch):
     model = gpt_from_state_dict(toy_state)
     ids = sample_sequences(model, 5, 12, seed=5)

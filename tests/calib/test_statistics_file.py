@@ -59,6 +59,13 @@ def test_of_large_matrices_the_file_has_upper_triangles(tmp_path):
     assert tensors["fisher.H.a"].tolist() == [spd(3)[i, j].item() for i in range(3) for j in range(i, 3)]
 
 
+def test_a_side_of_one_is_a_matrix_where_the_others_are(tmp_path):
+    use = Use(spd(1), torch.ones(2))
+    write_statistics(tmp_path / "s", statistics(products={"a": use}, fishers={"a": use}, lookups={}))
+    back = read_statistics(tmp_path / "s")
+    assert back.products["a"].H_II.shape == back.fishers["a"].H_II.shape == (1, 1)
+
+
 def test_uses_on_demand_are_computed_at_each_request():
     asked = []
     uses = UsesOnDemand(["a"], lambda name: asked.append(name) or Use(torch.ones(1), torch.ones(1)))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import resource
 import signal
 import subprocess
@@ -29,6 +30,21 @@ def fails(capsys, arguments, code, *parts):
     (line,) = [x for x in captured.err.splitlines() if x.startswith("error: ")]
     assert all(part in line for part in parts), line
     return line
+
+
+def test_pack_of_several_processes_is_refused(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fails(capsys, ["pack", tmp_path / "m.pt", "--budget", "1MB", "-o", tmp_path / "m.qlab"], 2, "pack runs in one process")
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "passive"), ("active", "active")])
+def test_idle_threads_sleep_unless_the_user_says_otherwise(monkeypatch, tmp_path, given, used):
+    """The variable is set before the command fails on a checkpoint that is not there."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert run(["calibrate", str(tmp_path / "absent.pt"), "-o", str(tmp_path / "s")]) == 1
+    assert os.environ["OMP_WAIT_POLICY"] == used
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,20 @@ def test_the_smallest_size_is_a_budget_that_works_and_less_is_refused_with_it():
     assert caught.value.smallest_bytes == smallest
 
 
+@pytest.mark.parametrize("more", [3, 20, 100])
+def test_a_budget_just_above_the_smallest_size_works(more):
+    smallest = allocator().smallest_bytes()
+    file, points = allocator().solve(smallest + more)
+    assert smallest <= len(file) <= smallest + more and len(points) == len(SHAPES)
+
+
+def test_a_poor_first_choice_still_fills_the_budget(monkeypatch):
+    for rounds in ("ESTIMATED_ROUNDS", "CORRECTED_ROUNDS"):
+        monkeypatch.setattr(f"quantlab.methods.classic.allocation.{rounds}", 0)
+    for budget in (2_800, 4_500):
+        assert 0.85 * budget < len(allocator().solve(budget)[0]) <= budget
+
+
 def test_progress_counts_up_to_its_total_also_after_the_smallest_size_was_asked_for():
     calls = []
     one = allocator(lambda *at: calls.append(at))

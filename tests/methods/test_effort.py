@@ -50,6 +50,11 @@ def test_lighter_options_drop_tuning_first_and_then_states_down_to_plain_roundin
     assert seen == [(states, 0) for states in sorted(STATES, reverse=True)]
 
 
+def test_an_unknown_level_is_refused():
+    with pytest.raises(ConfigError, match="effort must be one of fast, default, best, got 'most'"):
+        TrellisOptions(effort="most")
+
+
 def test_the_forecast_counts_weights_and_tokens(machine):
     options = TrellisOptions(states=8, tune_steps=5)
     one_pass = (64 * 64 * (8e-6 + 8e-9 * 128) + 256 * 64 * (8e-6 + 8e-9 * 320)) / 2

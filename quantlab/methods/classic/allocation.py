@@ -128,6 +128,8 @@ class Allocator:
                 break
             margin = margin // 2 if unused >= 0 else margin + (-unused << len(seen) >> 4)
             chosen = self._choose(budget_bytes - overhead - margin, chosen)
+            if best is None and chosen in seen:  # then look farther than around the last choice, and for less
+                chosen = self._choose(budget_bytes - overhead - 2 * margin)
         if best is None:  # so near the smallest size no choice but the smallest fits
             smallest, _ = self._smallest_file()
             return smallest, [m.point(m.smallest) for m in self.meters]

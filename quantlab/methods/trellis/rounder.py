@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantlab.artifact.manifest import TrellisTensor
-from quantlab.artifact.shaped_grid import values_of, weights_of
+from quantlab.artifact.shaped_grid import context_of, values_of, weights_of
 from quantlab.artifact.writer import TrellisPayload
 from quantlab.calib.fisher import Use, predicted_kl
 from quantlab.format_rules import LOG_STEPS, code_limit
@@ -70,7 +70,7 @@ class Rounder:
             bits: float32 [28, 256], what the coder's tables charge for each symbol.
         """
         grid = self.scales.grid(level, self.bits)
-        context = self.payload(level, classes, np.zeros(self.w_OI.shape, np.int16)).context
+        context = context_of(self._entry(grid, classes), grid.a_O, grid.b_I, classes.rows_O, classes.columns_I)
         states = self.options.states
         slope = SCALAR_SLOPE if states == 1 else SLOPE
         rates = Rates(context.rows_O, context.columns_I, bits)
@@ -81,8 +81,12 @@ class Rounder:
         return self._payload(self.scales.grid(level, self.bits), classes, codes_OI)
 
     def _payload(self, grid: ScaledGrid, classes: ScaleClasses, codes_OI: NDArray[np.int16]) -> TrellisPayload:
-        O, I = codes_OI.shape
-        entry = TrellisTensor(
+        entry = self._entry(grid, classes)
+        return TrellisPayload(entry, grid.a_O, grid.b_I, classes.rows_O, classes.columns_I, codes_OI)
+
+    def _entry(self, grid: ScaledGrid, classes: ScaleClasses) -> TrellisTensor:
+        O, I = self.w_OI.shape
+        return TrellisTensor(
             name=self.name,
             shape=(O, I),
             bits=self.bits,
@@ -92,7 +96,6 @@ class Rounder:
             classes=classes.base,
             tables=0,
         )
-        return TrellisPayload(entry, grid.a_O, grid.b_I, classes.rows_O, classes.columns_I, codes_OI)
 
     def zeros(self) -> TrellisPayload:
         """Return the payload that takes the fewest bytes: its every code is zero."""

@@ -221,13 +221,14 @@ class SlopePlanner:
                 levels = tuple(r.level(c) for r in self.rounders)
                 payloads = self._at(pool, levels)
                 self._progress("settle the size", number + 1, SETTLE_TRIES)
-                slack = budget_bytes - self._expected_bytes(payloads)
+                slack = budget_bytes - (expected := self._expected_bytes(payloads))
                 if 0 <= slack < best.slack:
-                    file = self._file(payloads)
+                    file = self._file(payloads, expected)
                     slack = budget_bytes - len(file)
                     best = FittingFile(slack, file, levels) if 0 <= slack < best.slack else best
                 if 0 <= slack <= SLACK * budget_bytes:
                     break
+                self._keep(levels, best.levels or ())
                 bracket.add(c, budget_bytes - slack)
                 c = bracket.next(c, budget_bytes - slack, _bytes_per_doubling(payloads))
             return self._fill(pool, best)
@@ -236,11 +237,16 @@ class SlopePlanner:
         """Return the length that the file of the payloads should have, by its draft."""
         return len(self.assemble(payloads, draft=True)) + self._draft_error
 
-    def _file(self, payloads: Sequence[TrellisPayload]) -> EncodedArtifact:
-        """Return the file of the payloads, and learn how far its draft was off."""
+    def _file(self, payloads: Sequence[TrellisPayload], expected: int) -> EncodedArtifact:
+        """Return the file of the payloads, and learn how far `expected` was off."""
         file = self.assemble(payloads)
-        self._draft_error = len(file) - len(self.assemble(payloads, draft=True))
+        self._draft_error += len(file) - expected
         return file
+
+    def _keep(self, *kept: Sequence[int]) -> None:
+        """Forget roundings at all but these levels of the tensors: each takes two bytes a weight."""
+        keys = {key for levels in kept for key in enumerate(levels)}
+        self._rounded = {key: payload for key, payload in self._rounded.items() if key in keys}
 
     def refill(
         self, budget_bytes: int, payloads: Sequence[TrellisPayload], c: float
@@ -285,13 +291,13 @@ class SlopePlanner:
             depth = min(int(slack / _log_step_bytes(self.rounders[finest])), MOST_LOG_STEPS)
             trial = tuple(level - depth * (n == finest) for n, level in enumerate(levels))
             payloads = self._at(pool, trial)
-            if len(file) < self._expected_bytes(payloads) <= budget_bytes:
-                longer = self._file(payloads)
+            if len(file) < (expected := self._expected_bytes(payloads)) <= budget_bytes:
+                longer = self._file(payloads, expected)
                 if len(file) < len(longer) <= budget_bytes:
                     file, slack, levels = longer, budget_bytes - len(longer), trial
             self._progress("fill the budget", len(tried), FILL_TRIES)
         payloads = self._at(pool, levels)
-        self._rounded = {(n, level): self._rounded[n, level] for n, level in enumerate(levels)}  # the others take memory
+        self._keep(levels)
         return file, payloads
 
     def _first_guess(self, budget_bytes: int) -> tuple[float, EntropyModel]:
