@@ -22,10 +22,19 @@ _DTYPES = {torch.float32: "F32", torch.int32: "I32"}
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Save `tensors` with string `metadata` in the header; the file appears whole or not at all.
 
+    Tensors that share memory are written out each.
+
     Raises:
         QuantlabError: the file cannot be written.
     """
-    write_whole(path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
+    separate: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        separate[name] = plain.clone() if place in seen else plain
+        seen.add(place)
+    write_whole(path, save(separate, metadata))
 
 
 def write_safetensors_in_parts(path: Path, layout: Layout, tensors: Iterable[Tensor], metadata: dict[str, str]) -> None:

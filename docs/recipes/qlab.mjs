@@ -39,7 +39,19 @@ export async function load(data) {
       used += bytes;
     }
   }
+  for (const [alias, name] of Object.entries(manifest.aliases ?? {})) tensors[alias] = tensors[name];
+  for (const [name, shape] of Object.entries(manifest.shapes ?? {})) {
+    const names = name in tensors ? [name] : Array.from({ length: product(shape.slice(0, -2)) }, (_, k) => `${name}.${k}`);
+    tensors[name] = { shape, data: joined(names.map((part) => tensors[part].data)) };
+    for (const part of names) if (part !== name) delete tensors[part];
+  }
   return { manifest, tensors };
+}
+
+function joined(parts) {
+  const data = new parts[0].constructor(parts.reduce((sum, part) => sum + part.length, 0));
+  parts.reduce((at, part) => (data.set(part, at), at + part.length), 0);
+  return data;
 }
 
 const viewOf = (bytes) => new DataView(bytes.buffer, bytes.byteOffset, bytes.length);

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from quantlab.artifact.container import Section, check_expansion, read_container
 from quantlab.artifact.manifest import CodedTensor, GridTensor, Manifest, RawTensor, TrellisTensor
 from quantlab.artifact.shaped_grid import context_of, weights_of
+from quantlab.artifact.whole import whole_tensors
 from quantlab.coding import rans
 from quantlab.coding.codecs import bytes_to_codes, from_byte_planes
 from quantlab.coding.contexts import TensorContext
@@ -46,6 +47,7 @@ def parse_artifact(data: bytes) -> tuple[Manifest, list[Section]]:
         at = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected)))
         raise FormatError(f"the tensors need {len(expected)} sections, the file has {len(got)}; they differ at section {at}")
     check_expansion(sum(math.prod(t.shape) for t in manifest.tensors if isinstance(t, TrellisTensor)), len(data))
+    check_expansion(manifest.aliased_elements, len(data))
     return manifest, sections
 
 
@@ -62,7 +64,7 @@ def section_lengths(manifest: Manifest, sections: list[Section]) -> list[int]:
 
 
 def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Array]:
-    """Return all tensors in the manifest's order: floats of 16 and 32 bits as float32, others in their own dtype.
+    """Return the whole state dict: floats of 16 and 32 bits as float32, others in their own dtype; equal ones share memory.
 
     Raises:
         FormatError: damaged streams, codes beyond their width, or scales that are negative or not finite.
@@ -73,7 +75,8 @@ def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Ar
             arrays[grid.name] = _checked(grid, codes_OI.astype(np.float32) * step_O[:, None])
     for tensor, codes_OI, context, a_O, b_I in decode_trellis(manifest, sections):
         arrays[tensor.name] = _checked(tensor, weights_of(tensor, codes_OI, context, a_O, b_I))
-    return {tensor.name: arrays[tensor.name] for tensor in manifest.tensors}
+    stored = {tensor.name: arrays[tensor.name] for tensor in manifest.tensors}
+    return whole_tensors(stored, manifest.shapes, manifest.aliases, np.concatenate)
 
 
 def decode_trellis(

@@ -2,9 +2,11 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from quantlab.artifact.whole import part_names
 from quantlab.coding.frequency_tables import MAX_SETS
 from quantlab.coding.rans import MAX_LANES, MIN_LANES
 from quantlab.errors import FormatError
@@ -105,11 +107,21 @@ class Manifest:
     """Program that wrote the file, and its version."""
     lanes: int = 0
     """Number of interleaved lanes of the code stream; 0 where no tensor is in it."""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shape of each tensor of the state dict that is stored as matrices `name.0`, `name.1`, ..., or in another shape."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Name of each tensor that is not stored, with that of the equal one that is."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types; fields that hold their default are left out of the file."""
         whole = asdict(self)
         return {key: value for key, value in whole.items() if value or key == "tensors"}
+
+    @property
+    def aliased_elements(self) -> int:
+        """Number of elements of all tensors that are not stored: a program that writes them out needs room for each."""
+        elements = {tensor.name: math.prod(tensor.shape) for tensor in self.tensors}
+        return sum(elements[name] for name in self.aliases.values())
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Manifest":
@@ -129,6 +141,7 @@ class Manifest:
         if len(counts) != len(tensors):
             raise FormatError(f"tensor {counts.most_common(1)[0][0]!r} is listed twice")
         _check_tokenizer(manifest.tokenizer)
+        _check_whole({t.name: math.prod(t.shape) for t in tensors}, manifest.shapes, manifest.aliases)
         return replace(manifest, tensors=tensors)
 
 
@@ -156,6 +169,29 @@ def _read_tensor(index: int, entry: Any) -> Tensor:
 def _check_tokenizer(raw: dict[str, Any]) -> None:
     if raw and not (isinstance(raw.get("sha256"), str) and type(raw.get("vocab_size")) is int):
         raise FormatError("manifest tokenizer needs sha256, a string, and vocab_size, a whole number")
+
+
+def _check_whole(elements: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], aliases: Mapping[str, str]) -> None:
+    """Raise FormatError unless every alias has a stored tensor, and every shape the elements that its parts have together."""
+    for alias, name in aliases.items():
+        _check_name(alias)
+        if name not in elements or alias in elements:
+            problem = "is stored itself" if alias in elements else f"stands for {name!r}, which is not stored"
+            raise FormatError(f"tensor {alias!r} {problem}")
+    known = {**elements, **{alias: elements[name] for alias, name in aliases.items()}}
+    used: set[str] = set()
+    for name, shape in shapes.items():
+        _check_name(name)
+        _check_shape(name, shape)
+        if len(shape) < 3 or (name not in known and math.prod(shape[:-2]) > len(known)):
+            raise FormatError(f"tensor {name!r}: shape {list(shape)} is not that of a stack of stored matrices")
+        parts = [name] if name in known else part_names(name, shape)
+        if missing := [part for part in parts if part not in known or part in used or (part in shapes and part != name)]:
+            raise FormatError(f"tensor {name!r}: its part {missing[0]!r} is not stored")
+        each = math.prod(shape) // len(parts) if parts else 0
+        if not parts or any(known[part] != each for part in parts) or each * len(parts) != math.prod(shape):
+            raise FormatError(f"tensor {name!r}: its parts do not make up shape {list(shape)}")
+        used.update(parts)
 
 
 def _check_name(name: str) -> None:

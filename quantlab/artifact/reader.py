@@ -38,7 +38,7 @@ class Artifact:
 
     @property
     def n_params(self) -> int:
-        """Number of parameters of the model."""
+        """Number of weights that are stored, equal tensors once."""
         return sum(math.prod(tensor.shape) for tensor in self.manifest.tensors)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -66,6 +66,8 @@ class Artifact:
             "model": self.manifest.model,
             "tokenizer": self.manifest.tokenizer,
             "origin": self.manifest.origin,
+            "shapes": {name: list(shape) for name, shape in self.manifest.shapes.items()},
+            "aliases": self.manifest.aliases,
             "tensors": list(self._tensor_rows()),
         }
 

@@ -56,6 +56,11 @@ def load(path: "str | PathLike[str]") -> dict[str, torch.Tensor]:
             tensors[entry["name"]], raw = _passthrough(entry, raw)
         else:
             tensors[entry["name"]] = torch.from_numpy(next(weights))
+    for name, stored in manifest.get("aliases", {}).items():
+        tensors[name] = tensors[stored]
+    for name, shape in manifest.get("shapes", {}).items():
+        parts = [tensors[name]] if name in tensors else [tensors.pop(name + "." + str(n)) for n in range(math.prod(shape[:-2]))]
+        tensors[name] = torch.cat(parts).reshape(shape)
     return tensors
 
 

@@ -81,7 +81,7 @@ class EncodedArtifact:
 
 
 def encode_artifact(payloads: Sequence[Payload], *, draft: bool = False, **about: Any) -> EncodedArtifact:
-    """Return the file of all payloads; `about` are the other fields of Manifest (model, tokenizer, origin, producer).
+    """Return the file of all payloads; `about` are the other fields of Manifest (model, tokenizer, shapes, ...).
 
     The stream of trellis codes takes tables fitted to them, one set for each number of table set in the entries.
 
@@ -104,6 +104,7 @@ def encode_artifact(payloads: Sequence[Payload], *, draft: bool = False, **about
     manifest = Manifest(tensors=tuple(p.entry for p in payloads), lanes=coded.lanes, **about)
     data = write_container(manifest.to_dict(), sections)
     check_expansion(sum(p.codes_OI.size for p in trellises), len(data))
+    check_expansion(manifest.aliased_elements, len(data))
     code_bytes = {p.entry.name: round(bits / 8) for p, bits in zip(trellises, coded.bits, strict=True)}
     return EncodedArtifact(data, layout_of(manifest, sections, len(data), code_bytes))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from quantlab.artifact.container import Section
 from quantlab.artifact.decode import decode_passthrough, decode_row_grids, decode_trellis
 from quantlab.artifact.manifest import Manifest, RawTensor, TrellisTensor
+from quantlab.artifact.whole import whole_tensors, with_aliases
 from quantlab.coding import rans, rans_device
 from quantlab.coding.contexts import TensorContext
 from quantlab.errors import CheckpointError, ConfigError
@@ -193,10 +194,11 @@ def packed_gpt(manifest: Manifest, sections: list[Section], device: torch.device
     """
     config = GPTConfig.from_dict(manifest.model)
     check_state_dict(_meta_tensors(manifest), config)
-    matrices = dict(packed_matrices(manifest, sections, device))
+    matrices = with_aliases(dict(packed_matrices(manifest, sections, device)), manifest.aliases)
     model = GPT(config)
     pack_modules_(model, matrices)
-    unquantized = {name: torch.from_numpy(array).float() for name, array in decode_passthrough(manifest, sections).items()}
+    raw = with_aliases(decode_passthrough(manifest, sections), manifest.aliases)
+    unquantized = {name: torch.from_numpy(array).float() for name, array in raw.items()}
     model.load_state_dict({name: unquantized[name] for name in model.state_dict()})
     return model.eval().to(device)
 
@@ -204,7 +206,8 @@ def packed_gpt(manifest: Manifest, sections: list[Section], device: torch.device
 def _meta_tensors(manifest: Manifest) -> dict[str, Tensor]:
     """Return tensors without memory that have the shapes and dtypes of the decoded ones."""
     dtypes = {t.name: getattr(torch, t.dtype) if isinstance(t, RawTensor) else torch.float32 for t in manifest.tensors}
-    return {t.name: torch.empty(t.shape, dtype=dtypes[t.name], device="meta") for t in manifest.tensors}
+    stored = {t.name: torch.empty(t.shape, dtype=dtypes[t.name], device="meta") for t in manifest.tensors}
+    return whole_tensors(stored, manifest.shapes, manifest.aliases, torch.cat)
 
 
 def packed_matrices(manifest: Manifest, sections: list[Section], device: torch.device) -> Iterator[tuple[str, Packed]]:

@@ -193,6 +193,69 @@ def test_hostile_content_is_refused_by_name(change, message):
         decode_artifact(*parse_artifact(hostile(change)))
 
 
+def stacked(shapes, aliases):
+    """The sample, said to hold more tensors than are stored."""
+    return hostile(lambda m, s: m.update(shapes=shapes, aliases=aliases))
+
+
+def test_stacks_other_shapes_and_aliases_come_back():
+    q = (np.arange(48).reshape(8, 6) % 31).astype(np.int8)
+    parts = [
+        grid_payload("up.0", q, np.ones(8)),
+        trellis_payload("up.1", q, states=1),
+        passthrough_payload("gain", torch.ones(6, 8)),
+    ]
+    data = encode_artifact(parts, shapes={"up": (1, 2, 8, 6), "gain": (2, 3, 8)}, aliases={"tied": "gain", "also": "up.0"}).data
+    arrays_ = decode_artifact(*parse_artifact(data))
+    alone = decode_artifact(*parse_artifact(encode_artifact(parts).data))
+    assert {name: array.shape for name, array in arrays_.items()} == {
+        "up": (1, 2, 8, 6),
+        "gain": (2, 3, 8),
+        "tied": (6, 8),
+        "also": (8, 6),
+    }
+    assert np.array_equal(arrays_["up"][0], [alone["up.0"], alone["up.1"]])
+    assert np.array_equal(arrays_["also"], alone["up.0"])
+    assert np.array_equal(arrays_["gain"].ravel(), alone["gain"].ravel())
+
+
+@pytest.mark.parametrize(
+    ("shapes", "aliases", "message"),
+    [
+        ({}, {"a": "absent"}, "'a' stands for 'absent', which is not stored"),
+        ({}, {"gain": "half"}, "'gain' is stored itself"),
+        ({}, {"a": "b", "b": "gain"}, "'a' stands for 'b', which is not stored"),
+        ({}, {"__metadata__": "gain"}, "__metadata__"),
+        ({}, {"a": 3}, "must be a string"),
+        ({}, [], "aliases must be an object"),
+        ({"gain": [3, 3]}, {}, r"shape \[3, 3\] is not that of a stack"),
+        ({"gain": [3, 3, 2]}, {}, "do not make up shape"),
+        ({"up": [2, 3, 3]}, {}, "its part 'up.0' is not stored"),
+        ({"up": [2, 3, 3]}, {"up.0": "gain"}, "its part 'up.1' is not stored"),
+        ({"up": [2, 3, 3]}, {"up.0": "gain", "up.1": "half"}, "do not make up shape"),
+        ({"up": [2**31, 1, 1]}, {}, "is not that of a stack"),
+        ({"up": [0, 3, 3]}, {}, "do not make up shape"),
+        ({"up": [1, 3, 3], "up.0": [1, 3, 3]}, {"up.0": "gain"}, "its part 'up.0' is not stored"),
+        ({"up": [1, -3, 3]}, {}, "whole numbers"),
+        ({"up": 3}, {}, "must be a list"),
+    ],
+)
+def test_hostile_stacks_and_aliases_are_refused_by_name(shapes, aliases, message):
+    with pytest.raises(FormatError, match=message):
+        decode_artifact(*parse_artifact(stacked(shapes, aliases)))
+
+
+def test_a_small_file_cannot_stand_for_many_tensors():
+    big = passthrough_payload("big", torch.zeros(2**22))
+    with pytest.raises(FormatError, match="may hold"):
+        encode_artifact([big], aliases={f"copy {n}": "big" for n in range(9)})
+    data = encode_artifact([big], aliases={"copy": "big"}).data
+    manifest, sections = read_container(data)
+    manifest["aliases"] = {f"copy {n}": "big" for n in range(9)}
+    with pytest.raises(FormatError, match="may hold"):
+        parse_artifact(write_container(manifest, sections))
+
+
 def _larger_steps(manifest, sections):
     """Make steps of 2**180; shares of scale classes grow by as much as scale units do, so that the stream still fits."""
     _set(manifest, 10, level=7680)
@@ -362,6 +425,7 @@ def test_trellis_tensors_come_back_bit_for_bit(shape, states, paths, level, clas
 @settings(deadline=None, max_examples=150)
 def test_no_manifest_crashes_the_reader(data):
     """Any JSON in any place of the manifest gives tensors or FormatError, nothing else."""
+    whole = {"shapes": {"up": [1, 3, 3]}, "aliases": {"up.0": "gain", "tied": "half"}}
     json_value = st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -369,7 +433,8 @@ def test_no_manifest_crashes_the_reader(data):
     )
 
     def change(manifest, sections):
-        where = data.draw(st.sampled_from([manifest, *manifest["tensors"]]))
+        manifest |= copy.deepcopy(whole)
+        where = data.draw(st.sampled_from([manifest, manifest["shapes"], manifest["aliases"], *manifest["tensors"]]))
         where[data.draw(st.sampled_from([*where, "new"]))] = data.draw(json_value)
 
     with contextlib.suppress(FormatError):

@@ -65,7 +65,12 @@ def artifacts():
     high = [trellis_payload(f"high {s}", (19, 70), s, rng, classes=60, spread=9, largest=1) for s in (1, 32)]
     small = [trellis_payload(f"small {shape}", shape, 8, rng) for shape in ((1, 1), (9, 5), (1, 40), (40, 1), (0, 4), (4, 0))]
     large = [trellis_payload(f"large {s}", (900, 700), s, rng, spread=1) for s in (8, 1)]
+    stack = [trellis_payload(f"stack.{k}", (40, 31), 8, rng) for k in (0, 2)]
+    kept = passthrough_payload("stack.1", torch.linspace(-1, 1, 40 * 31).reshape(40, 31))
+    kernel = trellis_payload("kernel", (16, 30), 4, rng)
+    whole = {"shapes": {"stack": [2, 2, 40, 31], "kernel": [16, 10, 3]}, "aliases": {"stack.3": "stack.0", "tied": "last"}}
     return {
+        "whole": encode_artifact([kernel, *stack, kept, passthrough_payload("last", torch.ones(3))], **whole).data,
         "mixed": encode_artifact([*mixed, *unquantized], origin={"seed": 0}).data,
         "interleaved": encode_artifact([unquantized[0], *low, unquantized[1], *high, *small, *unquantized[2:]]).data,
         "large": encode_artifact([*large, passthrough_payload("gain", torch.ones(900))]).data,
