@@ -11,6 +11,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from quantlab.calib.fisher import Use
 from quantlab.calib.labels import label_draws, predict
+from quantlab.calib.priors import fill_unreached_
 from quantlab.calib.statistics import Statistics, UsesOnDemand
 from quantlab.calib.triangle import GramSum
 from quantlab.calib.watch import FisherSums, LookupSums, Sums, Watcher
@@ -84,7 +85,8 @@ def collect(
         processes: those that share the sequences; all have the same `ids_NT` and get the same result.
         progress: called with (sequences done, N); of several processes with this one's share.
     Raises:
-        StatisticsError: a matrix was never used, or its statistics are zero or not finite; names it.
+        StatisticsError: a matrix was never used and has no siblings that were, is used in a way that cannot be measured, or its
+            statistics are zero or not finite; names it.
         ConfigError: there are more processes than sequences.
         QuantlabError: the disk of `scratch` is full.
     """
@@ -93,6 +95,7 @@ def collect(
         raise ConfigError(f"{processes.size} processes cannot share {len(ids_NT)} calibration sequences")
     watcher = Watcher(model, set(shapes), plain=plain, scratch=scratch)
     first_half = _run(model, watcher, ids_NT, _batch_sequences(model, ids_NT, shapes), seed, processes, progress)
+    priors = fill_unreached_(watcher, shapes)
     tokens, products = ids_NT.numel(), watcher.named(watcher.products)
     lookups, fishers = watcher.named(watcher.lookups), watcher.named(watcher.fishers)
     stats = Statistics(
@@ -103,6 +106,7 @@ def collect(
         ids_NT=ids_NT.int().cpu(),
         model_fingerprint=model_fingerprint,
         source={**source, **_where(model, processes), "label_seed": seed, "tokens_sha256": _sha256(ids_NT)},
+        priors=priors,
     )
     stats.check(shapes)
     return stats
@@ -150,6 +154,8 @@ def _run(
                 if progress:
                     progress(done, share)
     model.train(was_training)
+    kinds = watcher.kinds().to(next(model.parameters()).device)
+    watcher.complete_(processes.sum_(kinds)())  # of an expert that only another process saw
     # a process that had no sequence in the first half has zeros there: all processes must sum the same tensors
     whole = {name: sums.g_O for name, sums in watcher.named(watcher.products).items()}
     first_half = {name: first_half.get(name, torch.zeros_like(g_O)) for name, g_O in whole.items()}

@@ -16,7 +16,7 @@ from quantlab.calib.triangle import pack_triangle, triangle_size, unpack_triangl
 from quantlab.errors import StatisticsError, first_line
 from quantlab.tensor_file import Layout, write_safetensors_in_parts
 
-STATISTICS_VERSION = 3
+STATISTICS_VERSION = 4
 KINDS = ("product", "lookup", "fisher")
 _TRIANGLES = (("product", "H"), ("fisher", "H"))
 
@@ -66,6 +66,10 @@ class Statistics:
     """By tensor: correlation over rows of log g between two halves of the sample; near 1 means the sample is large enough."""
     source: dict[str, Any] = field(default_factory=dict)
     """Origin of the tokens: kind, seed, sequence length, and their SHA-256."""
+    priors: tuple[str, ...] = ()
+    """Matrices that no calibration token reached, such as experts: they have the mean statistics of their siblings."""
+    tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By matrix: names of equal ones that are rounded together with it, whose uses count as its own. Not in the file."""
 
     @property
     def tokens(self) -> int:
@@ -87,7 +91,10 @@ class Statistics:
         """Raise StatisticsError, naming the tensor, unless every shape [O, I] has finite, non-zero statistics."""
         for name, (rows, columns) in shapes.items():
             if name not in self.fishers and name not in self.lookups:
-                raise StatisticsError(f"tensor {name} has no calibration statistics: the model never used it")
+                raise StatisticsError(
+                    f"tensor {name} has no calibration statistics: the model never used it",
+                    hint=f"--keep {name} stores it unquantized",
+                )
             for kind in (self.products, self.fishers, self.lookups):
                 if name in kind:
                     self._check_use(name, kind[name], rows, columns)
@@ -104,7 +111,7 @@ class Statistics:
 
     def uses(self, name: str) -> tuple[Use, ...]:
         """Return every way in which the model uses a matrix; a tied embedding is both multiplied and looked up."""
-        return tuple(uses[name] for uses in (self.products, self.lookups) if name in uses)
+        return self._all_uses(name, (self.products, self.lookups))
 
     @property
     def is_plain(self) -> bool:
@@ -113,7 +120,11 @@ class Statistics:
 
     def fisher_uses(self, name: str) -> tuple[Use, ...]:
         """Return the same as `uses`, with the Kronecker factors in place of the product."""
-        return tuple(uses[name] for uses in (self.fishers, self.lookups) if name in uses)
+        return self._all_uses(name, (self.fishers, self.lookups))
+
+    def _all_uses(self, name: str, kinds: tuple[Mapping[str, Use], ...]) -> tuple[Use, ...]:
+        names = (name, *self.tied.get(name, ()))
+        return tuple(uses[other] for other in names for uses in kinds if other in uses)
 
     def check_model(self, model_fingerprint: str, path: str | Path) -> None:
         """Raise StatisticsError unless the statistics were measured on this state dict."""
@@ -147,6 +158,7 @@ def write_statistics(path: Path, stats: Statistics) -> None:
         "model_fingerprint": stats.model_fingerprint,
         "source": stats.source,
         "row_agreement": stats.row_agreement,
+        "priors": list(stats.priors),
         "shapes": shapes,
     }
     write_safetensors_in_parts(path, layout, _parts(stats), {"quantlab_statistics": json.dumps(about, sort_keys=True)})
@@ -185,6 +197,7 @@ def read_statistics(path: Path) -> Statistics:
             model_fingerprint=str(about["model_fingerprint"]),
             source=dict(about["source"]),
             row_agreement={str(name): float(value) for name, value in about["row_agreement"].items()},
+            priors=tuple(map(str, list(about["priors"]))),
         )
     except (SafetensorError, OSError) as error:
         raise StatisticsError(f"cannot read statistics {path}: {error}") from error

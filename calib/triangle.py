@@ -37,12 +37,21 @@ class GramSum:
         """
         shapes = [(min(BLOCK, size - first), size - first) for first in range(0, size, BLOCK)]
         counts = [rows * columns for rows, columns in shapes]
-        self.size = size
+        self.size, self.device, self.scratch = size, device, scratch
         self._flat = mapped_zeros(sum(counts), torch.float64, scratch if device.type == "cpu" else None, device)
         self.blocks = [part.view(shape) for part, shape in zip(torch.split(self._flat, counts), shapes, strict=True)]
         self._recent = mapped_zeros(sum(counts), torch.float32, scratch if device.type == "cpu" else None, device)
         self._recent_blocks = [p.view(shape) for p, shape in zip(torch.split(self._recent, counts), shapes, strict=True)]
         self._recent_tokens = 0
+
+    @classmethod
+    def mean(cls, sums: Sequence["GramSum"]) -> "GramSum":
+        """Return the mean of sums of one size."""
+        first = sums[0]
+        mean = cls(first.size, first.device, first.scratch)
+        for one in sums:
+            mean._flat += one.flat / len(sums)
+        return mean
 
     def add(self, x_TN: Tensor) -> None:
         """Add xᵀ x, x float32 [T, N]: in float32 for about RECENT_TOKENS tokens, then in float64."""

@@ -3,20 +3,21 @@
 Legend: B batch, T tokens, V vocabulary, O rows (outputs), I columns (inputs) of a matrix; x inputs, g output gradients.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from quantlab.artifact.whole import part_name
+from quantlab.calib.contraction import Linear, Matrices, Pair, Product, kernel_names
+from quantlab.calib.direct_uses import DirectUses
 from quantlab.calib.labels import Prediction, expected_squares, is_logits, token_slices
 from quantlab.calib.triangle import GramSum, gram_blocks
-from quantlab.errors import StatisticsError
 
 S = TypeVar("S")
 
@@ -74,53 +75,79 @@ of which are likely at the same place."""
 class Watcher:
     """Sums statistics of a model's matrices: `products`, `fishers` of the same products, and `lookups` of embeddings.
 
-    Linear layers, also subclasses that cast their weight, are seen by module hooks; embeddings by the call of `F.embedding`,
-    whatever their module is given or does with the rows; a tied head by the call of `F.linear` with an embedding's own weight.
-    A matrix that is multiplied several times sums all its uses.
+    Linear layers, also subclasses that cast their weight, are seen by module hooks; all other uses by the functions of torch
+    that take the weight, a view of it, or a copy in another dtype (direct_uses.py). Each matrix of a stack [E, O, I] has sums
+    of its own, over the tokens that reach it. A matrix that is multiplied several times sums all its uses.
     """
 
     def __init__(self, model: nn.Module, names: set[str], *, plain: bool = True, scratch: Path | None = None) -> None:
-        """Prepare sums for the parameters of `model` that `names` holds.
+        """Prepare sums for the parameters of `model` that `names` holds, and for matrices `name.k` of stacks.
 
         Args:
             plain: whether to sum H of `products`; without it they have g alone, which is much faster for wide layers.
             scratch: folder of nameless files that hold the large sums; None keeps them in memory.
         """
         self.model, self.plain, self.scratch = model, plain, scratch
-        self.by_id: dict[int, list[str]] = {}
+        self._matrices: dict[int, Matrices] = {}
+        self._names: dict[tuple[int, int], list[str]] = {}
+        self._parameters: dict[int, str] = {}
+        kernels = kernel_names(model)
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            if name in names:
-                self.by_id.setdefault(id(parameter), []).append(name)
-        self.products: dict[int, Sums] = {}
-        self.lookups: dict[int, LookupSums] = {}
-        self.fishers: dict[int, FisherSums] = {}
+            for number, part in _parts(name, parameter, names):
+                self._matrices.setdefault(id(parameter), Matrices(parameter, name in kernels))
+                self._names.setdefault((id(parameter), number), []).append(part)
+                self._parameters.setdefault(id(parameter), name)
+        self.products: dict[str, Sums] = {}
+        self.lookups: dict[str, LookupSums] = {}
+        self.fishers: dict[str, FisherSums] = {}
         self._embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         self.ids_BT = torch.zeros(0, 0, dtype=torch.int64)
         """Ids of the batch that runs, set by the caller."""
         self.prediction: Prediction | None = None
         """Prediction for that batch, set by the caller before gradients flow."""
         self._last_gram: tuple[Tensor, list[Tensor]] | None = None
+        self._running: list[int] = []
 
-    def named(self, sums: dict[int, S]) -> dict[str, S]:
-        """Return `products`, `fishers` or `lookups` by parameter name; a parameter with several names is under each."""
-        return {name: sums[key] for key, names in self.by_id.items() if key in sums for name in names}
+    def named(self, sums: dict[str, S]) -> dict[str, S]:
+        """Return `products`, `fishers` or `lookups` by name; a matrix with several names is under each."""
+        return {name: sums[names[0]] for names in self._names.values() if names[0] in sums for name in names}
+
+    def kinds(self) -> Tensor:
+        """Return which sums there are, int64 [matrices, 3]: of products, with full G, of look-ups."""
+        rows = []
+        for name, *_ in self._names.values():
+            fisher = self.fishers.get(name)
+            rows.append([name in self.products, fisher is not None and isinstance(fisher.G, GramSum), name in self.lookups])
+        return torch.tensor(rows, dtype=torch.int64).view(-1, 3)
+
+    def complete_(self, kinds: Tensor) -> None:
+        """Add sums of zero where another process has some: `kinds` is the sum of all processes' `kinds`."""
+        rows = zip(self._names.items(), kinds.tolist(), strict=True)
+        for ((key, _), (name, *_)), (has_product, is_full, has_lookup) in rows:
+            matrices = self._matrices[key]
+            if has_product:
+                self._sums(name, matrices)
+                self._fisher(name, matrices, bool(is_full))
+            if has_lookup:
+                self._lookup(name, matrices)
 
     def sums(self) -> Iterator[Sums | LookupSums | FisherSums]:
-        """Yield all sums, in an order that is the same in every process."""
-        yield from self.products.values()
-        yield from self.lookups.values()
-        yield from self.fishers.values()
+        """Yield all sums, in an order that is the same in every process that has the same."""
+        for kind in (self.products, self.lookups, self.fishers):
+            for name, *_ in self._names.values():
+                if name in kind:
+                    yield kind[name]  # type: ignore[index]
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Watch while the block runs. Activations have gradients then, parameters have none: theirs are not needed."""
         flags = [(p, p.requires_grad) for p in self.model.parameters()]
-        layers = [m for m in self.model.modules() if isinstance(m, nn.Linear)]
-        handles = [m.register_forward_hook(self._on_layer) for m in layers]
-        names, in_layers = {key: names[0] for key, names in self.by_id.items()}, {id(m.weight) for m in layers}
+        layers = [m for m in self.model.modules() if isinstance(m, nn.Linear) and id(m.weight) in self._matrices]
+        handles = [m.register_forward_pre_hook(self._before_layer) for m in layers]
+        handles += [m.register_forward_hook(self._on_layer) for m in layers]
         try:
             self.model.requires_grad_(False)
-            with _DirectUses(names, in_layers, self._on_product, self._on_embedding):
+            with DirectUses(self._parameters, self._matrices, self._is_running, self._on_product, self._on_lookup):
                 yield
         finally:
             for handle in handles:
@@ -128,69 +155,87 @@ class Watcher:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
             self._last_gram = None
+            self._running.clear()
 
-    def _on_layer(self, module: nn.Linear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+    def _is_running(self, weight: Tensor) -> bool:
+        """Return whether the linear layer with this weight runs, whose hook sees the product."""
+        return id(weight) in self._running
+
+    def _before_layer(self, module: nn.Linear, inputs: tuple[Tensor, ...]) -> None:
+        self._running.append(id(module.weight))
+
+    def _on_layer(self, module: nn.Linear, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        self._running.remove(id(module.weight))
+        return self._on_product(self._matrices[id(module.weight)], Linear(), inputs[0], out)
+
+    def _on_product(self, matrices: Matrices, product: Product, x: Tensor, out: Tensor) -> Tensor:
         started = _start_of_gradients(out)
-        self._on_product(module.weight, inputs[0], out if started is None else started)
-        return None if started is None else started.clone()  # the model may change its copy in place, a leaf it may not
+        shared = x if isinstance(product, Linear) else None  # layers that share an input share its Gram matrix
 
-    def _on_embedding(self, weight: Tensor, ids: Tensor, out: Tensor) -> Tensor:
-        started = _start_of_gradients(out)
-        self._on_lookup(weight, ids, out if started is None else started)
-        return out if started is None else started.clone()
+        def on_gradient(g: Tensor) -> None:
+            for pair in product.pairs(x.detach(), g):
+                names = self._names.get((id(matrices.parameter), pair.number))
+                if names and len(pair.rows_TO):
+                    self._add_product(names[0], matrices, pair, shared)
 
-    def _on_product(self, weight: Tensor, x: Tensor, out: Tensor) -> None:
-        if id(weight) not in self.by_id:
-            return
-        sums = self.products.get(id(weight)) or self._new_sums(weight)
-        if sums.H is not None:
-            sums.H.add_blocks(self._gram(x), x.numel() // x.shape[-1])
-        x_TI = x.detach().flatten(0, -2)
-        out.register_hook(lambda g: self._add_product(weight, sums, x_TI, g.flatten(0, -2)))  # type: ignore[no-untyped-call]
+        (out if started is None else started).register_hook(on_gradient)  # type: ignore[no-untyped-call]
+        return out if started is None else started.clone()  # the model may change its copy in place, a leaf it may not
 
-    def _new_sums(self, weight: Tensor) -> Sums:
-        rows, columns = weight.shape
-        H = GramSum(columns, weight.device, self.scratch) if self.plain else None
-        self.products[id(weight)] = Sums(H, weight.new_zeros(rows, dtype=torch.float64))
-        return self.products[id(weight)]
+    def _sums(self, name: str, matrices: Matrices) -> Sums:
+        if name not in self.products:
+            (rows, columns), device = matrices.shape, matrices.parameter.device
+            H = GramSum(columns, device, self.scratch) if self.plain else None
+            self.products[name] = Sums(H, torch.zeros(rows, dtype=torch.float64, device=device))
+        return self.products[name]
 
-    def _add_product(self, weight: Tensor, sums: Sums, x_TI: Tensor, g_TO: Tensor) -> None:
+    def _add_product(self, name: str, matrices: Matrices, pair: Pair, shared: Tensor | None) -> None:
         """Add a batch: products in float32 within it, float64 across batches."""
+        columns_TI, g_TO, rows = pair.columns_TI, pair.rows_TO, matrices.shape[0]
         prediction = self.prediction if is_logits(g_TO, self.prediction) else None
-        is_full = 1 < len(weight) <= FULL_ROWS and prediction is None and id(weight) not in self._embeddings
-        fisher = self.fishers.get(id(weight)) or self._new_fisher(weight, is_full)
-        x2_T = torch.cat([x_TI[part].float().square().sum(1) for part in token_slices(*x_TI.shape)])
+        is_full = 1 < rows <= FULL_ROWS and prediction is None and id(matrices.parameter) not in self._embeddings
+        sums, fisher = self._sums(name, matrices), self._fisher(name, matrices, is_full)
+        if sums.H is not None:
+            sums.H.add_blocks(self._gram(columns_TI, shared, pair.row_share), len(columns_TI))
+        x2_T = torch.cat([columns_TI[part].float().square().sum(1) for part in token_slices(*columns_TI.shape)])
         g2_T = torch.empty_like(x2_T)
         for part in token_slices(*g_TO.shape):
             g_part = g_TO[part]
             squares_TO = expected_squares(g_part, prediction, part) if prediction else g_part.float().square()
             g2_T[part] = squares_TO.sum(1)
-            sums.g_O += squares_TO.sum(0)
+            sums.g_O += squares_TO.sum(0) * pair.column_share
             if not isinstance(fisher.G, GramSum):
                 fisher.G += x2_T[part] @ squares_TO
-        fisher.H.add(x_TI * g2_T.sqrt()[:, None])
+        fisher.H.add(columns_TI.float() * g2_T.sqrt()[:, None])
         if isinstance(fisher.G, GramSum):
-            fisher.G.add(g_TO * x2_T.sqrt()[:, None])
+            fisher.G.add(g_TO.float() * x2_T.sqrt()[:, None])
 
-    def _new_fisher(self, weight: Tensor, is_full: bool) -> FisherSums:
-        rows, columns = weight.shape
-        H = GramSum(columns, weight.device, self.scratch)
-        G = GramSum(rows, weight.device, self.scratch) if is_full else weight.new_zeros(rows, dtype=torch.float64)
-        self.fishers[id(weight)] = FisherSums(H, G)
-        return self.fishers[id(weight)]
+    def _fisher(self, name: str, matrices: Matrices, is_full: bool) -> FisherSums:
+        if name not in self.fishers:
+            (rows, columns), device = matrices.shape, matrices.parameter.device
+            H = GramSum(columns, device, self.scratch)
+            zeros = torch.zeros(0 if is_full else rows, dtype=torch.float64, device=device)
+            self.fishers[name] = FisherSums(H, GramSum(rows, device, self.scratch) if is_full else zeros)
+        return self.fishers[name]
 
-    def _on_lookup(self, weight: Tensor, ids: Tensor, out: Tensor) -> None:
-        if id(weight) not in self.by_id:
-            return
-        rows, columns = weight.shape
-        zero = LookupSums(weight.new_zeros(columns, dtype=torch.float64), weight.new_zeros(rows, dtype=torch.float64))
-        sums = self.lookups.setdefault(id(weight), zero)
+    def _lookup(self, name: str, matrices: Matrices) -> LookupSums:
+        if name not in self.lookups:
+            (rows, columns), device = matrices.shape, matrices.parameter.device
+            h_I, counts_O = (torch.zeros(n, dtype=torch.float64, device=device) for n in (columns, rows))
+            self.lookups[name] = LookupSums(h_I, counts_O)
+        return self.lookups[name]
 
-        def on_gradient(gradient: Tensor) -> None:
-            sums.h_I += gradient.flatten(0, -2).float().square().sum(0)
-            sums.counts_O += self._counts(ids, rows)
+    def _on_lookup(self, matrices: Matrices, number: int, ids: Tensor, out: Tensor) -> Tensor:
+        started = _start_of_gradients(out)
+        names = self._names.get((id(matrices.parameter), number))
+        if names:
+            sums, rows = self._lookup(names[0], matrices), matrices.shape[0]
 
-        out.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+            def on_gradient(gradient: Tensor) -> None:
+                sums.h_I += gradient.flatten(0, -2).float().square().sum(0)
+                sums.counts_O += self._counts(ids, rows)
+
+            (out if started is None else started).register_hook(on_gradient)  # type: ignore[no-untyped-call]
+        return out if started is None else started.clone()
 
     def _counts(self, ids: Tensor, rows: int) -> Tensor:
         """Return how often each row was looked up, [O].
@@ -199,67 +244,30 @@ class Watcher:
         """
         # positions are looked up once for the whole batch: each lookup then serves several tokens
         count_O = torch.bincount(ids.flatten(), minlength=rows) * (self.ids_BT.numel() / ids.numel())
-        if self.prediction is None or len(self.prediction.expected_V) != rows or not torch.equal(ids, self.ids_BT):
+        are_tokens = torch.equal(ids.flatten(), self.ids_BT.flatten())
+        if self.prediction is None or len(self.prediction.expected_V) != rows or not are_tokens:
             return count_O
         return (count_O + self.prediction.expected_V) / 2
 
-    def _gram(self, x: Tensor) -> list[Tensor]:
-        """Return the blocks of the sum over the batch's tokens of x xᵀ; layers that share an input share the result."""
-        if self._last_gram is None or self._last_gram[0] is not x:
-            self._last_gram = (x, list(gram_blocks(x.detach().flatten(0, -2).float())))
+    def _gram(self, x_TI: Tensor, shared: Tensor | None, share: float) -> list[Tensor]:
+        """Return the blocks of the sum over the batch's tokens of x xᵀ, times `share`; those of the last `shared` are kept."""
+        if shared is None:
+            return [block * share for block in gram_blocks(x_TI.float())]
+        if self._last_gram is None or self._last_gram[0] is not shared:
+            self._last_gram = (shared, list(gram_blocks(x_TI.float())))
         return self._last_gram[1]
+
+
+def _parts(name: str, parameter: Tensor, names: set[str]) -> Iterator[tuple[int, str]]:
+    """Yield number and name of each matrix of a parameter that is in `names`."""
+    if name in names:
+        yield 0, name
+    elif parameter.ndim > 2:
+        for number in range(prod(parameter.shape[:-2])):
+            if (part := part_name(name, number)) in names:
+                yield number, part
 
 
 def _start_of_gradients(out: Tensor) -> Tensor | None:
     """Return a leaf with the values of `out` if gradients have not started before it, as in a model's first layer."""
     return None if out.requires_grad else out.detach().requires_grad_()
-
-
-_CASTS = (Tensor.to, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.type_as, Tensor.contiguous, Tensor.detach)
-
-
-class _DirectUses(TorchFunctionMode):
-    """Reports each `F.embedding` with a watched weight, and each `F.linear` with one that is in no linear layer: a tied head.
-
-    Both are seen through casts too. The embedding's report returns the tensor that takes the place of the looked-up rows.
-
-    Any other operation on such a weight (x @ W.T, an einsum) would escape the statistics, so it is an error that names it.
-    """
-
-    def __init__(
-        self,
-        names: dict[int, str],
-        in_layers: set[int],
-        report: Callable[[Tensor, Tensor, Tensor], None],
-        report_lookup: Callable[[Tensor, Tensor, Tensor], Tensor],
-    ) -> None:
-        super().__init__()
-        self.names, self.in_layers, self.report, self.report_lookup = names, in_layers, report, report_lookup
-        self.casts: dict[int, tuple[Tensor, Tensor]] = {}  # id of a cast: the cast, kept alive, and its weight
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        for position, argument in enumerate((*args, *kwargs.values())):
-            weight = self._weight(argument)
-            if weight is None or not isinstance(out, Tensor):
-                continue
-            if func is F.embedding:
-                return self.report_lookup(weight, args[0] if args else kwargs["input"], out)
-            if id(weight) in self.in_layers:
-                continue  # the layers' hooks see it
-            if func in _CASTS and position == 0:
-                self.casts[id(out)] = (out, weight)
-            elif func is F.linear and (position == 1 or kwargs.get("weight") is argument):
-                self.report(weight, args[0] if args else kwargs["input"], out)
-            elif out.is_floating_point() and out.ndim > 1:
-                raise StatisticsError(
-                    f"tensor {self.names[id(weight)]}: its use in {getattr(func, '__name__', func)} cannot be measured",
-                    hint="multiply by it with nn.Linear or torch.nn.functional.linear",
-                )
-        return out
-
-    def _weight(self, argument: Any) -> Tensor | None:
-        if not isinstance(argument, Tensor):
-            return None
-        return argument if id(argument) in self.names else self.casts.get(id(argument), (None, None))[1]

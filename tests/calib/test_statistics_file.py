@@ -106,7 +106,7 @@ def header(path) -> bytes:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "is not a statistics file of version 3"),
+        ({"version": 3}, "is not a statistics file of version 4"),
         ({"shapes": {"a": [2]}}, "are damaged: ValueError"),
         ({"shapes": 1}, "are damaged: AttributeError"),
         ({"source": None}, "are damaged: TypeError"),
