@@ -89,7 +89,7 @@ def run_one(model: str, tune: bool, tokens: int) -> dict[str, Any]:
             loaded, budget=budget, output=Path(folder) / "m.qlab", tune=tune, calib_tokens=tokens, progress=clock
         )
         seconds = time.perf_counter() - started
-    shapes = [tuple(t.shape) for t in split_state(loaded.state)[0].values()]
+    shapes = [tuple(t.shape) for t in split_state(loaded.state).matrices.values()]
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     return {
         "model": model,

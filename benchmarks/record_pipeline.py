@@ -82,7 +82,8 @@ class RecordPipeline:
 
     def __init__(self, loaded: LoadedModel, stats: Statistics, *, workers: int = cpu_count() or 1) -> None:
         self.loaded, self.stats, self.workers = loaded, stats, workers
-        self.matrices, others = split_state(loaded.state)
+        split = split_state(loaded.state)
+        self.matrices, others = split.matrices, split.unquantized
         self.passthrough = {name: t.to(torch.float16) for name, t in others.items() if t.is_floating_point()}
         self.roles: dict[str, list[str]] = {}
         for name in self.matrices:

@@ -35,7 +35,7 @@ def main() -> None:
     tokenizer = load_tokenizer(arguments.demo / TOKENIZER_NAME, loaded)
     config = CalibrationConfig(tokens=arguments.calib_tokens, seq_len=256)
     stats = measure_statistics(loaded, config, tokenizer, plain=False)
-    matrices, _ = split_state(loaded.state)
+    matrices = split_state(loaded.state).matrices
     rows: list[dict[str, Any]] = []
     for name, w_OI in matrices.items():
         parts = factors(name, stats.fisher_uses(name))

@@ -96,6 +96,24 @@ MethodOption = Annotated[
     list[str], typer.Option("--option", metavar="KEY=VALUE", help="Set any option of the method; repeatable.")
 ]
 
+Keep = Annotated[
+    list[str],
+    typer.Option(
+        "--keep",
+        metavar="PATTERN",
+        help="Store the tensors whose names match unquantized, as '*.mlp.gate.weight'; repeatable.",
+    ),
+]
+Bits = Annotated[
+    list[str],
+    typer.Option(
+        "--bits",
+        metavar="PATTERN=N",
+        help="Codes of matching tensors have at most N bits: they lie within ±(2^(N-1) - 1), by larger steps where the weights "
+        "need it; the entropy coder takes fewer bits still. 2 to 8, trellis 4 to 8; repeatable, the last match counts.",
+    ),
+]
+
 # what comes out
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]

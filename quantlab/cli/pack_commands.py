@@ -27,6 +27,7 @@ def calibrate(
     calib: options.Calib = "self",
     calib_tokens: options.CalibTokens = 65536,
     calib_seq_len: options.CalibSeqLen = 512,
+    keep: options.Keep = [],  # noqa: B006
     seed: options.Seed = 0,
     device: options.Device = None,
     force: options.Force = False,
@@ -51,6 +52,7 @@ def calibrate(
             tokenizer=tokenizer,
             model=model,
             output=output,
+            keep=keep,
             device=device,
             force=force,
             progress=progress,
@@ -59,7 +61,7 @@ def calibrate(
         return
     if as_json:
         about = {"tokens": stats.tokens, "tensors": stats.matrices, "fingerprint": stats.fingerprint, **stats.source}
-        print_json({"statistics": str(output), **about, "row_agreement": stats.row_agreement})
+        print_json({"statistics": str(output), **about, "row_agreement": stats.row_agreement, "priors": stats.priors})
     else:
         _print_statistics(stats, output, calib)
 
@@ -74,6 +76,8 @@ def _wait_passively() -> None:
 
 def _print_statistics(stats: "Statistics", output: Path, calib: str) -> None:
     print(f"wrote {output}: {stats.matrices} tensors measured on {stats.tokens:,} tokens ({calib})")
+    if stats.priors:
+        print(f"never reached, so they have the mean statistics of their siblings: {', '.join(stats.priors)}")
     if stats.row_agreement:
         name, low = min(stats.row_agreement.items(), key=lambda item: item[1])
         middle = median(stats.row_agreement.values())
@@ -97,6 +101,8 @@ def pack(
     time_limit: options.TimeLimit = None,
     widths: options.Widths = None,
     option: options.MethodOption = [],  # noqa: B006
+    keep: options.Keep = [],  # noqa: B006
+    bits: options.Bits = [],  # noqa: B006
     code: options.Code = None,
     emit_decoder: options.EmitDecoder = None,
     seed: options.Seed = 0,
@@ -127,6 +133,8 @@ def pack(
         options=_method_options(option, effort=effort, states=states, tune=tune, time_limit=time_limit, widths=widths),
         stats=stats,
         calibration=CalibrationConfig(source=calib, tokens=calib_tokens, seq_len=calib_seq_len, seed=seed),
+        keep=keep,
+        bits=_parse_bits(bits),
         code=code or [],
         emit_decoder=emit_decoder,
         report=report,
@@ -158,6 +166,19 @@ def _parse_widths(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"widths must be whole numbers like 5,6,8, got {text!r}") from error
+
+
+def _parse_bits(given: Sequence[str]) -> dict[str, int]:
+    """Return the bits of each PATTERN=N, in order. ConfigError unless N is a whole number, or where a pattern comes twice."""
+    bits: dict[str, int] = {}
+    for text in given:
+        pattern, _, number = text.rpartition("=")
+        if not pattern or not number.isascii() or not number.isdigit():
+            raise ConfigError(f"--bits must look like '*.mlp.*=4', got {text!r}")
+        if pattern in bits:
+            raise ConfigError(f"--bits {pattern} is given twice", hint="leave out one of them")
+        bits[pattern] = int(number)
+    return bits
 
 
 def _pack(

@@ -1,17 +1,20 @@
 """Measure a model's statistics, or take those that were measured before."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from quantlab.artifact.whole import part_names
 from quantlab.calib.collect import collect
+from quantlab.calib.contraction import kernel_names
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens
 from quantlab.calib.statistics import Statistics, read_statistics, write_statistics
 from quantlab.errors import CheckpointError
 from quantlab.files import refuse_existing
 from quantlab.jobs.evaluate import on_device
 from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_tokenizer
-from quantlab.models.weights import MIN_MATRIX_ELEMENTS, split_state
+from quantlab.models.weights import MIN_MATRIX_ELEMENTS, Split, split_state
 from quantlab.progress import Progress, silent, stage
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.world import World, close_world, open_world
@@ -30,6 +33,7 @@ def calibrate(
     tokenizer: str | Path | Tokenizer | None = None,
     model: str | None = None,
     output: str | Path | None = None,
+    keep: str | Sequence[str] = (),
     device: str | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -48,6 +52,7 @@ def calibrate(
         tokenizer: file or folder of a tokenizer, or byte260; needed for `text:FILE`.
         model: path/to/file.py:factory of a checkpoint of another architecture; this runs that file.
         output: .safetensors file to write; nothing is written without it. Matrices are then read from it when they are needed.
+        keep: patterns of names of tensors that are not measured; pack them with the same.
         device: cpu or cuda, where the model runs; None for a GPU where there is one. A module in memory is put back.
         force: whether an existing output is replaced.
     Raises:
@@ -68,7 +73,8 @@ def calibrate(
         with on_device(loaded.model, world.device):
             scratch = None if output is None else Path(output).parent
             config = within_context(config, loaded)
-            stats = measure_statistics(loaded, config, known, progress, scratch=scratch, world=world)
+            patterns = (keep,) if isinstance(keep, str) else tuple(keep)
+            stats = measure_statistics(loaded, config, known, progress, keep=patterns, scratch=scratch, world=world)
         if output is not None and world.is_main:
             write_statistics(Path(output), stats)
             stats = read_statistics(Path(output))
@@ -85,6 +91,7 @@ def measure_statistics(
     progress: Progress = silent,
     *,
     plain: bool = True,
+    keep: Sequence[str] = (),
     scratch: Path | None = None,
     world: World | None = None,
 ) -> Statistics:
@@ -92,13 +99,15 @@ def measure_statistics(
 
     Args:
         plain: also measure what the GPTQ and RTN baselines need.
+        keep: patterns of names of tensors that are not quantized, and so not measured.
         scratch: folder for nameless files that hold the sums while they grow; None keeps them in memory.
         world: processes that share the sequences; all get the result.
     Raises:
         CheckpointError: the checkpoint has no matrix to quantize, or one that the model has under another name.
-        StatisticsError: a matrix has no, zero or non-finite statistics.
+        ConfigError: a pattern matches no tensor.
+        StatisticsError: a matrix has no, zero or non-finite statistics, or is used in a way that cannot be measured.
     """
-    shapes = matrix_shapes(loaded)
+    shapes = matrix_shapes(loaded, keep)
     label = "sample calibration text" if config.source == "self" else "read calibration tokens"
     with in_eval_mode(loaded.model):
         ids, about = calibration_tokens(
@@ -130,22 +139,59 @@ def within_context(config: CalibrationConfig, loaded: LoadedModel) -> Calibratio
     return replace(config, seq_len=length)
 
 
-def reuse_statistics(stats: str | Path | Statistics, loaded: LoadedModel) -> Statistics:
+def reuse_statistics(stats: str | Path | Statistics, loaded: LoadedModel, keep: Sequence[str] = ()) -> Statistics:
     """Return statistics of an earlier calibration, after checking that they belong to this model and are complete."""
     known = stats if isinstance(stats, Statistics) else read_statistics(Path(stats))
     known.check_model(loaded.fingerprint, stats if isinstance(stats, str | Path) else "in memory")
-    known.check(matrix_shapes(loaded))
+    known.check(matrix_shapes(loaded, keep))
     return known
 
 
-def matrix_shapes(loaded: LoadedModel) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every matrix to quantize; all must be parameters of the model under the checkpoint's names."""
-    matrices, _ = split_state(loaded.state)
-    if not matrices:
+def split_model(loaded: LoadedModel, keep: Sequence[str] = ()) -> Split:
+    """Return the matrices of a model that are quantized, and the tensors that are not.
+
+    Args:
+        keep: patterns of names of tensors that are not quantized.
+    Raises:
+        ConfigError: a pattern matches no tensor.
+        CheckpointError: there is no matrix to quantize, or one that the model has under another name.
+    """
+    split = split_state(loaded.state, kernels=kernel_names(loaded.model), keep=keep)
+    if not split.matrices:
         raise CheckpointError(
             f"the checkpoint has no matrix to quantize: no floating 2-D tensor of {MIN_MATRIX_ELEMENTS} weights or more"
         )
     known = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
-    if unknown := sorted(matrices.keys() - known):
+    stacks = {part: name for name, shape in split.shapes.items() for part in part_names(name, shape)}
+    if unknown := sorted(name for name in split.matrices if name not in known and stacks.get(name) not in known):
         raise CheckpointError(f"tensor {unknown[0]} of the checkpoint is not a parameter of the model")
-    return {name: tuple(tensor.shape) for name, tensor in matrices.items()}
+    return split
+
+
+def matrix_shapes(loaded: LoadedModel, keep: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every matrix that must be measured; the arguments and errors are those of `split_model`.
+
+    Equal matrices that are different parameters of the model are measured each.
+    """
+    split = split_model(loaded, keep)
+    shapes = {name: tuple(tensor.shape) for name, tensor in split.matrices.items()}
+    return shapes | {other: shapes[name] for name, others in tied_names(loaded, split).items() for other in others}
+
+
+def tied_names(loaded: LoadedModel, split: Split) -> dict[str, tuple[str, ...]]:
+    """Return the names of the equal matrices that are parameters of their own, for each matrix that has such.
+
+    A parameter with several names is measured under one.
+    """
+    parameters = {name: id(tensor) for name, tensor in loaded.model.named_parameters(remove_duplicate=False)}
+    stacks = {part: (name, at) for name, shape in split.shapes.items() for at, part in enumerate(part_names(name, shape))}
+
+    def place(name: str) -> tuple[int | None, int]:
+        whole, number = (name, 0) if name in parameters else stacks.get(name, (name, 0))
+        return parameters.get(whole), number
+
+    tied: dict[str, dict[tuple[int | None, int], str]] = {}
+    for alias, name in split.aliases.items():
+        if name in split.matrices and place(alias)[0] is not None:
+            tied.setdefault(name, {place(name): name}).setdefault(place(alias), alias)
+    return {name: tuple(n for n in places.values() if n != name) for name, places in tied.items() if len(places) > 1}

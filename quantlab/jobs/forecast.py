@@ -6,7 +6,7 @@ and what the method says of itself.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -75,16 +75,24 @@ class Plan:
     forecast: Forecast
 
 
-def plan_effort(loaded: LoadedModel, options: MethodOptions, calibration: CalibrationConfig | None, *, plain: bool) -> Plan:
+def plan_effort(
+    loaded: LoadedModel,
+    options: MethodOptions,
+    calibration: CalibrationConfig | None,
+    *,
+    plain: bool,
+    keep: Sequence[str] = (),
+) -> Plan:
     """Return `options`, or the first lighter ones whose forecast keeps their time limit, and the forecast.
 
     Args:
         calibration: the tokens to measure on; None where there are statistics.
         plain: whether statistics have the products that GPTQ and RTN need.
+        keep: patterns of names of tensors that are not quantized.
     Raises:
         TimeLimitError: not even the least work fits into the time limit.
     """
-    token_s, shapes = _seconds_per_token(loaded, calibration), matrix_shapes(loaded)
+    token_s, shapes = _seconds_per_token(loaded, calibration), matrix_shapes(loaded, keep)
     before = {} if calibration is None else _calibration_seconds(loaded.model, shapes, calibration, token_s, plain=plain)
     statistics_bytes = 0 if calibration is None else _statistics_bytes(shapes, loaded.vocab_size, plain=plain)
 

@@ -32,6 +32,8 @@ def pack(
     seed: int = 0,
     tokenizer: str | Path | Tokenizer | None = None,
     model: str | None = None,
+    keep: str | Iterable[str] = (),
+    bits: Mapping[str, int] | None = None,
     code: str | Path | Iterable[str | Path] = (),
     emit_decoder: str | Path | None = None,
     report: str | Path | None = None,
@@ -55,6 +57,9 @@ def pack(
         seed: seed of everything that is drawn.
         tokenizer: file or folder of a tokenizer, or byte260; its hash is recorded in the artifact.
         model: path/to/file.py:factory of a checkpoint of another architecture; this runs that file.
+        keep: patterns of tensors' names, as of a shell (`*.gate.weight`); what they match is stored unquantized.
+        bits: pattern of tensors' names and the most bits N that their codes may have: these lie within ±(2**(N-1) - 1), by
+            larger steps where the weights need it. The entropy coder takes fewer bits still.
         code: code files that count towards the budget.
         emit_decoder: Python file to write that decodes the artifact with numpy and torch alone; name it in `code` to count it.
         report: the JSON file of the report; default: M.report.json beside M.qlab.
@@ -67,7 +72,8 @@ def pack(
     Raises:
         BudgetError: the budget is below the smallest reachable size, which it names.
         TimeLimitError: not even the least effort is forecast to keep the time limit; nothing was begun.
-        ConfigError: an option is unknown or out of range, there is no such device, or an output exists.
+        ConfigError: an option is unknown or out of range, a pattern matches no tensor, there is no such device, or an output
+            exists.
         StatisticsError, CheckpointError, DataError: see `quantlab.calibrate`.
         FormatError: the written file does not decode to the measured tensors; nothing is left behind.
     """
@@ -78,6 +84,8 @@ def pack(
         options=options,
         stats=stats,
         calibration=CalibrationConfig(source=calib, tokens=calib_tokens, seq_len=calib_seq_len, seed=seed),
+        keep=keep,
+        bits=bits,
         code=code,
         emit_decoder=emit_decoder,
         report=report,
@@ -131,6 +139,8 @@ def plan_pack(
     options: Mapping[str, Any] | None = None,
     stats: str | Path | Statistics | None = None,
     calibration: CalibrationConfig | None = None,
+    keep: str | Iterable[str] = (),
+    bits: Mapping[str, int] | None = None,
     code: str | Path | Iterable[str | Path] = (),
     emit_decoder: str | Path | None = None,
     report: str | Path | None = None,
@@ -157,6 +167,8 @@ def plan_pack(
         budget_bytes=budget_bytes,
         method=method,
         options=chosen,
+        keep=(keep,) if isinstance(keep, str) else tuple(keep),
+        bits=dict(bits or {}),
         code=code_bytes(map(Path, files)),
         calibration=calibration,
         device=device,

@@ -15,18 +15,19 @@ from quantlab import __version__
 from quantlab.artifact.decode import digest
 from quantlab.artifact.layout import TensorBytes
 from quantlab.artifact.verify import digest_in_fresh_process
-from quantlab.artifact.writer import EncodedArtifact, Payload, encode_artifact, passthrough_payload
+from quantlab.artifact.whole import part_names
+from quantlab.artifact.writer import EncodedArtifact, Payload, RawPayload, encode_artifact, passthrough_payload
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
 from quantlab.errors import BudgetError, ConfigError, FormatError, QuantlabError, StatisticsError
 from quantlab.files import write_whole
-from quantlab.jobs.calibrate import measure_statistics, reuse_statistics, within_context
+from quantlab.jobs.calibrate import measure_statistics, reuse_statistics, split_model, tied_names, within_context
 from quantlab.jobs.evaluate import find_device, on_device
 from quantlab.jobs.forecast import Forecast, changes, plan_effort
 from quantlab.jobs.workspace import Workspace, folder_of
 from quantlab.methods.method import MethodOptions, Point, Problem, Solution, find_method, method_options, options_dict
 from quantlab.models.loading import LoadedModel, in_eval_mode
-from quantlab.models.weights import split_state
+from quantlab.models.weights import Split, stored_names
 from quantlab.progress import Progress, silent
 from quantlab.report.pack_report import PackReport, TensorReport
 from quantlab.text.tokenizer import Tokenizer
@@ -49,6 +50,10 @@ class PackConfig:
     """Options of the method."""
     code: dict[str, int] = field(default_factory=dict)
     """Bytes of each counted code file, by path."""
+    keep: tuple[str, ...] = ()
+    """Patterns of names of tensors that are stored unquantized."""
+    bits: dict[str, int] = field(default_factory=dict)
+    """Most bits that the codes of tensors may have, by pattern of their names; of several that match, the last counts."""
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     """Calibration tokens, unless statistics are given."""
     device: str | None = None
@@ -58,11 +63,20 @@ class PackConfig:
         if type(self.options) is not find_method(self.method).options:
             raise ConfigError(f"options of method {self.method} are needed, got {type(self.options).__name__}")
         self.options.check(self.method)
+        for pattern, bits in self.bits.items():
+            self._check_bits(pattern, bits)
         if self.budget_bytes < 1:
             raise ConfigError(f"budget must be at least 1 byte, got {self.budget_bytes}")
         if self.code_bytes >= self.budget_bytes:
             raise BudgetError(f"the code files take {self.code_bytes} bytes, the budget is {self.budget_bytes}")
         find_device(self.device)
+
+    def _check_bits(self, pattern: str, bits: int) -> None:
+        """Raise ConfigError unless the method can store codes of so many bits."""
+        try:
+            replace(self.options, widths=(bits,)).check(self.method)
+        except ConfigError as error:
+            raise ConfigError(f"bits {pattern}={bits}: {error}") from error
 
     @property
     def code_bytes(self) -> int:
@@ -99,7 +113,9 @@ def pack_with(
         except QuantlabError:
             workspace.remove()  # it would fail again: nothing to resume
             raise
-    wanted = digest({name: tensor.numpy() for name, tensor in solution.tensors.items()})
+    whole = split_model(loaded, config.keep).whole(solution.tensors)
+    wanted = digest({name: tensor.numpy() for name, tensor in whole.items()})
+    del whole
     trial = output.with_name(f".{output.name}.{os.getpid()}.trial")
     try:
         with watch.time("verify"):
@@ -138,7 +154,7 @@ def _work_key(loaded: LoadedModel, config: PackConfig, stats: Statistics | None)
 
 def _given(statistics: str | Path | Statistics, loaded: LoadedModel, config: PackConfig) -> Statistics:
     """Return statistics of an earlier calibration. StatisticsError unless they are of this model and serve the method."""
-    given = reuse_statistics(statistics, loaded)
+    given = reuse_statistics(statistics, loaded, config.keep)
     if find_method(config.method).needs_products and not given.is_plain:
         name = "in memory" if isinstance(statistics, Statistics) else statistics
         raise StatisticsError(
@@ -158,7 +174,8 @@ def _plan(
 
     def plan() -> dict[str, Any]:
         calibration = config.calibration if given is None else None
-        found = plan_effort(loaded, config.options, calibration, plain=find_method(config.method).needs_products)
+        plain = find_method(config.method).needs_products
+        found = plan_effort(loaded, config.options, calibration, plain=plain, keep=config.keep)
         return {"options": options_dict(found.options), "forecast": asdict(found.forecast)}
 
     noted = plan() if config.options.limit_s is None else workspace.note("plan", plan)
@@ -183,7 +200,9 @@ def _statistics(
         folder = workspace.folder.parent
 
         def measure() -> Statistics:
-            return measure_statistics(loaded, config.calibration, tokenizer, progress, plain=plain, scratch=folder)
+            return measure_statistics(
+                loaded, config.calibration, tokenizer, progress, plain=plain, keep=config.keep, scratch=folder
+            )
 
         return workspace.statistics(measure)
     return given
@@ -197,20 +216,20 @@ def _solve(
     workspace: Workspace,
     progress: Progress,
 ) -> Solution:
-    about = _about(loaded, stats, config, tokenizer)
+    split = split_model(loaded, config.keep)
+    about = _about(loaded, stats, config, tokenizer) | {"shapes": split.shapes, "aliases": split.aliases}
 
     def encode(payloads: Sequence[Payload], *, draft: bool = False) -> EncodedArtifact:
         return encode_artifact(payloads, draft=draft, **about)
 
-    matrices, others = split_state(loaded.state)
-    parameters = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
-    # buffers (position tables, masks) are not trained: half precision could break them
-    passthrough = {n: passthrough_payload(n, tensor, exact=n not in parameters) for n, tensor in others.items()}
     problem = Problem(
         model=loaded.model,
-        matrices=matrices,
-        passthrough=passthrough,
-        statistics=stats,
+        matrices=split.matrices,
+        passthrough=_passthrough(loaded, split),
+        statistics=replace(stats, tied=tied_names(loaded, split)),
+        bits=_bits(config, split),
+        shapes=split.shapes,
+        aliases=split.aliases,
         encode=encode,
         scratch=workspace.folder.parent,
         progress=progress,
@@ -224,6 +243,23 @@ def _solve(
         over = f"made a file of {len(solution.data)} bytes for {budget}"
         raise BudgetError(f"method {config.method} {over}: it exceeds the budget", hint="raise the budget")
     return solution
+
+
+def _passthrough(loaded: LoadedModel, split: Split) -> dict[str, RawPayload]:
+    """Return the unquantized tensors ready for the file.
+
+    Buffers (position tables, masks) are not trained: half precision could break them.
+    """
+    parameters = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
+    parameters |= {part for name in parameters & split.shapes.keys() for part in part_names(name, split.shapes[name])}
+    buffers = {split.aliases.get(name, name) for name in (*split.unquantized, *split.aliases) if name not in parameters}
+    return {n: passthrough_payload(n, tensor, exact=n in buffers) for n, tensor in split.unquantized.items()}
+
+
+def _bits(config: PackConfig, split: Split) -> dict[str, int]:
+    """Return the most bits of each matrix that has a limit. ConfigError where a pattern matches no matrix."""
+    names = stored_names(config.bits, split.matrices, split.shapes, split.aliases, "bits")
+    return {name: config.bits[pattern] for name, pattern in names.items()}
 
 
 def _about(loaded: LoadedModel, stats: Statistics, config: PackConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -266,7 +302,7 @@ def _report(
     output: Path,
     timings_s: dict[str, float],
 ) -> PackReport:
-    artifact_bytes, n_params = len(solution.data), sum(tensor.numel() for tensor in loaded.state.values())
+    artifact_bytes, n_params = len(solution.data), sum(tensor.numel() for tensor in solution.tensors.values())
     total = artifact_bytes + config.code_bytes
     return PackReport(
         checkpoint=loaded.name,
@@ -292,6 +328,9 @@ def _report(
         calibration={**stats.source, "tokens": stats.tokens, "fingerprint": stats.fingerprint},
         tensors_sha256=tensors_sha256,
         timings_s={**timings_s, "total": round(sum(timings_s.values()), 3)},
+        keep=config.keep,
+        bits=config.bits,
+        priors=tuple(name for name in stats.priors if name in solution.points),
         tensors=tuple(_tensor_report(size, solution) for size in solution.layout.tensors),
         passthrough=tuple({"name": t.name, "shape": list(t.shape), "dtype": t.dtype} for t in solution.layout.passthrough),
         producer=f"quantlab {__version__}",

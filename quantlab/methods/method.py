@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from quantlab import methods as folder
+from quantlab.artifact.whole import whole_tensors
 from quantlab.errors import ConfigError
 from quantlab.fields import dataclass_from_dict
 from quantlab.format_rules import WIDTHS
@@ -51,6 +52,10 @@ class MethodOptions:
     def with_presets(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return plain values together with those that a preset among them stands for; given values stay."""
         return values
+
+    def capped(self, limit: int | None) -> tuple[int, ...]:
+        """Return the widths that a tensor may take whose codes have at most `limit` bits; all widths without a limit."""
+        return self.widths if limit is None else tuple(sorted({min(width, limit) for width in self.widths}))
 
     @property
     def limit_s(self) -> float | None:
@@ -139,18 +144,30 @@ class Problem:
     """The input of a method: a model, its matrices, how sensitive they are, and how the file is written."""
 
     model: "nn.Module"
-    """In eval mode; its parameters have the names of the tensors."""
+    """In eval mode; `whole` gives tensors the names and shapes of its parameters."""
     matrices: "dict[str, Tensor]"
-    """Matrices to quantize, float32 [O, I], by name."""
+    """Matrices to quantize, float32 [O, I], by name; `name.k` is matrix k of a stacked parameter."""
     passthrough: "dict[str, RawPayload]"
     """Tensors that are stored unquantized, by name, as the file will store them."""
     statistics: "Statistics"
     encode: "Encode"
     """Turns the payloads of all tensors into the whole file, or into a draft of it (artifact.writer.encode_artifact)."""
+    bits: dict[str, int] = field(default_factory=dict)
+    """Most bits that the codes of a matrix may have, by name; others may take any of the method's widths."""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shape of each parameter that is stored as matrices `name.0`, `name.1` and so on, or in another shape."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Name of each parameter that is not stored, with that of the equal one that is."""
     scratch: "Path | None" = None
     """Folder for nameless files that hold what is large; None keeps it in memory."""
     progress: Progress = silent
     memo: Memo = field(default_factory=NoMemo)
+
+    def whole(self, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+        """Return the tensors of the file under the names and in the shapes of the model's state dict."""
+        import torch
+
+        return whole_tensors(tensors, self.shapes, self.aliases, torch.cat)
 
     @property
     def parameters(self) -> set[str]:

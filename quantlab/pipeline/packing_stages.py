@@ -99,6 +99,8 @@ class CalibrateStage:
             "seed": options.seed,
             "format": STATISTICS_VERSION,
         }
+        if options.keep:
+            inputs["keep"] = list(options.keep)
         if path:
             inputs["files"] = hashes.of_source(options.source, "calibrate.source")
         after = subject.after
@@ -115,7 +117,8 @@ class CalibrateStage:
         if source == TRAINING_TOKENS and self.subject.trained:
             source = self.subject.trained.data.training(job.root)
         loaded, tokenizer = self.subject.load(job.root)
-        stats = measure_statistics(loaded, self.options.config(source), tokenizer, job.progress, scratch=job.folder)
+        config, keep = self.options.config(source), self.options.keep
+        stats = measure_statistics(loaded, config, tokenizer, job.progress, keep=keep, scratch=job.folder)
         write_statistics(job.folder / STATISTICS_NAME, stats)
         return StageOutcome(outputs=[STATISTICS_NAME])
 
@@ -143,6 +146,8 @@ class PackStage:
             "emit_decoder": options.emit_decoder,
             "format": VERSION,
         }
+        if options.keep or options.bits:
+            inputs |= {"keep": list(options.keep), "bits": options.bits}
         if options.stats:
             inputs["stats"] = hashes.of(Path(options.stats), "pack.stats")
         after = (*subject.after, calibrated.stage) if calibrated else subject.after

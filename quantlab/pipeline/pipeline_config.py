@@ -76,12 +76,16 @@ class TrainOptions:
 class CalibrateOptions(CalibrationConfig):
     """[calibrate]: the tokens that statistics are measured on; the source may also be `train`, the training tokens."""
 
+    keep: tuple[str, ...] = ()
+    """Patterns of names of tensors that are not measured; pack.keep needs the same where they cannot be."""
+
     def __post_init__(self) -> None:
         self.config("random" if self.source == TRAINING_TOKENS else self.source)
 
     def config(self, source: str) -> CalibrationConfig:
         """Return the config of `quantlab calibrate` with this source."""
-        return CalibrationConfig(**asdict(self) | {"source": source})
+        values = {key: value for key, value in asdict(self).items() if key != "keep"}
+        return CalibrationConfig(**values | {"source": source})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +106,10 @@ class PackOptions:
     """Name of a method."""
     options: MethodOptions = field(default_factory=lambda: method_options("trellis", {}))
     """Options of the method; in the file they are keys of the table itself."""
+    keep: tuple[str, ...] = ()
+    """Patterns of names of tensors that are stored unquantized."""
+    bits: dict[str, int] = field(default_factory=dict)
+    """Most bits that the codes of tensors may have, by pattern of their names: a table, as {"*.mlp.*" = 4}."""
     code: tuple[str, ...] = ()
     """Code files that count towards the budget."""
     emit_decoder: bool = False
@@ -131,7 +139,13 @@ class PackOptions:
         """
         calibration = CalibrationConfig(seed=seed)
         return PackConfig(
-            budget_bytes=self.budget_bytes, method=self.method, options=self.options, code=code, calibration=calibration
+            budget_bytes=self.budget_bytes,
+            method=self.method,
+            options=self.options,
+            keep=self.keep,
+            bits=self.bits,
+            code=code,
+            calibration=calibration,
         )
 
 

@@ -1,5 +1,6 @@
 """The report of one packing: its inputs, the bytes of every part, and the predicted KL of every tensor."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ class PackReport:
     total_bytes: int
     slack_bytes: int
     n_params: int
+    """Weights that the file holds, equal tensors once."""
     bpw: float
     """8 · artifact_bytes / n_params: everything in the file counts, also header, scales and unquantized tensors."""
     predicted_kl: float
@@ -70,12 +72,23 @@ class PackReport:
     tensors_sha256: str
     """Digest of the measured tensors. A fresh process decoded the file to the same digest, or there would be no report."""
     timings_s: dict[str, float]
+    keep: tuple[str, ...] = ()
+    """Patterns of names of tensors that were to stay unquantized."""
+    bits: dict[str, int] = field(default_factory=dict)
+    """Most bits of the codes of tensors, by pattern of their names."""
+    priors: tuple[str, ...] = ()
+    """Matrices that the calibration never reached: they were rounded by the mean statistics of their siblings."""
     tensors: tuple[TensorReport, ...] = ()
     passthrough: tuple[dict[str, Any], ...] = ()
     """Unquantized tensors: name, shape, stored dtype."""
     producer: str = ""
     artifact_sha256: str = ""
     """Digest of the file that a fresh process decoded."""
+
+    @property
+    def quantized_share(self) -> float:
+        """Share of all weights that are in quantized matrices."""
+        return sum(math.prod(t.shape) for t in self.tensors) / self.n_params
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""

@@ -11,6 +11,8 @@ from quantlab.report.comparison import Comparison, EqualBytes, EqualKL, FileRow,
 from quantlab.report.pack_report import PackReport
 
 TERMS = "terms: see the glossary (docs/glossary.md)"
+NAMED_PRIORS = 8
+"""Most matrices without statistics of their own that are named."""
 Cell = Callable[[FileRow], str]
 
 
@@ -200,11 +202,21 @@ def _summary(report: PackReport) -> list[str]:
     return [
         f"total {report.total_bytes:,} of {report.budget_bytes:,} bytes ({share:.2f} %), {report.bpw:.3f} bits per weight "
         f"over {report.n_params:,} parameters",
+        f"quantized {100 * report.quantized_share:.2f} % of the weights; {len(report.passthrough)} tensors are unquantized",
+        *_priors_line(report),
         f"predicted KL {report.predicted_kl:.5f} nats per token ({report.method}); "
         "decoded again by a fresh process: equal",  # or packing would have failed
         *_rounded_line(report),
         *_tuned_line(report),
     ]
+
+
+def _priors_line(report: PackReport) -> list[str]:
+    if not report.priors:
+        return []
+    names = ", ".join(map(printable, report.priors[:NAMED_PRIORS]))
+    more = f" and {len(report.priors) - NAMED_PRIORS} more, all in the report" if len(report.priors) > NAMED_PRIORS else ""
+    return [f"never reached by the calibration, rounded by the mean of their siblings' statistics: {names}{more}"]
 
 
 def _rounded_line(report: PackReport) -> list[str]:

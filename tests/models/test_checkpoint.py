@@ -168,9 +168,9 @@ def test_what_is_a_matrix(name, tensor, expected):
 
 def test_split_is_complete_and_ordered():
     state = {"z.weight": BIG, "a.weight": BIG.half(), "n": torch.ones(3)}
-    matrices, unquantized = split_state(state)
-    assert list(matrices) == ["a.weight", "z.weight"] and list(unquantized) == ["n"]
-    assert all(m.dtype == torch.float32 for m in matrices.values())
+    split = split_state(state)
+    assert list(split.matrices) == ["a.weight", "z.weight"] and list(split.unquantized) == ["n"]
+    assert all(m.dtype == torch.float32 for m in split.matrices.values())
 
 
 def test_fingerprint_sees_names_shapes_types_and_values():

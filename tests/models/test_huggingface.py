@@ -31,6 +31,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("OPTConfig", BASE | SIZES | {"ffn_dim": 256, "word_embed_proj_dim": 128}),
     "neox": ("GPTNeoXConfig", BASE | SIZES | {"intermediate_size": 256}),
     "phi3": ("Phi3Config", LLAMA),
+    "mixtral": ("MixtralConfig", LLAMA | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mamba": ("MambaConfig", BASE | {"hidden_size": 128, "num_hidden_layers": 2, "state_size": 16}),
 }
 IDS = torch.arange(40).view(2, 20) * 5 % 256
 QUICK = {"calib_tokens": 512, "calib_seq_len": 128, "effort": "fast", "device": "cpu"}

@@ -13,8 +13,11 @@ class ClassicSolver:
 
     def __init__(self, problem: Problem, options: MethodOptions, *, feeds_back: bool) -> None:
         self.problem = problem
-        uses, widths = problem.statistics.uses, options.widths
-        self.meters = [TensorMeter(n, w_OI, uses(n), widths, feeds_back=feeds_back) for n, w_OI in problem.matrices.items()]
+        uses, bits = problem.statistics.uses, problem.bits
+        self.meters = [
+            TensorMeter(name, w_OI, uses(name), options.capped(bits.get(name)), feeds_back=feeds_back)
+            for name, w_OI in problem.matrices.items()
+        ]
         self.allocator = Allocator(self.meters, self._assemble, stage(problem.progress, "search grids"))
 
     def _assemble(self, coded: list[GridPayload]) -> EncodedArtifact:

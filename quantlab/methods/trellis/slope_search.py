@@ -182,7 +182,11 @@ class SlopePlanner:
             return error.least_bytes
 
     def _zeros(self) -> list[TrellisPayload]:
-        return [narrowest(r.zeros(), self.widths) for r in self.rounders]
+        return [narrowest(r.zeros(), self._widths(r)) for r in self.rounders]
+
+    def _widths(self, rounder: Rounder) -> list[int]:
+        """Return the containers that a tensor may have: one whose codes are limited has none wider."""
+        return sorted({min(width, rounder.bits) for width in self.widths})
 
     def approach(self, budget_bytes: int) -> tuple[float, list[TrellisPayload]]:
         """Return a c whose file is about as long as the budget, and the payloads of the last pass over all tensors.
@@ -343,7 +347,7 @@ class SlopePlanner:
             key = b"%d %d " % (n, level) + classes.to_bytes() + bits.tobytes()
             codes = self._memo(key, lambda: rounder.codes(level, classes, bits))
             count(codes.size)
-            payload = narrowest(rounder.payload(level, classes, codes), self.widths)
+            payload = narrowest(rounder.payload(level, classes, codes), self._widths(rounder))
             _ = payload.counts  # here, where all processors work
             return payload
 

@@ -32,7 +32,8 @@ class TrellisSolver:
 
     def _rounder(self, item: tuple[str, Tensor]) -> Rounder:
         (name, w_OI), uses = item, self.problem.statistics.fisher_uses
-        return Rounder(name, w_OI, partial(uses, name), self.options, max(self.options.widths), self.problem.scratch)
+        bits = max(self.options.capped(self.problem.bits.get(name)))
+        return Rounder(name, w_OI, partial(uses, name), self.options, bits, self.problem.scratch)
 
     def _assemble(self, coded: Sequence[TrellisPayload], *, draft: bool = False) -> EncodedArtifact:
         return self.problem.encode([*coded, *self.passthrough.values()], draft=draft)
@@ -67,15 +68,23 @@ class TrellisSolver:
         )
 
     def _tunable(self) -> dict[str, Tensor]:
-        parameters = self.problem.parameters
-        return {n: r.value for n, r in self.passthrough.items() if n in parameters and r.value.is_floating_point()}
+        """Return the floating parameters that are stored by themselves, for no other parameter."""
+        parameters = dict(self.problem.model.named_parameters(remove_duplicate=False))
+        shared = {name for alias, name in self.problem.aliases.items() if parameters.get(alias) is not parameters.get(name)}
+        names = parameters.keys() - shared - self.problem.shapes.keys()
+        return {n: r.value for n, r in self.passthrough.items() if n in names and r.value.is_floating_point()}
+
+    def _parameters(self, rounded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the model's parameters as the file has them."""
+        whole = self.problem.whole(rounded | {name: raw.value for name, raw in self.passthrough.items()})
+        return {name: whole[name] for name in sorted(whole.keys() & self.problem.parameters)}
 
     def _tune(self, payloads: Sequence[TrellisPayload], steps: int) -> Tuned | None:
         """Learn the passthrough tensors beside the rounded ones, and keep what was better; None where there is too little."""
         start, ids_NT = self._tunable(), self.problem.statistics.ids_NT.long()
         if not start or len(ids_NT) < HELD_OUT:
             return None
-        rounded = {payload.entry.name: torch.from_numpy(weights(payload)) for payload in payloads}
+        rounded = self._parameters({payload.entry.name: torch.from_numpy(weights(payload)) for payload in payloads})
         progress = stage(self.problem.progress, "tune unquantized tensors")
 
         def compute() -> tuple[dict[str, Tensor], dict[str, str]]:
