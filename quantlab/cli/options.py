@@ -118,11 +118,12 @@ Against = Annotated[
     typer.Option("--against", metavar="CKPT", help="Also compare with this model: KL, flips, paired loss difference."),
 ]
 Mode = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--mode",
         help="chunked: sequences that do not overlap, as the challenge's baseline. sliding: windows a stride apart, every "
-        "token but the first. document: sliding within each document alone, every token but BOS.",
+        "token but the first. document: sliding within each document alone, every token but BOS.  [default: of the model's "
+        "own validation, else chunked]",
     ),
 ]
 Stride = Annotated[

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from quantlab.models.factory import build_model, check_model
 from quantlab.models.huggingface import ADAPTER, build, is_folder, read_folder
 from quantlab.models.mlx import rotated_as_torch
 from quantlab.models.presets import is_code, model_options
+from quantlab.models.provenance import Provenance, of_metadata, of_origin
 from quantlab.tensor_file import fingerprint, read_metadata
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.model import GPT
@@ -42,7 +43,9 @@ class LoadedModel:
     name: str = ""
     """Path as the caller gave it; empty for a module."""
     tokenizer_sha256: str = ""
-    """First 32 hex digits of the tokenizer that the artifact was packed with; empty when not recorded."""
+    """First 32 hex digits of the tokenizer that the model was trained or packed with; empty when not recorded."""
+    provenance: Provenance = field(default_factory=Provenance)
+    """What the file says of its training and calibration."""
     code_sha256: str = ""
     """Hash of the user's own model file; empty for the built-in architecture."""
 
@@ -105,11 +108,12 @@ def _from_checkpoint(path: Path, spec: str | None) -> LoadedModel:
     if not spec and is_folder(path):
         model, state, about = read_folder(path)
         return LoadedModel(model=model, state=state, vocab_size=check_model(model), config=about, name=str(path))
-    state = read_checkpoint(path)
+    state, past = read_checkpoint(path), of_metadata(read_metadata(path), str(path))
+    known: dict[str, Any] = {"name": str(path), "provenance": past, "tokenizer_sha256": past.tokenizer_sha256}
     if spec is not None and is_code(spec):
         model = build_model(state, spec)
         code = hashlib.sha256(Path(spec.rpartition(":")[0]).read_bytes()).hexdigest()
-        return LoadedModel(model=model, state=state, vocab_size=check_model(model), config={}, name=str(path), code_sha256=code)
+        return LoadedModel(model=model, state=state, vocab_size=check_model(model), config={}, code_sha256=code, **known)
     is_record = is_banked(state)
     if is_record:
         state = without_banks(state)
@@ -117,7 +121,7 @@ def _from_checkpoint(path: Path, spec: str | None) -> LoadedModel:
         state = rotated_as_torch(state)
     config = _gpt_config(path, state, spec, is_record)
     model = gpt_from_state_dict(state, config)
-    return LoadedModel(model=model, state=state, vocab_size=check_model(model), config=config.to_dict(), name=str(path))
+    return LoadedModel(model=model, state=state, vocab_size=check_model(model), config=config.to_dict(), **known)
 
 
 def _gpt_config(path: Path, state: dict[str, Tensor], preset: str | None, is_record: bool) -> GPTConfig:
@@ -150,6 +154,7 @@ def _from_artifact(path: Path, spec: str | None) -> LoadedModel:
         config=config,
         name=str(path),
         tokenizer_sha256=manifest.tokenizer.get("sha256", ""),
+        provenance=of_origin(manifest.origin, str(path)),
     )
 
 
@@ -173,6 +178,7 @@ def load_packed(path: Path, spec: str | None, device: torch.device) -> LoadedMod
         config=manifest.model,
         name=str(path),
         tokenizer_sha256=manifest.tokenizer.get("sha256", ""),
+        provenance=of_origin(manifest.origin, str(path)),
     )
 
 
@@ -215,12 +221,14 @@ def load_tokenizer(source: str | Path | Tokenizer, loaded: LoadedModel) -> Token
 
     Raises:
         ConfigError: the package that reads this kind of tokenizer is not installed.
-        DataError: it is missing or damaged, has another vocabulary, or is not the one that the artifact was packed with.
+        DataError: it is missing or damaged, has another vocabulary, or is not the one that the model was trained or packed
+            with.
     """
     tokenizer = (source if isinstance(source, Tokenizer) else Tokenizer.load(source)).fitted(loaded.vocab_size)
     if loaded.tokenizer_sha256 and not tokenizer.sha256.startswith(loaded.tokenizer_sha256):
+        kind = "artifact was packed" if loaded.name.endswith(".qlab") else "model was trained"
         raise DataError(
-            f"tokenizer {tokenizer.name} ({tokenizer.sha256[:12]}) is not the one the artifact was packed with "
+            f"tokenizer {tokenizer.name} ({tokenizer.sha256[:12]}) is not the one the {kind} with "
             f"({loaded.tokenizer_sha256[:12]})"
         )
     return tokenizer

@@ -83,6 +83,8 @@ class PackReport:
     tensors: tuple[TensorReport, ...] = ()
     passthrough: tuple[dict[str, Any], ...] = ()
     """Unquantized tensors: name, shape, stored dtype."""
+    training_documents: str = ""
+    """Sample of the documents that the checkpoint was trained on, where its file names them (`DocumentSample.to_text`)."""
     producer: str = ""
     artifact_sha256: str = ""
     """Digest of the file that a fresh process decoded."""
