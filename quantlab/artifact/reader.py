@@ -1,5 +1,6 @@
 """An artifact that is open: what it says about itself, where its bytes are, its tensors, its codes."""
 
+import builtins
 import hashlib
 import math
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ class Artifact:
 
         return {name: torch.from_numpy(array) for name, array in self.arrays().items()}
 
-    def files(self) -> dict[str, bytes]:
+    def files(self) -> "dict[str, builtins.bytes]":
         """Return the files of the tokenizer that the artifact carries, by name. FormatError if their stream is damaged."""
         return decode_files(self.manifest, self.sections)
 

@@ -2,9 +2,9 @@
 
 `emit.py` makes a short file of this module that is counted as code. So it imports nothing of quantlab (the constants of
 format_rules.py are repeated as numbers), and checks only what tells a whole file from any other: magic, version, number of
-sections, digest. Files of a tokenizer are passed over. decode.py and its modules check everything else and say why each step is as it is; both readers give
-the same tensors bit for bit. This one knows the kinds trellis_grid and raw, and the codecs stored, deflate, lzma and rans-0. It
-needs a little-endian machine.
+sections, digest. It passes over files of a tokenizer. decode.py and its modules check everything else and say why each step is
+as it is; both readers give the same tensors bit for bit. This one knows the kinds trellis_grid and raw, and the codecs stored,
+deflate, lzma and rans-0. It needs a little-endian machine.
 
 O: rows, I: columns.
 """
