@@ -31,6 +31,13 @@ Model = Annotated[
     ),
 ]
 TOKENIZER_HELP = "SentencePiece .model, tokenizer.json (byte-level BPE) or a folder with one of them; or byte260."
+WithTokenizer = Annotated[
+    bool | None,
+    typer.Option(
+        "--with-tokenizer/--no-tokenizer",
+        help="Whether the artifact carries the tokenizer, counted in its bytes.  [default: that of a folder of transformers]",
+    ),
+]
 TokenizerFile = Annotated[Path | None, typer.Option("--tokenizer", metavar="FILE", help=TOKENIZER_HELP)]
 Text = Annotated[
     Path | None, typer.Option("--text", metavar="F", help="Plain text, or .jsonl with a text field; also .zst of either.")

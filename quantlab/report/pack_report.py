@@ -73,10 +73,16 @@ class PackReport:
     """8 · artifact_bytes / n_params: everything in the file counts, also header, scales and unquantized tensors."""
     predicted_kl: float
     """Sum over the tensors, nats per token."""
+    measured: dict[str, Any] = field(default_factory=dict)
+    """KL of the packed weights from the model's own, on calibration text that statistics did not use: kl (mean nats per token),
+    tokens, seq_len, source (self, random, text or tokens); kl_random on random tokens where the calibration text has collapsed.
+    """
     size_breakdown: dict[str, int]
-    """Bytes of codes, scales, entropy_model (side information), passthrough, manifest, framing; their sum is artifact_bytes."""
+    """Bytes of codes, scales, entropy_model (side information), passthrough, tokenizer if it is carried, manifest, framing;
+    their sum is artifact_bytes."""
     code_files: dict[str, int]
     calibration: dict[str, Any]
+    """Origin of the calibration tokens, and whether they have collapsed (collapse, see calib.collapse)."""
     tensors_sha256: str
     """Digest of the measured tensors. A fresh process decoded the file to the same digest, or there would be no report."""
     timings_s: dict[str, float]
