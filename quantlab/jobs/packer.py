@@ -278,6 +278,7 @@ def _report(
         forecast=forecast,
         rounded_weights=solution.rounded_weights,
         tuned=solution.tuned,
+        refined=solution.refined,
         seed=config.calibration.seed,
         budget_bytes=config.budget_bytes,
         artifact_bytes=artifact_bytes,

@@ -52,6 +52,8 @@ class PackReport:
     """Weights that the search rounded in all, each as often as it was; 0 where the method does not count."""
     tuned: dict[str, Any]
     """kl_before and kl_after, nats per token on held-out calibration sequences; accepted: whether the tuned values are used."""
+    refined: list[dict[str, Any]] = field(default_factory=list)
+    """The same facts of each stage of refinement, in their order; empty without it."""
     seed: int
     budget_bytes: int
     artifact_bytes: int

@@ -54,6 +54,17 @@ def test_a_stopped_packing_goes_on_to_the_same_bytes(toy_checkpoint, tmp_path, m
     assert not folder_of(tmp_path / "m.qlab").exists()
 
 
+@pytest.mark.parametrize("count", [45, 52, 60])
+def test_a_packing_stopped_while_it_refines_goes_on_to_the_same_bytes(toy_checkpoint, tmp_path, monkeypatch, count):
+    config = CONFIG | {"refine_steps": 2}
+    whole = packed(toy_checkpoint, tmp_path / "whole.qlab", config)
+    with monkeypatch.context() as patch:
+        stop_after(patch, count)
+        with pytest.raises(KeyboardInterrupt):
+            packed(toy_checkpoint, tmp_path / "m.qlab", config)
+    assert packed(toy_checkpoint, tmp_path / "m.qlab", config, resume=True) == whole
+
+
 def test_the_work_folder_is_bounded_and_what_it_forgot_is_rounded_again(toy_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(packer, "KEPT_CODES", 1)
     whole = packed(toy_checkpoint, tmp_path / "whole.qlab")

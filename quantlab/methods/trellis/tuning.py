@@ -78,17 +78,16 @@ def tune(
         store: returns the value of a named tensor after it is written and read.
         progress: called with (steps done, steps).
     """
-    model = _Rounded(reference, rounded)
-    is_held_N = torch.arange(len(ids_NT)) % HELD_OUT == HELD_OUT - 1
+    model = RoundedModel(reference, rounded)
+    learn_NT, held_NT = held_out(ids_NT)
     learned = {name: value.clone().requires_grad_() for name, value in start.items()}
-    _learn_(model, learned, ids_NT[~is_held_N], steps, progress)
+    _learn_(model, learned, learn_NT, steps, progress)
     after = {name: store(name, value.detach()) for name, value in learned.items()}
-    held_NT = ids_NT[is_held_N][: max(1, HELD_OUT_TOKENS // ids_NT.shape[1])]
     kl_before, kl_after = _compare(model, [start, after], held_NT)
     return Tuned(after if kl_after < kl_before else start, kl_before, kl_after)
 
 
-class _Rounded:
+class RoundedModel:
     """The float model and the rounded one in one module, on the module's device."""
 
     def __init__(self, module: nn.Module, rounded: Mapping[str, Tensor]) -> None:
@@ -125,7 +124,7 @@ class _Rounded:
 
 
 def _learn_(
-    model: _Rounded,
+    model: RoundedModel,
     learned: dict[str, Tensor],
     ids_NT: Tensor,
     steps: int,
@@ -138,7 +137,7 @@ def _learn_(
     for step in range(steps):
         rows = torch.arange(step * count, (step + 1) * count) % len(ids_NT)
         optimizer.zero_grad()
-        for part in _passes(ids_NT[rows]):
+        for part in in_parts(ids_NT[rows]):
             loss = model.kl(model.float_prediction(part), learned, part).sum() / ids_NT[rows].numel()
             loss.backward(inputs=values)  # type: ignore[no-untyped-call]
             first_kl += float(loss.detach()) * (step == 0)
@@ -151,16 +150,22 @@ def _learn_(
 
 
 @torch.no_grad()
-def _compare(model: _Rounded, choices: Sequence[Mapping[str, Tensor]], ids_NT: Tensor) -> tuple[float, ...]:
+def _compare(model: RoundedModel, choices: Sequence[Mapping[str, Tensor]], ids_NT: Tensor) -> tuple[float, ...]:
     """Return the mean KL over the same predictions with each choice of values."""
     sums = [0.0] * len(choices)
-    for part in _passes(ids_NT):
+    for part in in_parts(ids_NT):
         p_BTV = model.float_prediction(part)
         for n, values in enumerate(choices):
             sums[n] += float(model.kl(p_BTV, values, part).double().sum())
     return tuple(total / ids_NT.numel() for total in sums)
 
 
-def _passes(ids_NT: Tensor) -> tuple[Tensor, ...]:
+def held_out(ids_NT: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sequences [N, T] that learning sees, and at most HELD_OUT_TOKENS of those that judge it."""
+    is_held_N = torch.arange(len(ids_NT)) % HELD_OUT == HELD_OUT - 1
+    return ids_NT[~is_held_N], ids_NT[is_held_N][: max(1, HELD_OUT_TOKENS // ids_NT.shape[1])]
+
+
+def in_parts(ids_NT: Tensor) -> tuple[Tensor, ...]:
     """Split the sequences into parts of about PASS_TOKENS tokens."""
     return torch.split(ids_NT, max(1, PASS_TOKENS // ids_NT.shape[1]))
