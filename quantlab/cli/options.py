@@ -72,8 +72,8 @@ Effort = Annotated[
     typer.Option(
         "--effort",
         metavar="LEVEL",
-        help="Of the trellis. fast: 4 states, no tuning. default: 8 states, tuning. best: 32 states, four times the tuning. "
-        "--states and --tune override it.  [default: default]",
+        help="Of the trellis. fast: 4 states, no tuning. default: 8 states, tuning. best: 32 states, four times the tuning, "
+        "progressive rounding. --states and --tune override it.  [default: default]",
     ),
 ]
 States = Annotated[

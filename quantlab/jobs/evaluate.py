@@ -174,7 +174,9 @@ def data_checks(
     stream = scored_part(ids, score.mode, score.seq_len)
     bos_id = tokenizer.bos_id if tokenizer else loaded.first_id()
     found = overlap_checks(stream, bos_id, _documents_read(loaded, place))
-    whole = split_check(shards, (tokenizer or loaded).vocab_size, split=score.split, tokens=score.tokens, documents=score.documents)
+    whole = split_check(
+        shards, (tokenizer or loaded).vocab_size, split=score.split, tokens=score.tokens, documents=score.documents
+    )
     return [*found, *([whole] if whole else [])]
 
 

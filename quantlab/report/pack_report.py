@@ -62,6 +62,8 @@ class PackReport:
     """Weights that the search rounded in all, each as often as it was; 0 where the method does not count."""
     tuned: dict[str, Any]
     """The fields of `Tuning`; empty where nothing was tuned."""
+    refined: list[dict[str, Any]] = field(default_factory=list)
+    """Of each stage of refinement the fields of `Tuning`, in their order; empty without it."""
     seed: int
     budget_bytes: int
     artifact_bytes: int
@@ -114,4 +116,6 @@ def read_report(path: Path) -> PackReport:
     report = read_fields(PackReport, read_json(path), str(path))
     if report.tuned:
         read_fields(Tuning, report.tuned, f"{path}: tuned")
+    for number, stage in enumerate(report.refined):
+        read_fields(Tuning, stage, f"{path}: refined[{number}]")
     return report
