@@ -14,6 +14,12 @@ from quantlab.fields import JSON, Reader
 from quantlab.format_rules import STATES, WIDE, WIDTHS
 
 MAX_ELEMENTS = 1 << 32  # of one tensor
+FILE_NAMES = (
+    *("added_tokens.json", "chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer.model"),
+    "tokenizer_config.json",
+)
+"""Names that the files of a tokenizer may have inside an artifact, in order."""
+MAX_FILE_BYTES = 1 << 26  # of all files together
 RAW_DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 
 
@@ -103,6 +109,8 @@ class Manifest:
     """sha256 (first 32 hex digits) and vocab_size of the tokenizer; empty when none was given."""
     origin: dict[str, Any] = field(default_factory=dict)
     """Fingerprints and options that made the file."""
+    files: dict[str, Any] = field(default_factory=dict)
+    """Bytes of each file of the tokenizer that the artifact carries, by name; empty where it carries none."""
     producer: str = ""
     """Program that wrote the file, and its version."""
     lanes: int = 0
@@ -142,6 +150,7 @@ class Manifest:
             raise FormatError(f"tensor {counts.most_common(1)[0][0]!r} is listed twice")
         _check_tokenizer(manifest.tokenizer)
         _check_whole({t.name: math.prod(t.shape) for t in tensors}, manifest.shapes, manifest.aliases)
+        check_files(manifest.files)
         return replace(manifest, tensors=tensors)
 
 
@@ -192,6 +201,17 @@ def _check_whole(elements: Mapping[str, int], shapes: Mapping[str, tuple[int, ..
         if not parts or any(known[part] != each for part in parts) or each * len(parts) != math.prod(shape):
             raise FormatError(f"tensor {name!r}: its parts do not make up shape {list(shape)}")
         used.update(parts)
+
+
+def check_files(sizes: Mapping[str, Any]) -> None:
+    """Raise FormatError unless these are names of FILE_NAMES, each with 1 byte or more, and MAX_FILE_BYTES in all at most."""
+    for name, size in sizes.items():
+        if name not in FILE_NAMES:
+            raise FormatError(f"manifest files: {name!r:.60} is not one of {', '.join(FILE_NAMES)}")
+        if type(size) is not int or size < 1:
+            raise FormatError(f"manifest files: {name} must have a whole number of bytes, at least 1, got {size!r:.60}")
+    if (total := sum(sizes.values())) > MAX_FILE_BYTES:
+        raise FormatError(f"manifest files: {total} bytes in all, at most {MAX_FILE_BYTES} are allowed")
 
 
 def _check_name(name: str) -> None:

@@ -6,14 +6,14 @@ numba before a solver is asked for. Nothing else has to be edited: `methods()` f
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from quantlab import methods as folder
-from quantlab.artifact.whole import whole_tensors
+from quantlab.artifact.whole import part_names, whole_tensors
 from quantlab.errors import ConfigError
 from quantlab.fields import dataclass_from_dict
 from quantlab.format_rules import WIDTHS
@@ -164,10 +164,27 @@ class Problem:
     memo: Memo = field(default_factory=NoMemo)
 
     def whole(self, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-        """Return the tensors of the file under the names and in the shapes of the model's state dict."""
+        """Return tensors of the file as parameters of the model; those of no parameter are left out.
+
+        Args:
+            tensors: any of the file's tensors. Of a stack that is among them, the matrices that are not quantized may be left
+                out: they are those of `passthrough`.
+        """
         import torch
 
-        return whole_tensors(tensors, self.shapes, self.aliases, torch.cat)
+        stacks = {n: part_names(n, shape) for n, shape in self.shapes.items() if n not in tensors}
+        left_out = {n for n, parts in stacks.items() if not any(self.aliases.get(part, part) in tensors for part in parts)}
+        kept = [part for n in stacks.keys() - left_out for part in stacks[n] if part in self.passthrough]
+        given = {part: self.passthrough[part].value for part in kept} | dict(tensors)
+        shapes = {n: shape for n, shape in self.shapes.items() if n not in left_out}
+        whole = whole_tensors(given, shapes, self.aliases, torch.cat)
+        return {name: whole[name] for name in sorted(whole.keys() & self.parameters)}
+
+    def names_in_model(self) -> "Iterator[str]":
+        """Yield the names under which parameters may be stored, in the order of the model."""
+        for name, _ in self.model.named_parameters(remove_duplicate=False):
+            yield name
+            yield from part_names(name, self.shapes.get(name, (0, 0, 0)))
 
     @property
     def parameters(self) -> set[str]:
@@ -191,6 +208,8 @@ class Solution:
     """Work that the method spent, by name."""
     tuned: dict[str, Any] = field(default_factory=dict)
     """kl_before, kl_after (nats per token on held-out calibration sequences) and accepted; empty without tuning."""
+    refined: list[dict[str, Any]] = field(default_factory=list)
+    """The same facts of each stage of refinement; empty without it."""
     rounded_weights: int = 0
     """Weights that were rounded in all, each as often as it was; 0 where the method does not count."""
     measured: dict[str, list[Point]] = field(default_factory=dict)

@@ -56,6 +56,19 @@ def test_paths_are_relative_to_the_file_and_globs_take_its_folder_as_it_is(tmp_p
     assert cell.config.pack.model == f"{folder}/my.py:make"
 
 
+def test_tensors_are_kept_and_limited_by_pattern(tmp_path):
+    (tmp_path / "m.pt").write_bytes(b"weights")
+    plain = PACK + 'checkpoint = "m.pt"\n'
+    chosen = plain + 'keep = ["*.gate.weight"]\n[pack.bits]\n"*.mlp.*" = 5\n[calibrate]\nkeep = ["*.odd"]\n'
+    (cell,), (other,) = read(tmp_path, chosen), read(tmp_path, plain)
+    config = cell.config.pack.config({}, seed=0)
+    assert config.keep == ("*.gate.weight",) and config.bits == {"*.mlp.*": 5} and cell.config.calibrate.keep == ("*.odd",)
+    keys, others = ({s.name: s.inputs for s in build(c.config, FileHashes()).stages} for c in (cell, other))
+    assert keys["pack"] != others["pack"] and keys["calibrate"] != others["calibrate"]
+    with pytest.raises(ConfigError, match=r"bits \*=3: the widest"):
+        read(tmp_path, plain + '[pack.bits]\n"*" = 3\n')[0].config.pack.config({}, seed=0)
+
+
 def test_data_with_a_source_stands_alone_and_else_changes_the_preset(tmp_path):
     preset = '[train]\npreset = "baseline"\n'
     (cell,) = read(tmp_path, preset + PACK + '[data]\ntokenizer = "other.model"\n')
