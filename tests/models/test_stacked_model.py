@@ -36,7 +36,9 @@ def random_matrix(seed, *shape):
 @pytest.mark.parametrize("method", ["trellis", "gptq"])
 def test_stacks_kernels_and_equal_tensors_come_back_under_their_names(method, stats, tmp_path):
     model = random_stacked()
-    report = pack(tmp_path / "m.qlab", stats, model, method=method, **(TRELLIS if method == "trellis" else {}))
+    options = TRELLIS | {"refine_steps": 1} if method == "trellis" else {}
+    report = pack(tmp_path / "m.qlab", stats, model, method=method, **options)
+    assert bool(report.refined) == (method == "trellis")
     assert {t.name: t.shape for t in report.tensors} == dict.fromkeys(EXPERT_NAMES, (WIDTH, WIDTH)) | {
         "conv.weight": (WIDTH, 3 * WIDTH),
         "emb.weight": (WIDTH, WIDTH),
