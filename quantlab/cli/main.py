@@ -8,7 +8,15 @@ import typer
 
 from quantlab import __version__
 from quantlab.child_process import raise_interrupt
-from quantlab.cli import pack_commands, run_command, runs_commands, score_commands, start_commands, train_commands
+from quantlab.cli import (
+    look_commands,
+    pack_commands,
+    run_command,
+    runs_commands,
+    score_commands,
+    start_commands,
+    train_commands,
+)
 from quantlab.cli.options import COMMAND
 from quantlab.errors import QuantlabError
 
@@ -29,6 +37,9 @@ app.command("eval")(score_commands.evaluate)
 app.command("compare")(score_commands.compare)
 app.command("probe")(score_commands.probe)
 app.command("calibrate")(pack_commands.calibrate)
+app.command("estimate")(look_commands.estimate)
+app.command("sensitivity")(look_commands.sensitivity)
+app.command("sample")(look_commands.sample)
 app.command("train")(train_commands.train)
 app.command("run")(run_command.run)
 app.command("doctor")(start_commands.doctor)

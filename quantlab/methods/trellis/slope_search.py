@@ -186,6 +186,13 @@ class SlopePlanner:
     def _zeros(self) -> list[TrellisPayload]:
         return [narrowest(r.zeros(), self.widths) for r in self.rounders]
 
+    def estimate(self, budget_bytes: int) -> tuple[int, list[Point]]:
+        """Return the length of the file of one rounding at the first guess, and the point of each tensor."""
+        c, entropy_model = self._first_guess(budget_bytes)
+        with worker_pool() as pool:
+            payloads = self._round(pool, c, entropy_model, f"round for {budget_bytes:,} bytes")
+        return len(self.assemble(payloads, draft=True)), self.points(c, payloads)
+
     def approach(self, budget_bytes: int) -> tuple[float, list[TrellisPayload]]:
         """Return a c whose file is about as long as the budget, and the payloads of the last pass over all tensors.
 
