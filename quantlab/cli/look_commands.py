@@ -1,5 +1,6 @@
 """quantlab estimate, sensitivity and sample: what a size would cost, where its bytes would go, and what a model says."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -122,3 +123,30 @@ def _print_sample(prompt: str, one: Any) -> None:
     same = "" if one.same_tokens is None else f", the first {one.same_tokens} tokens as above"
     print(f"--- {printable(one.name)} ({one.tokens_per_second:,.0f} tokens per second{same})")
     print("\n".join(printable(line) for line in (prompt + one.text).split("\n")))
+
+
+def card(
+    artifact: options.Artifact,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="The Markdown file to write.  [default: stdout]")
+    ] = None,
+    force: options.Force = False,
+) -> None:
+    """Write a model card: Markdown with size, scores, how it was packed, and commands that verify it.
+
+    Report and evaluation are those that lie beside the artifact.
+
+    Example: quantlab card model.qlab -o README.md
+    """
+    from quantlab.files import refuse_existing, write_whole
+    from quantlab.jobs.compare import read_entry
+    from quantlab.report.card import render_card
+
+    if output is not None:
+        refuse_existing([output], force=force)
+    text = render_card(read_entry(artifact))
+    if output is None:
+        print(text, end="")
+        return
+    write_whole(output, text.encode())
+    print(f"wrote {output}")
