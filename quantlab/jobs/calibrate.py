@@ -5,16 +5,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from quantlab.artifact.whole import part_names
 from quantlab.calib.collect import collect
-from quantlab.calib.contraction import kernel_names
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens
 from quantlab.calib.statistics import Statistics, read_statistics, write_statistics
-from quantlab.errors import CheckpointError
 from quantlab.files import refuse_existing
 from quantlab.jobs.evaluate import on_device
+from quantlab.jobs.problem import matrix_shapes
 from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_tokenizer, own_tokenizer
-from quantlab.models.weights import MIN_MATRIX_ELEMENTS, Split, split_state
 from quantlab.progress import Progress, silent, stage
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.world import World, close_world, open_world
@@ -163,53 +160,3 @@ def reuse_statistics(stats: str | Path | Statistics, loaded: LoadedModel, keep: 
     known.check_model(loaded.fingerprint, stats if isinstance(stats, str | Path) else "in memory")
     known.check(matrix_shapes(loaded, keep))
     return known
-
-
-def split_model(loaded: LoadedModel, keep: Sequence[str] = ()) -> Split:
-    """Return the matrices of a model that are quantized, and the tensors that are not.
-
-    Args:
-        keep: patterns of names of tensors that are not quantized.
-    Raises:
-        ConfigError: a pattern matches no tensor.
-        CheckpointError: there is no matrix to quantize, or one that the model has under another name.
-    """
-    split = split_state(loaded.state, kernels=kernel_names(loaded.model), keep=keep)
-    if not split.matrices:
-        raise CheckpointError(
-            f"the checkpoint has no matrix to quantize: no floating 2-D tensor of {MIN_MATRIX_ELEMENTS} weights or more"
-        )
-    known = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
-    stacks = {part: name for name, shape in split.shapes.items() for part in part_names(name, shape)}
-    if unknown := sorted(name for name in split.matrices if name not in known and stacks.get(name) not in known):
-        raise CheckpointError(f"tensor {unknown[0]} of the checkpoint is not a parameter of the model")
-    return split
-
-
-def matrix_shapes(loaded: LoadedModel, keep: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every matrix that must be measured; the arguments and errors are those of `split_model`.
-
-    Equal matrices that are different parameters of the model are measured each.
-    """
-    split = split_model(loaded, keep)
-    shapes = {name: tuple(tensor.shape) for name, tensor in split.matrices.items()}
-    return shapes | {other: shapes[name] for name, others in tied_names(loaded, split).items() for other in others}
-
-
-def tied_names(loaded: LoadedModel, split: Split) -> dict[str, tuple[str, ...]]:
-    """Return the names of the equal matrices that are parameters of their own, for each matrix that has such.
-
-    A parameter with several names is measured under one.
-    """
-    parameters = {name: id(tensor) for name, tensor in loaded.model.named_parameters(remove_duplicate=False)}
-    stacks = {part: (name, at) for name, shape in split.shapes.items() for at, part in enumerate(part_names(name, shape))}
-
-    def place(name: str) -> tuple[int | None, int]:
-        whole, number = (name, 0) if name in parameters else stacks.get(name, (name, 0))
-        return parameters.get(whole), number
-
-    tied: dict[str, dict[tuple[int | None, int], str]] = {}
-    for alias, name in split.aliases.items():
-        if name in split.matrices and place(alias)[0] is not None:
-            tied.setdefault(name, {place(name): name}).setdefault(place(alias), alias)
-    return {name: tuple(n for n in places.values() if n != name) for name, places in tied.items() if len(places) > 1}

@@ -15,25 +15,18 @@ from quantlab import __version__
 from quantlab.artifact.decode import digest
 from quantlab.artifact.layout import TensorBytes
 from quantlab.artifact.verify import digest_in_fresh_process
-from quantlab.artifact.whole import part_names
-from quantlab.artifact.writer import EncodedArtifact, Payload, RawPayload, encode_artifact, passthrough_payload
+from quantlab.artifact.writer import EncodedArtifact, Payload, encode_artifact
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
 from quantlab.errors import BudgetError, ConfigError, DataError, FormatError, QuantlabError, StatisticsError
 from quantlab.files import write_whole
-from quantlab.jobs.calibrate import (
-    measure_statistics,
-    reuse_statistics,
-    split_model,
-    tied_names,
-    warn_of_collapse,
-    within_context,
-)
+from quantlab.jobs.calibrate import measure_statistics, reuse_statistics, warn_of_collapse, within_context
 from quantlab.jobs.evaluate import find_device, on_device
 from quantlab.jobs.forecast import Forecast, changes, plan_effort
 from quantlab.jobs.held_out import calibration_of, measure_held_out
+from quantlab.jobs.problem import problem_of, split_model
 from quantlab.jobs.workspace import Workspace, folder_of
-from quantlab.methods.method import MethodOptions, Point, Problem, Solution, find_method, method_options, options_dict
+from quantlab.methods.method import MethodOptions, Point, Solution, find_method, method_options, options_dict
 from quantlab.models.loading import LoadedModel, carried_files, in_eval_mode, own_tokenizer
 from quantlab.models.provenance import Provenance
 from quantlab.models.weights import Split, stored_names
@@ -257,19 +250,8 @@ def _solve(
     def encode(payloads: Sequence[Payload], *, draft: bool = False) -> EncodedArtifact:
         return encode_artifact(payloads, draft=draft, shapes=split.shapes, aliases=split.aliases, **about)
 
-    problem = Problem(
-        model=loaded.model,
-        matrices=split.matrices,
-        passthrough=_passthrough(loaded, split),
-        statistics=replace(stats, tied=tied_names(loaded, split)),
-        bits=_bits(config, split),
-        shapes=split.shapes,
-        aliases=split.aliases,
-        encode=encode,
-        scratch=workspace.folder.parent,
-        progress=progress,
-        memo=workspace,
-    )
+    more = {"scratch": workspace.folder.parent, "progress": progress, "memo": workspace}
+    problem = problem_of(loaded, split, stats, encode, bits=_bits(config, split), **more)
     solver, budget = find_method(config.method).solver(problem, config.options), config.budget_bytes - config.code_bytes
     if (smallest := solver.smallest_bytes()) > budget:
         raise _too_small(smallest, config, has_tokenizer=bool(about["files"]))
@@ -278,17 +260,6 @@ def _solve(
         over = f"made a file of {len(solution.data)} bytes for {budget}"
         raise BudgetError(f"method {config.method} {over}: it exceeds the budget", hint="raise the budget")
     return solution
-
-
-def _passthrough(loaded: LoadedModel, split: Split) -> dict[str, RawPayload]:
-    """Return the unquantized tensors ready for the file.
-
-    Buffers (position tables, masks) are not trained: half precision could break them.
-    """
-    parameters = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
-    parameters |= {part for name in parameters & split.shapes.keys() for part in part_names(name, split.shapes[name])}
-    buffers = {split.aliases.get(name, name) for name in (*split.unquantized, *split.aliases) if name not in parameters}
-    return {n: passthrough_payload(n, tensor, exact=n in buffers) for n, tensor in split.unquantized.items()}
 
 
 def _bits(config: PackConfig, split: Split) -> dict[str, int]:

@@ -109,7 +109,7 @@ def test_arguments_of_a_line(line: str, wanted: list[str] | None):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["pack a.pt --budget 1MB", "pack a.pt --budget 1MB -o b.qlab --bits 4", "data shuffle x", "pac a.pt", "eval"]
+    "wrong", ["pack a.pt --budget 1MB", "pack a.pt --budget 1MB -o b.qlab --width 4", "data shuffle x", "pac a.pt", "eval"]
 )
 def test_a_wrong_command_line_is_found(wrong: str):
     with pytest.raises(Exception, match=r"(?i)missing|no such option|no command"):
