@@ -91,7 +91,7 @@ def test_a_folder_is_packed_loaded_again_and_written_as_a_folder(family: str, tm
     assert (tmp_path / "out" / "config.json").read_bytes() == (folder / "config.json").read_bytes()
     with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
-    assert coded_share(artifact) >= 0.98
+    assert coded_share(artifact) >= (0.93 if family == "mamba" else 0.98)  # A_log is large beside so narrow matrices
 
 
 def coded_share(artifact: Path) -> float:
