@@ -15,6 +15,7 @@ from quantlab.artifact.decode import decode_artifact, decode_row_grids, decode_t
 from quantlab.artifact.layout import Layout, layout_of
 from quantlab.artifact.manifest import Manifest, RawTensor, TrellisTensor
 from quantlab.errors import FormatError
+from quantlab.files import read_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,11 +92,9 @@ class Artifact:
 def open_artifact(path: str | Path) -> Artifact:
     """Return the artifact at `path`. FormatError, naming the file, if it cannot be read or is damaged."""
     path = Path(path)
+    data = read_regular(path, FormatError)
     try:
-        data = path.read_bytes()
         manifest, sections = parse_artifact(data)
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
     return Artifact(
