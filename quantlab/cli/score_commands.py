@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantlab.cli import options
-from quantlab.cli.display import ProgressDisplay, note, print_json, show_whole
+from quantlab.cli.display import ProgressDisplay, note, print_json, say, show_whole
 from quantlab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _print_evaluation(record: "EvaluationRecord", target: Path, against: Path | 
         return
     _print_score(record)
     if memory := record.memory:
-        print(
+        say(
             f"weights {memory.weights}: {memory.weight_bytes:,} bytes in memory, peak {memory.peak_bytes:,} bytes "
             f"({memory.device})"
         )
@@ -83,20 +83,20 @@ def _print_evaluation(record: "EvaluationRecord", target: Path, against: Path | 
 def _print_score(record: "EvaluationRecord") -> None:
     data = record.data
     stride = "" if data.mode == "chunked" else f", stride {data.stride}"
-    print(
+    say(
         f"val_bpb {record.val_bpb:.6f}  val_loss {record.val_loss:.6f}  tokens {data.tokens:,}  "
         f"bytes {data.bytes:,}  documents {data.documents:,}  ({data.bytes / data.tokens:.4f} bytes per token, "
         f"{data.mode}, sequences of {data.seq_len}{stride})"
     )
     if record.bytes_match:
-        print(f"tokens and bytes are those of the public validation split {record.split}")
+        say(f"tokens and bytes are those of the public validation split {record.split}")
     elif record.split:
         note(f"warning: as many tokens as the public validation split {record.split}, but not its bytes: do not compare this")
 
 
 def _print_comparison(record: "EvaluationRecord", against: Path | None) -> None:
     if found := record.against:
-        print(
+        say(
             f"against {against}: KL {found.kl_mean:.6f} nats (99 % of tokens below {found.kl_q99:.4f}), "
             f"top token differs at {100 * found.top1_flips:.2f} %, loss {found.loss_difference:+.6f} nats "
             f"(95 %: {found.loss_difference_low:+.6f} to {found.loss_difference_high:+.6f})"
@@ -128,7 +128,7 @@ def probe(
         print_json({"failed": failed, "probes": [p.to_dict() for p in probes]})
     else:
         for p in probes:
-            print(f"{_PROBE_WORDS[p.passed]}  {p.name:<13}  {p.detail}")
+            say(f"{_PROBE_WORDS[p.passed]}  {p.name:<13}  {p.detail}")
     if failed:
         raise typer.Exit(1)
 
