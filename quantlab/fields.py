@@ -254,13 +254,18 @@ def parse_json(text: bytes | str, what: str, error: type[QuantlabError]) -> Any:
 
 def read_json_object(path: Path, error: type[QuantlabError]) -> dict[str, Any]:
     """Return the object that a JSON file holds. `error` as in `read_json`, or if it is too large, no object, or not finite."""
-    raw = parse_json(read_regular(path, error, most=MOST_JSON_BYTES), str(path), error)
+    return json_object(read_regular(path, error, most=MOST_JSON_BYTES), str(path), error)
+
+
+def json_object(text: bytes, name: str, error: type[QuantlabError]) -> dict[str, Any]:
+    """Return the object that JSON text holds, which comes from the file `name`; `error` as in `read_json_object`."""
+    raw = parse_json(text, name, error)
     if not isinstance(raw, dict):
-        raise error(f"{path} must be a JSON object, got {type(raw).__name__}")
+        raise error(f"{name} must be a JSON object, got {type(raw).__name__}")
     try:
         json.dumps(raw, allow_nan=False)
     except ValueError as found:
-        raise error(f"{path} has a number that is not finite") from found
+        raise error(f"{name} has a number that is not finite") from found
     return raw
 
 
