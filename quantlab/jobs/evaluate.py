@@ -27,8 +27,10 @@ from quantlab.evaluation.evaluation_record import Against, EvaluationData, Evalu
 from quantlab.evaluation.scoring import Score, device_of, score_tokens
 from quantlab.evaluation.windows import Mode, as_mode, scored_part, stride_of
 from quantlab.fields import json_file
-from quantlab.files import hash_file, refuse_existing, write_whole
+from quantlab.files import hash_file, write_whole
+from quantlab.jobs.input_files import input_files
 from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_packed, load_tokenizer, stays_packed
+from quantlab.outputs import check_outputs
 from quantlab.progress import Progress, silent, stage
 from quantlab.text.documents import read_documents
 from quantlab.text.huggingface_vocabulary import FILE_NAME as HUGGINGFACE_FILE
@@ -82,7 +84,7 @@ def evaluate(
     """
     windows, _ = check_options(text, tokens, mode, seq_len, stride)
     if save:
-        refuse_record(target, force=force)
+        refuse_record(target, text, force=force)
     world = open_world()
     try:
         loaded = _load_target(target, model, packed, world.device)
@@ -246,14 +248,14 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
         model.to(home)
 
 
-def refuse_record(target: Source, *, force: bool) -> None:
+def refuse_record(target: Source, text: str | Path | None, *, force: bool) -> None:
     """Raise unless there is a target and the record of its evaluation can be written: before hours are spent on one."""
     place = file_of(target)
     if place is None:
         raise ConfigError("a module in memory has no place for its record", hint="evaluate a file, or leave out save")
     if not place.exists():
         raise CheckpointError(f"{place} does not exist", hint="check the path")
-    refuse_existing([record_path(place)], force=force)
+    check_outputs([record_path(place)], inputs=input_files(others=[text] if text else []), force=force)
 
 
 def _load_target(target: Source, model: str | None, packed: bool | None, device: torch.device) -> LoadedModel:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +12,23 @@ from typing import Any
 
 from quantlab import __version__
 from quantlab.artifact.decode import digest
+from quantlab.artifact.emit import emit_decoder
 from quantlab.artifact.layout import TensorBytes
 from quantlab.artifact.verify import digest_in_fresh_process
 from quantlab.artifact.writer import EncodedArtifact, Payload, encode_artifact, passthrough_payload
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
-from quantlab.errors import BudgetError, ConfigError, FormatError, QuantlabError, StatisticsError
-from quantlab.files import write_whole
+from quantlab.errors import (
+    BudgetError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FormatError,
+    QuantlabError,
+    ShapeError,
+    StatisticsError,
+)
+from quantlab.files import whole_file, write_whole
 from quantlab.jobs.calibrate import measure_statistics, reuse_statistics, within_context
 from quantlab.jobs.evaluate import find_device, on_device
 from quantlab.jobs.forecast import Forecast, changes, plan_effort
@@ -33,6 +42,8 @@ from quantlab.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
+_OF_THE_INPUT = (BudgetError, CheckpointError, ConfigError, DataError, ShapeError, StatisticsError)
+"""Errors that the same packing would meet again."""
 KEPT_CODES = 8
 """Bytes a weight of codes that the work folder keeps for a resumed packing: four to eight roundings, as many as most take."""
 
@@ -76,12 +87,16 @@ def pack_with(
     output: Path,
     *,
     report: Path | None = None,
+    decoder: Path | None = None,
     tokenizer: Tokenizer | None = None,
     statistics: str | Path | Statistics | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> PackReport:
-    """Do what `pack` does, with options that are checked and a model that is loaded; existing outputs are replaced."""
+    """Do what `pack` does, with options that are checked and a model that is loaded; existing outputs are replaced.
+
+    The work folder goes when the artifact has its name, or with an error that the next attempt would meet again.
+    """
     watch = _Stopwatch()
     if statistics is None:
         config = replace(config, calibration=within_context(config.calibration, loaded))
@@ -96,22 +111,48 @@ def pack_with(
                 stats = _statistics(loaded, config, given, tokenizer, workspace, progress)
             with watch.time("search"):
                 solution = _solve(loaded, stats, config, tokenizer, workspace, progress)
-        except QuantlabError:
-            workspace.remove()  # it would fail again: nothing to resume
+            result = _publish(loaded, config, forecast, stats, solution, output, report, decoder, watch)
+        except QuantlabError as error:
+            if _would_come_again(error):
+                workspace.remove()
+            elif error.hint is None and workspace.folder.is_dir():
+                error.hint = "the finished work is kept: go on with --resume"
             raise
+    workspace.remove()
+    return result
+
+
+def _would_come_again(error: QuantlabError) -> bool:
+    """Return whether the input is to blame, not the disk, the memory or another process."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    return isinstance(error, _OF_THE_INPUT) and not any(isinstance(cause, OSError | MemoryError) for cause in causes)
+
+
+def _publish(
+    loaded: LoadedModel,
+    config: PackConfig,
+    forecast: dict[str, Any],
+    stats: Statistics,
+    solution: Solution,
+    output: Path,
+    report: Path | None,
+    decoder: Path | None,
+    watch: "_Stopwatch",
+) -> PackReport:
+    """Write the file, let a fresh process read it back, then give all outputs their names, the artifact last."""
     wanted = digest({name: tensor.numpy() for name, tensor in solution.tensors.items()})
-    trial = output.with_name(f".{output.name}.{os.getpid()}.trial")
-    try:
+    with whole_file(output) as file:
         with watch.time("verify"):
-            write_whole(trial, solution.data)
-            workspace.remove()  # packing again would give the same file
-            _verify(trial, wanted)
+            file.write(solution.data)
+            file.flush()
+            _verify(Path(file.name), wanted)
         result = _report(loaded, config, forecast, stats, solution, wanted, output, watch.timings_s)
+        if decoder is not None:
+            write_whole(decoder, emit_decoder())
         if report is not None:
             write_whole(report, result.to_json())
-        trial.replace(output)
-    finally:
-        trial.unlink(missing_ok=True)
     return result
 
 
