@@ -10,7 +10,8 @@ from quantlab.artifact.reader import open_artifact
 from quantlab.errors import ConfigError
 from quantlab.files import write_whole
 from quantlab.jobs.input_files import input_files
-from quantlab.models.huggingface_save import save_like
+from quantlab.models.huggingface import ADAPTER
+from quantlab.models.huggingface_save import save_folder
 from quantlab.outputs import check_outputs, claimed, is_same_file
 from quantlab.tensor_file import write_safetensors
 
@@ -27,8 +28,9 @@ def unpack(
     """Return the tensors of an artifact, bit for bit those that were measured when it was packed.
 
     Args:
-        output: .safetensors, .pt, .pth or .bin file to write them to, or a folder with `like`; nothing is written without it.
-        like: folder of transformers that was packed: the output gets its names, dtypes, config and tokenizer.
+        output: .safetensors, .pt, .pth or .bin file to write them to; or a folder, for a model of transformers: with its config
+            and the tokenizer that the artifact carries. Nothing is written without it.
+        like: folder of transformers that was packed: the output, a folder, gets its names, dtypes, config and tokenizer.
         force: whether an existing output is replaced.
     Raises:
         FormatError: the artifact is damaged.
@@ -36,38 +38,38 @@ def unpack(
             artifact is of another model than `like`.
         CheckpointError: `like` is damaged.
     """
-    if like is not None:
-        return _unpack_like(Path(artifact), output, Path(like), force=force)
     if output is None:
+        if like is not None:
+            raise ConfigError(f"like {like} is given without an output", hint="name the folder to write")
         return open_artifact(artifact).tensors()
-    path = Path(output)
+    path, source = Path(output), Path(artifact)
+    if like is not None:
+        _check_folder(path, [source, Path(like), *input_files(like)])
+    opened = open_artifact(source)
+    if like is not None or (not path.suffix and opened.manifest.model.get("adapter") == ADAPTER):
+        _check_folder(path, [source])
+        tensors = opened.tensors()
+        about, files, given = opened.manifest.model, opened.files(), None if like is None else Path(like)
+        save_folder(about, tensors, files, path, artifact=source, like=given, force=force)
+        return tensors
     if path.name and path.suffix not in (".safetensors", *PICKLES):
         raise ConfigError(
-            f"output {path} must end in .safetensors, {', '.join(PICKLES)}", hint="for a folder, pass --like FOLDER"
+            f"output {path} must end in .safetensors, {', '.join(PICKLES)}",
+            hint="models of transformers can be written as a folder, whose name has no suffix",
         )
-    with claimed([path], lambda: check_outputs([path], inputs=[Path(artifact)], force=force)):
-        tensors = open_artifact(artifact).tensors()
+    with claimed([path], lambda: check_outputs([path], inputs=[source], force=force)):
+        tensors = opened.tensors()
         _write(path, tensors)
     return tensors
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    if path.suffix in PICKLES:
-        file = io.BytesIO()
-        torch.save(tensors, file)
-        write_whole(path, file.getvalue())
-    else:
+    if path.suffix not in PICKLES:
         write_safetensors(path, tensors)
-
-
-def _unpack_like(artifact: Path, output: str | Path | None, like: Path, *, force: bool) -> dict[str, Tensor]:
-    if output is None:
-        raise ConfigError(f"like {like} is given without an output", hint="name the folder to write")
-    _check_folder(Path(output), [artifact, like, *input_files(like)])
-    opened = open_artifact(artifact)
-    tensors = opened.tensors()
-    save_like(like, opened.manifest.model, tensors, Path(output), artifact=artifact, force=force)
-    return tensors
+        return
+    file = io.BytesIO()
+    torch.save(tensors, file)
+    write_whole(path, file.getvalue())
 
 
 def _check_folder(output: Path, inputs: list[Path]) -> None:

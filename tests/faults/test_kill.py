@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,8 @@ def moments(folder, monkeypatch, **options):
 
     def watched(call):
         def before(*arguments, **named):
-            try:
+            with suppress(shutil.Error):  # another thread renamed a file meanwhile: no moment of one process
                 shutil.copytree(folder, copies / str(len(names(copies))))
-            except shutil.Error:
-                pass  # another thread renamed a file meanwhile: no moment of one process
             return call(*arguments, **named)
 
         return before

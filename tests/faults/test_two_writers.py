@@ -23,6 +23,7 @@ def test_what_writes_to_the_output_of_a_running_packing_is_refused(tmp_path, mon
     output, real, refused = tmp_path / "m.safetensors", packer.measure_statistics, []
     artifact = tmp_path / "other.qlab"
     packed(artifact)
+    whole()
 
     def measure(*arguments, **options):
         for other in (
