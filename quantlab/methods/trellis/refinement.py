@@ -35,6 +35,8 @@ UNSTABLE = 1.4
 """A stage ends where the KL of a batch exceeds that of its first two by this factor."""
 SMALLER = 3.0
 """What the rate is divided by after a stage that did not help."""
+UNDONE = "undone"
+"""What a memo keeps of a stage that did not help, for it keeps at least one tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +151,13 @@ class Refinement:
             before = self._model.mean_kl(values, self._held_NT)
             learned = self._learn(values, names, rate, place, progress)
             after = self._model.mean_kl(values | learned, self._held_NT)
-            return learned if after < before else {}, {"kl_before": repr(before), "kl_after": repr(after)}
+            return learned if after < before else {UNDONE: torch.zeros(1)}, {"kl_before": repr(before), "kl_after": repr(after)}
 
         learned, about = memo.tensors(f"refined-{number}", compute)
-        values |= learned
-        if not learned:
+        if UNDONE in learned:
             self._rate /= SMALLER
+        else:
+            values |= learned
         return Stage(len(values) - len(names), float(about["kl_before"]), float(about["kl_after"]))
 
     def _learn(
