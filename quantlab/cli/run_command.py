@@ -166,13 +166,15 @@ def _time_lines(result: "Result", clock: "Clock") -> Iterator[str]:
 def _result_line(result: "Result") -> str:
     if result.packing is None or result.artifact is None:
         return f"{result.cell.name}: {result.budget_problem}, not valid"
+    from quantlab.report.tables import number
+
     packing, score = result.packing, result.evaluation
     parts = [f"{result.artifact}: {packing.total_bytes:,} of {packing.budget_bytes:,} bytes"]
     if score is None:
         parts.append("not scored")
     elif score.against is None:
-        parts.append(f"BPB {score.val_bpb:.4f}")
+        parts.append(f"BPB {number(score.val_bpb, '.4f')}")
     else:
-        parts.append(f"BPB {score.against.val_bpb:.4f} before, {score.val_bpb:.4f} after")
+        parts.append(f"BPB {number(score.against.val_bpb, '.4f')} before, {number(score.val_bpb, '.4f')} after")
         parts.append(f"KL {score.against.kl_mean:.5f} nats per token")
     return ", ".join([*parts, "not valid" if result.problems else "valid"])

@@ -40,7 +40,8 @@ def evaluate(
 ) -> None:
     """Score a model in bits per byte, the way the challenge counts them; on several GPUs under torchrun.
 
-    Without --tokenizer the file tokenizer.model or tokenizer.json beside TARGET is used; a line on stderr says so.
+    Without --tokenizer the one that TARGET carries is used, or tokenizer.model or tokenizer.json beside it; a line on stderr
+    says so. With --tokens and --against, KL and flips need none; then there are no bits per byte.
     The predictions are probed on some of the scored windows, as quantlab probe does; a score that fails is not valid.
 
     Example: quantlab eval model.qlab --tokens 'fineweb_val_*.bin' --tokenizer fineweb_1024_bpe.model
@@ -97,10 +98,13 @@ def _print_evaluation(record: "EvaluationRecord", target: Path, against: Path | 
 def _print_score(record: "EvaluationRecord") -> None:
     data = record.data
     stride = "" if data.mode == "chunked" else f", stride {data.stride}"
+    way = f"{data.mode}, sequences of {data.seq_len}{stride}"
+    if record.val_bpb is None:
+        print(f"val_loss {record.val_loss:.6f}  tokens {data.tokens:,}  documents {data.documents:,}  ({way})")
+        return
     print(
         f"val_bpb {record.val_bpb:.6f}  val_loss {record.val_loss:.6f}  tokens {data.tokens:,}  "
-        f"bytes {data.bytes:,}  documents {data.documents:,}  ({data.bytes / data.tokens:.4f} bytes per token, "
-        f"{data.mode}, sequences of {data.seq_len}{stride})"
+        f"bytes {data.bytes:,}  documents {data.documents:,}  ({data.bytes / data.tokens:.4f} bytes per token, {way})"
     )
     if record.bytes_match:
         print(f"tokens and bytes are those of the public validation split {record.split}")
@@ -134,8 +138,8 @@ def probe(
 ) -> None:
     """Check that a model scores honestly: it sees no later token, no other row, and gives probabilities that sum to 1.
 
-    Random ids are used without --text and --tokens. For --text without --tokenizer the file tokenizer.model beside TARGET
-    is used. The exit code is 1 when a probe fails.
+    Random ids are used without --text and --tokens. For --text without --tokenizer the one that TARGET carries is used, or
+    the file tokenizer.model beside it. The exit code is 1 when a probe fails.
 
     Example: quantlab probe model.qlab --tokens 'fineweb_val_*.bin'
     """

@@ -20,7 +20,7 @@ class EvaluationData:
     tokens: int
     """Number of scored tokens."""
     bytes: int
-    """Bytes of raw text that they stand for."""
+    """Bytes of raw text that they stand for; 0 where they cannot be counted."""
     documents: int
     """Number of documents with a scored token."""
     mode: str
@@ -30,6 +30,7 @@ class EvaluationData:
     stride: int
     """Tokens from one window to the next."""
     tokenizer_sha256: str
+    """Empty for tokens of shards that were scored without their tokenizer."""
 
     def differences(self, other: "EvaluationData") -> list[str]:
         """Return the names of the fields that differ."""
@@ -44,14 +45,14 @@ class Against:
     """Name of the reference's file."""
     fingerprint: str
     """Fingerprint of the reference's weights and architecture; an artifact's origin names the same."""
-    val_bpb: float
-    """The reference's own score on the same data, in the same mode."""
+    val_bpb: float | None
+    """The reference's own score on the same data, in the same mode; None where bytes cannot be counted."""
     val_loss: float
     """Mean nats per token of the reference, in the same mode."""
     tokens: int
     """Positions at which both models ran: sequences that do not overlap, whatever the mode of the score."""
     bytes: int
-    """Bytes of raw text that these positions stand for."""
+    """Bytes of raw text that these positions stand for; 0 where they cannot be counted."""
     kl_mean: float
     """Mean KL(reference ‖ target), nats per token."""
     kl_q99: float
@@ -114,8 +115,8 @@ class EvaluationRecord:
     target_sha256: str
     target_bytes: int
     data: EvaluationData
-    val_bpb: float
-    """Bits per byte."""
+    val_bpb: float | None
+    """Bits per byte; None where bytes cannot be counted: tokens of shards without their tokenizer."""
     val_loss: float
     """Mean nats per token."""
     nats: float

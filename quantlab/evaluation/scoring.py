@@ -38,14 +38,14 @@ from quantlab.trainer.world import World
 class Score:
     """The score of a model on a text, and the counts to check it by."""
 
-    val_bpb: float
-    """Bits per byte: nats / (ln 2 · bytes)."""
+    val_bpb: float | None
+    """Bits per byte: nats / (ln 2 · bytes); None where bytes cannot be counted, without a tokenizer."""
     val_loss: float
     """Mean nats per token."""
     tokens: int
     """Number of scored tokens, which include BOS except in mode document."""
     bytes: int
-    """Bytes of raw text that the scored tokens stand for."""
+    """Bytes of raw text that the scored tokens stand for; 0 where they cannot be counted."""
     nats: float
     """Total negative log-likelihood, summed in float64."""
     seq_len: int
@@ -59,7 +59,7 @@ class Score:
     split: str
     """Name of the challenge's public validation split with this number of tokens, or "" if there is none."""
     bytes_match: bool | None
-    """Whether the bytes are those of that split; if not, byte counts or text are wrong. None without a split."""
+    """Whether the bytes are those of that split; if not, byte counts or text are wrong. None without a split or bytes."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, for JSON."""
@@ -90,7 +90,7 @@ def score_tokens(
     Args:
         model: causal; maps ids, int64 [B, T], to logits, floating [B, T, V]; runs in eval mode, its modes are restored.
         tokens: token ids, uint16 or any integer dtype, [N].
-        token_bytes: byte counts of the V pieces of the tokenizer that made the tokens.
+        token_bytes: byte counts of the V pieces of the tokenizer that made the tokens, or `TokenBytes.unknown`.
         seq_len: largest window T.
         mode: how windows are cut.
         stride: tokens from one window to the next, 1 to seq_len, 64 if None; must be None in mode chunked, where it is seq_len.
@@ -121,7 +121,8 @@ def score_tokens(
     _fill(ledger, model, windows, parts, sample, progress if world.is_main else None)
     part = [ledger.nats, ledger.tokens, ledger.bytes, ledger.documents]
     total = world.sum_(torch.tensor(part, dtype=torch.float64, device=world.device))()
-    return _score(total.tolist(), len(stream) - 1, mode=mode, seq_len=seq_len, stride=step)
+    is_known = token_bytes.is_known
+    return _score(total.tolist(), len(stream) - 1, is_known=is_known, mode=mode, seq_len=seq_len, stride=step)
 
 
 def predict(model: nn.Module, ids_BT: Tensor) -> Tensor:
@@ -215,12 +216,12 @@ def _scored_logits(model: nn.Module, ids_BT: Tensor, rows: Tensor, vocab_size: i
     return logits_BTV.flatten(0, 1)[rows].float()
 
 
-def _score(total: list[float], targets: int, *, mode: Mode, seq_len: int, stride: int) -> Score:
+def _score(total: list[float], targets: int, *, is_known: bool, mode: Mode, seq_len: int, stride: int) -> Score:
     """Return the score of [nats, tokens, bytes, documents]; the number of targets tells whether the text is a known split."""
     nats, (tokens, byte_count, documents) = total[0], (int(count) for count in total[1:])
-    if byte_count == 0:
+    if is_known and byte_count == 0:
         raise DataError(f"the {tokens:,} scored tokens stand for 0 bytes of text")
-    bpb = nats / (math.log(2) * byte_count)
+    bpb = nats / (math.log(2) * byte_count) if is_known else None
     split = public_split(targets)
     return Score(
         val_bpb=bpb,
@@ -233,5 +234,5 @@ def _score(total: list[float], targets: int, *, mode: Mode, seq_len: int, stride
         stride=stride,
         documents=documents,
         split=split.name if split else "",
-        bytes_match=bytes_match(split, implied_bytes(nats, bpb)) if split else None,
+        bytes_match=bytes_match(split, implied_bytes(nats, bpb)) if split and bpb is not None else None,
     )

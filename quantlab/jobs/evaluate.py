@@ -21,7 +21,7 @@ from torch import nn
 
 from quantlab import __version__
 from quantlab.child_process import serve
-from quantlab.errors import CheckpointError, ConfigError
+from quantlab.errors import CheckpointError, ConfigError, DataError
 from quantlab.evaluation.data_checks import overlap_checks, split_check
 from quantlab.evaluation.divergence import measure_divergence
 from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord, Memory, Probe, record_path
@@ -31,14 +31,23 @@ from quantlab.evaluation.window_sample import WindowSample
 from quantlab.evaluation.windows import DEFAULT_STRIDE, Mode, as_mode, scored_part, stride_of
 from quantlab.fields import json_file
 from quantlab.files import hash_file, refuse_existing, write_whole
-from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_packed, load_tokenizer, stays_packed
+from quantlab.models.loading import (
+    LoadedModel,
+    Source,
+    in_eval_mode,
+    load,
+    load_packed,
+    load_tokenizer,
+    own_tokenizer,
+    stays_packed,
+)
 from quantlab.progress import Progress, silent, stage
 from quantlab.report.pack_report import read_report, report_path
 from quantlab.text.document_sample import DocumentSample
 from quantlab.text.documents import read_documents
 from quantlab.text.huggingface_vocabulary import FILE_NAME as HUGGINGFACE_FILE
 from quantlab.text.shards import read_shards
-from quantlab.text.tokenizer import Tokenizer, tokenizer_file
+from quantlab.text.tokenizer import TokenBytes, Tokenizer, tokenizer_file
 from quantlab.trainer.packed_layers import PackedWeight, weight_bytes
 from quantlab.trainer.world import World, close_world, open_world
 
@@ -70,7 +79,8 @@ def evaluate(
         target: path of a checkpoint or an artifact, or a module (see `quantlab.load`).
         text: plain text, or .jsonl with a text field; also .zst of either. Exactly one of `text` and `tokens` is needed.
         tokens: a glob pattern of token shards.
-        tokenizer: file or folder of a tokenizer, or byte260; default: tokenizer.model or tokenizer.json beside the target.
+        tokenizer: file or folder of a tokenizer, or byte260; default: the one that the target carries, or else tokenizer.model
+            or tokenizer.json beside it. Without any, tokens are compared with a reference, and there are no bits per byte.
         against: a reference, usually the checkpoint that was packed: adds KL, flips and the paired loss difference.
         seq_len: largest number of tokens of context; if None, that of the model's training, or 1,024 where its file does not
             say.
@@ -98,9 +108,10 @@ def evaluate(
         loaded = _load_target(target, model, packed, world.device)
         seq_len, windows = _defaults(loaded, seq_len, mode)
         _check_context(loaded, seq_len)
-        known = load_tokenizer(tokenizer or tokenizer_beside(target, say=world.is_main), loaded)
+        is_needed = text is not None or against is None
+        known = _tokenizer(target, loaded, tokenizer, is_needed=is_needed, say=world.is_main)
         ids = evaluation_tokens(text, tokens, known)
-        scoring = _Scoring(ids, known, seq_len, windows, stride, world, progress)
+        scoring = _Scoring.of(loaded, ids, known, seq_len, windows, stride, world, progress)
         score, probes = scoring.score_and_probe(loaded)
         memory = memory_of(loaded, world.device)
         takes_part = against is not None and (world.is_main or windows != "chunked")  # chunks are compared by the main process
@@ -162,12 +173,15 @@ def _deviations(loaded: LoadedModel, score: Score) -> Iterator[str]:
 
 
 def data_checks(
-    loaded: LoadedModel, place: Path | None, ids: NDArray[Any], tokenizer: Tokenizer, shards: str | None, score: Score
+    loaded: LoadedModel, place: Path | None, ids: NDArray[Any], tokenizer: Tokenizer | None, shards: str | None, score: Score
 ) -> list[Probe]:
     """Return the checks of what was scored: a whole split, and no document that calibration or training has read."""
     stream = scored_part(ids, score.mode, score.seq_len)
-    found = overlap_checks(stream, tokenizer.bos_id, _documents_read(loaded, place))
-    whole = split_check(shards, tokenizer.vocab_size, split=score.split, tokens=score.tokens, documents=score.documents)
+    bos_id = tokenizer.bos_id if tokenizer else loaded.first_id()
+    found = overlap_checks(stream, bos_id, _documents_read(loaded, place))
+    whole = split_check(
+        shards, (tokenizer or loaded).vocab_size, split=score.split, tokens=score.tokens, documents=score.documents
+    )
     return [*found, *([whole] if whole else [])]
 
 
@@ -189,12 +203,20 @@ class _Scoring:
     """The way in which every model of one evaluation is scored."""
 
     ids: NDArray[Any]
-    tokenizer: Tokenizer
+    token_bytes: TokenBytes
+    bos_id: int
     seq_len: int
     mode: Mode
     stride: int | None
     world: World
     progress: Progress
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, ids: NDArray[Any], tokenizer: Tokenizer | None, *rest: Any) -> "_Scoring":
+        """Return the way of scoring with a tokenizer, or without one for a model's number of ids."""
+        if tokenizer:
+            return cls(ids, tokenizer.token_bytes(), tokenizer.bos_id, *rest)
+        return cls(ids, TokenBytes.unknown(loaded.vocab_size), loaded.first_id(), *rest)
 
     def score_and_probe(self, loaded: LoadedModel) -> tuple[Score, list[Probe]]:
         """Return the score, and the probes on some of the main process' windows; none in any other process."""
@@ -209,11 +231,11 @@ class _Scoring:
             return score_tokens(
                 loaded.model,
                 self.ids,
-                self.tokenizer.token_bytes(),
+                self.token_bytes,
                 seq_len=self.seq_len,
                 mode=self.mode,
                 stride=self.stride,
-                bos_id=self.tokenizer.bos_id,
+                bos_id=self.bos_id,
                 world=self.world,
                 sample=sample,
                 progress=stage(self.progress, label),
@@ -232,8 +254,8 @@ class _Scoring:
             progress = stage(self.progress, "compare")
             found = measure_divergence(reference.model, loaded.model, self.ids, seq_len=self.seq_len, progress=progress)
         stream = self.ids[: found.tokens + 1]
-        byte_count = int(self.tokenizer.token_bytes().count(stream[:-1], stream[1:]).sum(dtype=np.int64))
-        chunked_bpb = found.reference_loss * found.tokens / (math.log(2) * byte_count)
+        byte_count = int(self.token_bytes.count(stream[:-1], stream[1:]).sum(dtype=np.int64))
+        chunked_bpb = found.reference_loss * found.tokens / (math.log(2) * byte_count) if byte_count else None
         return Against(
             file=Path(reference.name).name,
             fingerprint=reference.fingerprint,
@@ -251,13 +273,42 @@ class _Scoring:
         )
 
 
-def evaluation_tokens(text: str | Path | None, shards: str | None, tokenizer: Tokenizer) -> NDArray[Any]:
+def evaluation_tokens(text: str | Path | None, shards: str | None, tokenizer: Tokenizer | None) -> NDArray[Any]:
     """Return the token ids [N] of a text file (each document begins with BOS) or of all shards that match a pattern."""
-    if text is not None:
+    if text is not None and tokenizer is not None:
         return tokenizer.encode_documents(read_documents(Path(text)))
     if shards is None:
         raise ConfigError("evaluation needs a text file or token shards")
     return np.asarray(read_shards(shards))
+
+
+def found_tokenizer(target: Source, loaded: LoadedModel, *, say: bool = True) -> Tokenizer:
+    """Return the tokenizer that the target carries, or else the one beside it, and log which.
+
+    Raises:
+        ConfigError: there is none.
+        DataError: it cannot be used; see `load_tokenizer`.
+    """
+    own = own_tokenizer(loaded)
+    if own is not None and say:
+        _log.info("tokenizer %s", own.name)
+    return own or load_tokenizer(tokenizer_beside(target, say=say), loaded)
+
+
+def _tokenizer(
+    target: Source, loaded: LoadedModel, given: str | Path | Tokenizer | None, *, is_needed: bool, say: bool
+) -> Tokenizer | None:
+    """Return the tokenizer that is given, or else found. Where none is needed, say why there is none and return None."""
+    if given is not None:
+        return load_tokenizer(given, loaded)
+    try:
+        return found_tokenizer(target, loaded, say=say)
+    except (ConfigError, DataError) as error:
+        if is_needed:
+            raise
+        if say:
+            _log.warning("no bits per byte, bytes of text cannot be counted: %s", error)
+        return None
 
 
 def tokenizer_beside(target: Source, *, say: bool = True) -> Path:
@@ -337,12 +388,12 @@ def _record(
     target: Path | None,
     score: Score,
     ids: NDArray[Any],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     memory: Memory,
     probes: Sequence[Probe],
     against: Against | None,
 ) -> EvaluationRecord:
-    id_type = tokenizer.dtype.newbyteorder("<")
+    id_type = (tokenizer.dtype if tokenizer else ids.dtype).newbyteorder("<")
     data = EvaluationData(
         tokens_sha256=hashlib.sha256(scored_part(ids, score.mode, score.seq_len).astype(id_type).tobytes()).hexdigest(),
         tokens=score.tokens,
@@ -351,7 +402,7 @@ def _record(
         mode=score.mode,
         seq_len=score.seq_len,
         stride=score.stride,
-        tokenizer_sha256=tokenizer.sha256,
+        tokenizer_sha256=tokenizer.sha256 if tokenizer else "",
     )
     size, digest = hash_file(target) if target else (0, "")
     return EvaluationRecord(
@@ -364,7 +415,7 @@ def _record(
         nats=score.nats,
         split=score.split,
         bytes_match=score.bytes_match,
-        normalization=tokenizer.normalization,
+        normalization=tokenizer.normalization if tokenizer else "",
         device=memory.device,
         probes=tuple(probes),
         against=against,

@@ -31,14 +31,12 @@ def evaluate_in_sandbox(target: Path, asked: Mapping[str, Any], *, progress: Pro
     """
     from quantlab.evaluation.evaluation_record import EvaluationRecord, Probe
     from quantlab.fields import read_fields
-    from quantlab.jobs.evaluate import tokenizer_beside
 
     if asked.get("against") is not None:
         raise ConfigError("a reference is not shown in the sandbox", hint="leave out --against or --sandbox")
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise ConfigError("the sandbox is one process", hint="leave out torchrun or --sandbox")
-    tokenizer = asked.get("tokenizer") or tokenizer_beside(target)
-    known = {**asked, "target": target, "tokenizer": tokenizer}
+    known = {**asked, "target": target}
     files, listed = _shown(known)
     request = {name: str(value) if isinstance(value, Path) else value for name, value in known.items()}
     with tempfile.TemporaryDirectory(prefix="quantlab-sandbox-") as scratch:
@@ -52,15 +50,17 @@ def evaluate_in_sandbox(target: Path, asked: Mapping[str, Any], *, progress: Pro
 def _shown(asked: Mapping[str, Any]) -> tuple[list[Path], list[Path]]:
     """Return the files that an evaluation reads, and the folders that it lists; all exist."""
     from quantlab.report.pack_report import report_path
+    from quantlab.text.tokenizer import tokenizer_file
 
     target, model, tokens = Path(asked["target"]), asked.get("model") or "", asked.get("tokens")
+    tokenizer = asked.get("tokenizer") or tokenizer_file(target if target.is_dir() else target.parent) or target
     code = Path(model.rpartition(":")[0] if ":" in model else model)
     shards = [Path(path) for path in glob.glob(tokens)] if tokens else []
-    named = [target, report_path(target), Path(asked["tokenizer"]), *([asked["text"]] if asked.get("text") else [])]
-    beside = [Path(asked["tokenizer"]).with_name("tokenizer_config.json")]
-    files = [Path(path).resolve() for path in (*named, *beside, *shards, code) if Path(path).is_file()]
-    folders = [Path(path).resolve() for path in (target, asked["tokenizer"]) if Path(path).is_dir()]
-    return [*files, *folders], sorted({path.resolve().parent for path in shards})
+    named = [target, report_path(target), Path(tokenizer), *([asked["text"]] if asked.get("text") else [])]
+    beside = [Path(tokenizer).with_name("tokenizer_config.json")]
+    found = dict.fromkeys(Path(path).resolve() for path in (*named, *beside, *shards, code) if Path(path).is_file())
+    folders = [Path(path).resolve() for path in {target, Path(tokenizer)} if Path(path).is_dir()]
+    return [*found, *folders], sorted({path.resolve().parent for path in shards})
 
 
 def _answer(request: dict[str, Any], progress: Progress) -> dict[str, Any]:

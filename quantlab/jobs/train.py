@@ -186,6 +186,7 @@ def _validation(world: World, config: TrainConfig, data: TokenizedData, log: Tra
 
     def validate(model: GPT, step: int, seconds: float) -> None:
         score = score_tokens(model, tokens, counts, seq_len=config.seq_len, bos_id=data.tokenizer.bos_id, world=world)
+        assert score.val_bpb is not None  # a training has a tokenizer
         log.validation(step=step, steps=config.steps, loss=score.val_loss, bpb=score.val_bpb, seconds=seconds)
 
     return validate

@@ -38,7 +38,9 @@ class Candidate:
     @property
     def bpb(self) -> float:
         """Bits per byte."""
-        return self.evaluation.val_bpb
+        bpb = self.evaluation.val_bpb
+        assert bpb is not None  # candidates() leaves out the others
+        return bpb
 
     def to_dict(self) -> dict[str, Any]:
         """Return the candidate as plain JSON types."""
@@ -47,11 +49,15 @@ class Candidate:
 
 
 def candidates(runs: Iterable[Run]) -> list[Candidate]:
-    """Return every packing with its newest score on each evaluation data, and every score of an artifact without a packing."""
+    """Return every packing with its newest score on each evaluation data, and every score of an artifact without a packing.
+
+    Scores without bits per byte, of tokens whose bytes could not be counted, are left out.
+    """
     runs = list(runs)
     known = know(runs)
     found = [c for run in runs if run.record.packing for c in _packed(run, known.scores[run.record.packing.artifact_sha256])]
-    return found + [c for run in runs for c in _unpacked(run, known.packings)]
+    found += [c for run in runs for c in _unpacked(run, known.packings)]
+    return [c for c in found if c.evaluation.val_bpb is not None]
 
 
 def _packed(run: Run, scores: Sequence[tuple[Run, EvaluationRecord]]) -> list[Candidate]:
