@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from quantlab.calib.collapse import Collapse, measure_collapse
 from quantlab.calib.fisher import Use
 from quantlab.calib.triangle import pack_triangle, triangle_size, unpack_triangle
 from quantlab.errors import StatisticsError, first_line
@@ -66,11 +67,18 @@ class Statistics:
     """By tensor: correlation over rows of log g between two halves of the sample; near 1 means the sample is large enough."""
     source: dict[str, Any] = field(default_factory=dict)
     """Origin of the tokens: kind, seed, sequence length, and their SHA-256."""
+    vocab_size: int = 0
+    """Number of the model's ids; 0 in files that do not say."""
 
     @property
     def tokens(self) -> int:
         """Number of calibration tokens measured."""
         return self.ids_NT.numel()
+
+    @property
+    def collapse(self) -> Collapse:
+        """How far the calibration text has collapsed."""
+        return measure_collapse(self.ids_NT.numpy(), self.vocab_size)
 
     @property
     def matrices(self) -> int:
@@ -147,6 +155,7 @@ def write_statistics(path: Path, stats: Statistics) -> None:
         "model_fingerprint": stats.model_fingerprint,
         "source": stats.source,
         "row_agreement": stats.row_agreement,
+        "vocab_size": stats.vocab_size,
         "shapes": shapes,
     }
     write_safetensors_in_parts(path, layout, _parts(stats), {"quantlab_statistics": json.dumps(about, sort_keys=True)})
@@ -184,6 +193,7 @@ def read_statistics(path: Path) -> Statistics:
             ids_NT=file.ids_NT,
             model_fingerprint=str(about["model_fingerprint"]),
             source=dict(about["source"]),
+            vocab_size=int(about.get("vocab_size", 0)),
             row_agreement={str(name): float(value) for name, value in about["row_agreement"].items()},
         )
     except (SafetensorError, OSError) as error:

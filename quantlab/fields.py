@@ -215,26 +215,39 @@ MOST_JSON_BYTES = 1 << 26
 def read_json(path: Path, error: type[QuantlabError] = ReportError) -> Any:
     """Return what a JSON file holds. `error` if it is missing or not JSON, or if a string in it is not valid Unicode."""
     try:
-        raw = json.loads(path.read_bytes())
-        json.dumps(raw, ensure_ascii=False).encode()
-        return raw
+        return _from_json(path.read_bytes(), str(path), error)
     except OSError as found:
         raise error(f"cannot read {path}: {found.strerror or found}") from found
+
+
+def _from_json(text: bytes, name: str, error: type[QuantlabError]) -> Any:
+    try:
+        raw = json.loads(text)
+        json.dumps(raw, ensure_ascii=False).encode()
+        return raw
     except (ValueError, RecursionError) as found:
-        raise error(f"{path} is not JSON: {' '.join(str(found).split())}") from found
+        raise error(f"{name} is not JSON: {' '.join(str(found).split())}") from found
 
 
 def read_json_object(path: Path, error: type[QuantlabError]) -> dict[str, Any]:
     """Return the object that a JSON file holds. `error` as in `read_json`, or if it is too large, no object, or not finite."""
     if path.is_file() and (size := path.stat().st_size) > MOST_JSON_BYTES:
         raise error(f"{path} has {size} bytes, at most {MOST_JSON_BYTES} are read")
-    raw = read_json(path, error)
+    return _checked_object(read_json(path, error), str(path), error)
+
+
+def json_object(text: bytes, name: str, error: type[QuantlabError]) -> dict[str, Any]:
+    """Return the object that JSON text holds, which comes from the file `name`; `error` as in `read_json_object`."""
+    return _checked_object(_from_json(text, name, error), name, error)
+
+
+def _checked_object(raw: Any, name: str, error: type[QuantlabError]) -> dict[str, Any]:
     if not isinstance(raw, dict):
-        raise error(f"{path} must be a JSON object, got {type(raw).__name__}")
+        raise error(f"{name} must be a JSON object, got {type(raw).__name__}")
     try:
         json.dumps(raw, allow_nan=False)
     except ValueError as found:
-        raise error(f"{path} has a number that is not finite") from found
+        raise error(f"{name} has a number that is not finite") from found
     return raw
 
 

@@ -11,6 +11,8 @@ UNITS = {
     "fill the budget": "tries",
     "search grids": "matrices",
     "tune unquantized tensors": "steps",
+    "sample held-out text": "tokens",
+    "measure KL": "sequences",
 }
 """What the stages count, by their name up to a comma; a stage that is not named here counts without a unit."""
 

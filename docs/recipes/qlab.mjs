@@ -7,7 +7,8 @@
 // It knows the kinds trellis_grid and raw. It checks magic, version and digest, not each rule of the format: use it for files that
 // you trust.
 
-const START = [0x89, 0x51, 0x4c, 0x41, 0x42, 0x0d, 0x0a, 0x1a, 1, 0, 6, 0]; // magic, version 1, 6 sections
+const START = [0x89, 0x51, 0x4c, 0x41, 0x42, 0x0d, 0x0a, 0x1a, 1, 0]; // magic, version 1
+const PROBLEM = "damaged, or no trellis artifact of version 1";
 const PARITY_CHECKS = { 4: [0o5, 0o2], 8: [0o13, 0o4], 16: [0o23, 0o4], 32: [0o45, 0o10] };
 const SIGNIFICANDS = [
   1099511627776n, 1008256608221n, 924575386327n, 847839367509n, 777472127994n, 712945084849n, 653773525390n, 599512966123n,
@@ -19,10 +20,12 @@ export async function load(data) {
   const view = viewOf(data);
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", data.subarray(0, -16)));
   if (START.some((byte, i) => data[i] !== byte) || data.subarray(-16).some((byte, i) => byte !== digest[i]))
-    throw new Error("damaged, or no trellis artifact of version 1");
-  let at = 28 + 6 * 13;
+    throw new Error(PROBLEM);
+  const count = view.getUint16(10, true);
+  let at = 28 + count * 13;
   const take = (size) => data.subarray(at, (at += size));
   const manifest = JSON.parse(new TextDecoder().decode(await inflate(take(view.getUint32(12, true)))));
+  if (count !== 6 + ("files" in manifest)) throw new Error(PROBLEM); // files of a tokenizer are passed over
   const sections = [];
   for (let line = 28; line < 28 + 6 * 13; line += 13) {
     const [stored, unpacked] = [view.getUint32(line + 1, true), view.getUint32(line + 5, true)];

@@ -29,6 +29,7 @@ Array = NDArray[Any]
 
 ROW_SCALES, GRID_SCALES, RAW, CLASSES, TABLES, STREAM = range(6)  # codes of the k-th row grid lie in section 6 + k
 CODES = 6
+"""Where there are files, they lie in one more section, the last."""
 MAX_TABLE_BYTES = 1 << 20
 
 
@@ -58,7 +59,8 @@ def section_lengths(manifest: Manifest, sections: list[Section]) -> list[int]:
     own = [min(s.raw_bytes, MAX_TABLE_BYTES) if n == TABLES else len(s.stored) for n, s in enumerate(sections[:CODES])]
     tables, stream = (own[TABLES], own[STREAM]) if trellises and len(own) == CODES else (0, 0)
     fixed = [2 * sum(t.shape[0] for t in grids), side_bytes, raw_bytes, side_bytes, tables, stream]
-    return [*fixed, *(math.prod(t.shape) for t in grids)]
+    files = [sum(manifest.files.values())] if manifest.files else []
+    return [*fixed, *(math.prod(t.shape) for t in grids), *files]
 
 
 def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Array]:
@@ -110,7 +112,7 @@ def decode_row_grids(manifest: Manifest, sections: list[Section]) -> Iterator[tu
     if not np.isfinite(scales).all() or (scales < 0).any():
         raise FormatError("a row scale is negative or not finite")
     grids = [t for t in manifest.tensors if isinstance(t, GridTensor)]
-    for tensor, section in zip(grids, sections[CODES:], strict=True):
+    for tensor, section in zip(grids, sections[CODES : CODES + len(grids)], strict=True):
         mine, scales = np.split(scales, [tensor.shape[0]])
         with np.errstate(over="ignore"):
             steps_O = np.ldexp(mine.astype(np.float32), np.int32(tensor.exponent))
@@ -127,6 +129,14 @@ def decode_passthrough(manifest: Manifest, sections: list[Section]) -> dict[str,
             size = math.prod(tensor.shape) * itemsize(tensor.dtype)
             arrays[tensor.name], raw = _from_raw(tensor, raw[:size]), raw[size:]
     return arrays
+
+
+def decode_files(manifest: Manifest, sections: list[Section]) -> dict[str, bytes]:
+    """Return the tokenizer's files by name, in order of name; empty where the artifact carries none."""
+    raw, files = sections[-1].decode() if manifest.files else b"", {}
+    for name, size in sorted(manifest.files.items()):
+        files[name], raw = raw[:size], raw[size:]
+    return files
 
 
 def _sides(tensors: list[TrellisTensor], raw: bytes) -> list[tuple[Array, Array]]:

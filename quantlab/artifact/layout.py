@@ -41,8 +41,8 @@ class Layout:
     """The parts of one file."""
 
     size_breakdown: dict[str, int]
-    """Bytes by part: codes, scales, entropy_model (its side information), passthrough, manifest, framing; they add up to the
-    file's length."""
+    """Bytes by part: codes, scales, entropy_model (its side information), passthrough, tokenizer where the file carries one,
+    manifest, framing; they add up to the file's length."""
     tensors: tuple[TensorBytes, ...]
     """Quantized matrices in the file's order."""
     passthrough: tuple[RawTensor, ...]
@@ -54,20 +54,22 @@ def layout_of(
 ) -> Layout:
     """Return the layout of a file of `file_bytes` bytes; `code_bytes` says what the codes of each trellis tensor take."""
     return Layout(
-        size_breakdown=_breakdown(sections, file_bytes),
+        size_breakdown=_breakdown(sections, file_bytes, has_files=bool(manifest.files)),
         tensors=_tensors(manifest, sections, code_bytes or {}),
         passthrough=tuple(tensor for tensor in manifest.tensors if isinstance(tensor, RawTensor)),
     )
 
 
-def _breakdown(sections: Sequence[Section], file_bytes: int) -> dict[str, int]:
+def _breakdown(sections: Sequence[Section], file_bytes: int, *, has_files: bool) -> dict[str, int]:
     stored = [len(section.stored) for section in sections]
+    end = len(stored) - has_files
     framing = HEADER.size + SECTION.size * len(sections) + DIGEST_BYTES
     return {
-        "codes": stored[STREAM] + sum(stored[CODES:]),
+        "codes": stored[STREAM] + sum(stored[CODES:end]),
         "scales": stored[ROW_SCALES] + stored[GRID_SCALES],
         "entropy_model": stored[CLASSES] + stored[TABLES],
         "passthrough": stored[RAW],
+        **({"tokenizer": stored[end]} if has_files else {}),
         "manifest": file_bytes - framing - sum(stored),
         "framing": framing,
     }

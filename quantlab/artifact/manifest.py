@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,6 +13,12 @@ from quantlab.fields import JSON, Reader
 from quantlab.format_rules import STATES, WIDE, WIDTHS
 
 MAX_ELEMENTS = 1 << 32  # of one tensor
+FILE_NAMES = (
+    *("added_tokens.json", "chat_template.jinja", "special_tokens_map.json", "tokenizer.json", "tokenizer.model"),
+    "tokenizer_config.json",
+)
+"""Names that the files of a tokenizer may have inside an artifact, in order."""
+MAX_FILE_BYTES = 1 << 26  # of all files together
 RAW_DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 
 
@@ -101,6 +108,8 @@ class Manifest:
     """sha256 (first 32 hex digits) and vocab_size of the tokenizer; empty when none was given."""
     origin: dict[str, Any] = field(default_factory=dict)
     """Fingerprints and options that made the file."""
+    files: dict[str, Any] = field(default_factory=dict)
+    """Bytes of each file of the tokenizer that the artifact carries, by name; empty where it carries none."""
     producer: str = ""
     """Program that wrote the file, and its version."""
     lanes: int = 0
@@ -129,6 +138,7 @@ class Manifest:
         if len(counts) != len(tensors):
             raise FormatError(f"tensor {counts.most_common(1)[0][0]!r} is listed twice")
         _check_tokenizer(manifest.tokenizer)
+        check_files(manifest.files)
         return replace(manifest, tensors=tensors)
 
 
@@ -156,6 +166,17 @@ def _read_tensor(index: int, entry: Any) -> Tensor:
 def _check_tokenizer(raw: dict[str, Any]) -> None:
     if raw and not (isinstance(raw.get("sha256"), str) and type(raw.get("vocab_size")) is int):
         raise FormatError("manifest tokenizer needs sha256, a string, and vocab_size, a whole number")
+
+
+def check_files(sizes: Mapping[str, Any]) -> None:
+    """Raise FormatError unless these are names of FILE_NAMES, each with 1 byte or more, and MAX_FILE_BYTES in all at most."""
+    for name, size in sizes.items():
+        if name not in FILE_NAMES:
+            raise FormatError(f"manifest files: {name!r:.60} is not one of {', '.join(FILE_NAMES)}")
+        if type(size) is not int or size < 1:
+            raise FormatError(f"manifest files: {name} must have a whole number of bytes, at least 1, got {size!r:.60}")
+    if (total := sum(sizes.values())) > MAX_FILE_BYTES:
+        raise FormatError(f"manifest files: {total} bytes in all, at most {MAX_FILE_BYTES} are allowed")
 
 
 def _check_name(name: str) -> None:

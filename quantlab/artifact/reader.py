@@ -1,5 +1,6 @@
 """An artifact that is open: what it says about itself, where its bytes are, its tensors, its codes."""
 
+import builtins
 import hashlib
 import math
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.artifact.container import VERSION, Section
-from quantlab.artifact.decode import decode_artifact, decode_row_grids, decode_trellis, parse_artifact
+from quantlab.artifact.decode import decode_artifact, decode_files, decode_row_grids, decode_trellis, parse_artifact
 from quantlab.artifact.layout import Layout, layout_of
 from quantlab.artifact.manifest import Manifest, RawTensor, TrellisTensor
 from quantlab.errors import FormatError
@@ -51,6 +52,10 @@ class Artifact:
 
         return {name: torch.from_numpy(array) for name, array in self.arrays().items()}
 
+    def files(self) -> "dict[str, builtins.bytes]":
+        """Return the files of the tokenizer that the artifact carries, by name. FormatError if their stream is damaged."""
+        return decode_files(self.manifest, self.sections)
+
     def code_counts(self) -> dict[str, list[int]]:
         """Return by quantized tensor how often each code from -64 to 64 occurs; the ends hold all codes beyond them."""
         return {name: _tally(codes_OI) for name, codes_OI in self._codes()}
@@ -65,6 +70,7 @@ class Artifact:
             "producer": self.manifest.producer,
             "model": self.manifest.model,
             "tokenizer": self.manifest.tokenizer,
+            "files": self.manifest.files,
             "origin": self.manifest.origin,
             "tensors": list(self._tensor_rows()),
         }

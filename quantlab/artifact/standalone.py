@@ -2,9 +2,9 @@
 
 `emit.py` makes a short file of this module that is counted as code. So it imports nothing of quantlab (the constants of
 format_rules.py are repeated as numbers), and checks only what tells a whole file from any other: magic, version, number of
-sections, digest. decode.py and its modules check everything else and say why each step is as it is; both readers give
-the same tensors bit for bit. This one knows the kinds trellis_grid and raw, and the codecs stored, deflate, lzma and rans-0. It
-needs a little-endian machine.
+sections, digest. It passes over files of a tokenizer. decode.py and its modules check everything else and say why each step is
+as it is; both readers give the same tensors bit for bit. This one knows the kinds trellis_grid and raw, and the codecs stored,
+deflate, lzma and rans-0. It needs a little-endian machine.
 
 O: rows, I: columns.
 """
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Entry = dict[str, Any]
 
-_START = b"\x89QLAB\r\n\x1a\1\0\6\0"  # magic, version 1, 6 sections
+_START = b"\x89QLAB\r\n\x1a\1\0"  # magic, version 1
 _DTYPES = "float16 bfloat16 float32 float64 int8 uint8 int16 int32 int64 bool"
 _PARITY_CHECKS = {4: (5, 2), 8: (11, 4), 16: (19, 4), 32: (37, 8)}
 _CHUNK = 1 << 16  # symbols whose low bits are read at a time: bounds the memory of temporaries
@@ -40,13 +40,17 @@ def load(path: "str | PathLike[str]") -> dict[str, torch.Tensor]:
     """
     with open(path, "rb") as file:
         data = file.read()
-    if data[:12] != _START or hashlib.sha256(data[:-16]).digest()[:16] != data[-16:]:
-        raise ValueError(str(path) + ": damaged, or not a trellis artifact of version 1")
-    table_end = 28 + 6 * 13
-    at = table_end + int.from_bytes(data[12:16], "little")
+    problem = str(path) + ": damaged, or not a trellis artifact of version 1"
+    if data[:10] != _START or hashlib.sha256(data[:-16]).digest()[:16] != data[-16:]:
+        raise ValueError(problem)
+    count, manifest_bytes = struct.unpack_from("<HI", data, 10)
+    table_end = 28 + count * 13
+    at = table_end + manifest_bytes
     manifest = json.loads(zlib.decompress(data[table_end:at], -15))
+    if count != 6 + ("files" in manifest):
+        raise ValueError(problem)
     sections = []
-    for codec, stored_bytes, raw_bytes, _ in struct.iter_unpack("<BIII", data[28:table_end]):
+    for codec, stored_bytes, raw_bytes, _ in struct.iter_unpack("<BIII", data[28 : 28 + 6 * 13]):
         sections.append(_unpacked(codec, data[at : at + stored_bytes], raw_bytes))
         at += stored_bytes
     weights, raw = _weights(manifest, sections), sections[2]

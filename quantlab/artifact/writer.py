@@ -1,7 +1,7 @@
 """From codes, scales and unquantized tensors to the bytes of a .qlab file."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quantlab.artifact.container import Section, check_expansion, write_container
 from quantlab.artifact.layout import Layout, layout_of
-from quantlab.artifact.manifest import GridTensor, Manifest, RawTensor, TrellisTensor
+from quantlab.artifact.manifest import GridTensor, Manifest, RawTensor, TrellisTensor, check_files
 from quantlab.artifact.shaped_grid import context_of
 from quantlab.coding.codecs import SELF_CONTAINED, STORED, encode_smallest, to_byte_planes
 from quantlab.coding.contexts import TensorContext
@@ -80,7 +80,9 @@ class EncodedArtifact:
         return len(self.data)
 
 
-def encode_artifact(payloads: Sequence[Payload], *, draft: bool = False, **about: Any) -> EncodedArtifact:
+def encode_artifact(
+    payloads: Sequence[Payload], *, draft: bool = False, files: Mapping[str, bytes] | None = None, **about: Any
+) -> EncodedArtifact:
     """Return the file of all payloads; `about` are the other fields of Manifest (model, tokenizer, origin, producer).
 
     The stream of trellis codes takes tables fitted to them, one set for each number of table set in the entries.
@@ -88,7 +90,9 @@ def encode_artifact(payloads: Sequence[Payload], *, draft: bool = False, **about
     Args:
         draft: leaves the code stream out: zeros stand for it, about as many as it would have bytes. For a search that needs
             lengths, which a draft gives nearly, in a fraction of the time.
+        files: the tokenizer's files by name, which the artifact carries.
     Raises:
+        FormatError: a file has another name than FILE_NAMES, is empty, or there are more bytes than MAX_FILE_BYTES.
         ExpansionError: the file would be so short that readers refuse it.
     """
     grids = [p for p in payloads if isinstance(p, GridPayload)]
@@ -101,7 +105,11 @@ def encode_artifact(payloads: Sequence[Payload], *, draft: bool = False, **about
     coded = _coded(trellises, draft)
     small = [_cached_section(part, codecs) for part in (to_byte_planes(scales), shapes, raw, classes, coded.tables)]
     sections = [*small, Section(STORED, len(coded.stream), coded.stream), *(p.codes for p in grids)]
-    manifest = Manifest(tensors=tuple(p.entry for p in payloads), lanes=coded.lanes, **about)
+    sizes = {name: len(content) for name, content in sorted((files or {}).items())}
+    check_files(sizes)
+    if files:
+        sections.append(_cached_section(b"".join(files[name] for name in sizes), codecs))
+    manifest = Manifest(tensors=tuple(p.entry for p in payloads), lanes=coded.lanes, files=sizes, **about)
     data = write_container(manifest.to_dict(), sections)
     check_expansion(sum(p.codes_OI.size for p in trellises), len(data))
     code_bytes = {p.entry.name: round(bits / 8) for p, bits in zip(trellises, coded.bits, strict=True)}

@@ -31,6 +31,13 @@ Model = Annotated[
     ),
 ]
 TOKENIZER_HELP = "SentencePiece .model, tokenizer.json (byte-level BPE) or a folder with one of them; or byte260."
+WithTokenizer = Annotated[
+    bool | None,
+    typer.Option(
+        "--with-tokenizer/--no-tokenizer",
+        help="Whether the artifact carries the tokenizer, counted in its bytes.  [default: that of a folder of transformers]",
+    ),
+]
 TokenizerFile = Annotated[Path | None, typer.Option("--tokenizer", metavar="FILE", help=TOKENIZER_HELP)]
 Text = Annotated[
     Path | None, typer.Option("--text", metavar="F", help="Plain text, or .jsonl with a text field; also .zst of either.")
@@ -65,8 +72,8 @@ Effort = Annotated[
     typer.Option(
         "--effort",
         metavar="LEVEL",
-        help="Of the trellis. fast: 4 states, no tuning. default: 8 states, tuning. best: 32 states, four times the tuning. "
-        "--states and --tune override it.  [default: default]",
+        help="Of the trellis. fast: 4 states, no tuning. default: 8 states, tuning. best: 32 states, four times the tuning, "
+        "progressive rounding. --states and --tune override it.  [default: default]",
     ),
 ]
 States = Annotated[
@@ -118,11 +125,12 @@ Against = Annotated[
     typer.Option("--against", metavar="CKPT", help="Also compare with this model: KL, flips, paired loss difference."),
 ]
 Mode = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--mode",
         help="chunked: sequences that do not overlap, as the challenge's baseline. sliding: windows a stride apart, every "
-        "token but the first. document: sliding within each document alone, every token but BOS.",
+        "token but the first. document: sliding within each document alone, every token but BOS.  [default: of the model's "
+        "own validation, else chunked]",
     ),
 ]
 Stride = Annotated[

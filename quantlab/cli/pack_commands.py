@@ -59,7 +59,9 @@ def calibrate(
         return
     if as_json:
         about = {"tokens": stats.tokens, "tensors": stats.matrices, "fingerprint": stats.fingerprint, **stats.source}
-        print_json({"statistics": str(output), **about, "row_agreement": stats.row_agreement})
+        print_json(
+            {"statistics": str(output), **about, "collapse": stats.collapse.to_dict(), "row_agreement": stats.row_agreement}
+        )
     else:
         _print_statistics(stats, output, calib)
 
@@ -74,6 +76,7 @@ def _wait_passively() -> None:
 
 def _print_statistics(stats: "Statistics", output: Path, calib: str) -> None:
     print(f"wrote {output}: {stats.matrices} tensors measured on {stats.tokens:,} tokens ({calib})")
+    print(f"calibration text: {stats.collapse.line()}{'; it has collapsed' if stats.collapse.is_collapsed else ''}")
     if stats.row_agreement:
         name, low = min(stats.row_agreement.items(), key=lambda item: item[1])
         middle = median(stats.row_agreement.values())
@@ -86,6 +89,7 @@ def pack(
     output: options.ArtifactOut,
     model: options.Model = None,
     tokenizer: options.TokenizerFile = None,
+    with_tokenizer: options.WithTokenizer = None,
     calib: options.Calib = "self",
     calib_tokens: options.CalibTokens = 65536,
     calib_seq_len: options.CalibSeqLen = 512,
@@ -131,6 +135,7 @@ def pack(
         emit_decoder=emit_decoder,
         report=report,
         device=device,
+        with_tokenizer=with_tokenizer,
         force=force,
     )
     note(f"budget {plan.config.budget_bytes:,} bytes, counted code {plan.config.code_bytes:,}")
@@ -168,14 +173,21 @@ def _pack(
     from quantlab.runs.run_record import Checkpoint, packing_of
 
     asked = {"checkpoint": checkpoint, "output": plan.output, "model": model, "tokenizer": tokenizer, "stats": plan.stats}
-    seeds = {"seed": plan.config.calibration.seed}
-    with recorder.run("pack", asked | plan.to_dict(), seeds=seeds) as run, ProgressDisplay() as progress:
+    with recorder.run("pack", asked | plan.to_dict()) as run, ProgressDisplay() as progress:
         loaded = load(checkpoint, model=model)
         run.result(checkpoint=Checkpoint(path=str(checkpoint), fingerprint=loaded.fingerprint))
         known = load_tokenizer(tokenizer, loaded) if tokenizer else None
         result = plan.run(loaded, known, resume=resume, progress=progress)
-        metrics = {"timings_s": result.timings_s}
-        run.result(artifact=plan.output, packing=packing_of(result), metrics=metrics, files=[plan.report])
+        run.result(
+            artifact=plan.output,
+            packing=packing_of(result),
+            metrics={
+                "timings_s": result.timings_s,
+                "calibration": result.calibration,
+            },  # of the statistics, where they were given
+            seeds={"seed": result.seed},
+            files=[plan.report],
+        )
     return result
 
 
@@ -193,21 +205,22 @@ def unpack(
     artifact: options.Artifact,
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", metavar="STATE", help="The .safetensors or .pt file to write; a folder with --like."),
+        typer.Option("-o", "--output", metavar="STATE", help="The .safetensors or .pt file to write, or a folder."),
     ],
     like: Annotated[
         Path | None,
         typer.Option(
             "--like",
             metavar="FOLDER",
-            help="The folder of transformers that was packed: write a folder that from_pretrained loads, with the names, "
-            "dtypes, config and tokenizer of this one.",
+            help="The folder of transformers that was packed: the written one gets its dtypes, config and tokenizer.",
         ),
     ] = None,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Turn an artifact back into a state dict, bit for bit the one that was measured.
+
+    The model of a folder of transformers can be written as a folder that from_pretrained loads: its name has no suffix.
 
     Example: quantlab unpack model.qlab -o state.safetensors
 

@@ -22,8 +22,11 @@ def evaluate(
     tokens: options.Tokens = None,
     tokenizer: options.TokenizerFile = None,
     against: options.Against = None,
-    seq_len: Annotated[int, typer.Option("--seq-len", help="Largest number of tokens of context.")] = 1024,
-    mode: options.Mode = "chunked",
+    seq_len: Annotated[
+        int | None,
+        typer.Option("--seq-len", help="Largest number of tokens of context.  [default: of the model's training, else 1024]"),
+    ] = None,
+    mode: options.Mode = None,
     stride: options.Stride = None,
     packed: options.Packed = None,
     model: options.Model = None,
@@ -36,7 +39,9 @@ def evaluate(
 ) -> None:
     """Score a model in bits per byte, the way the challenge counts them; on several GPUs under torchrun.
 
-    Without --tokenizer the file tokenizer.model or tokenizer.json beside TARGET is used; a line on stderr says so.
+    Without --tokenizer the one that TARGET carries is used, or tokenizer.model or tokenizer.json beside it; a line on stderr
+    says so. With --tokens and --against, KL and flips need none; then there are no bits per byte.
+    The predictions are probed on some of the scored windows, as quantlab probe does; a score that fails is not valid.
 
     Example: quantlab eval model.qlab --tokens 'fineweb_val_*.bin' --tokenizer fineweb_1024_bpe.model
 
@@ -47,13 +52,13 @@ def evaluate(
     from quantlab.jobs.evaluate import check_options, refuse_record
     from quantlab.jobs.evaluate import evaluate as score
 
-    _, step = check_options(text, tokens, mode, seq_len, stride)
+    check_options(text, tokens, mode, seq_len, stride)
     asked: dict[str, Any] = {"text": text, "tokens": tokens, "tokenizer": tokenizer, "against": against}
     asked |= {"seq_len": seq_len, "mode": mode, "packed": packed, "model": model}
     recorder = options.recorder_of(runs, no_run, mirror)
     if save:
         refuse_record(target, force=force)
-    with recorder.run("eval", {"target": target, **asked, "stride": step}) as run, ProgressDisplay() as progress:
+    with recorder.run("eval", {"target": target, **asked, "stride": stride}) as run, ProgressDisplay() as progress:
         if target.exists():
             run.result(artifact=target)
         record = score(target, **asked, stride=stride, save=save, force=force, progress=progress)
@@ -68,7 +73,7 @@ def _print_evaluation(record: "EvaluationRecord", target: Path, against: Path | 
     if save:
         note(f"wrote {record_path(target)}")
     if as_json:
-        facts = {key: value for key, value in record.to_dict().items() if key != "data"}
+        facts = {key: value for key, value in record.to_dict().items() if key != "data"} | {"problems": list(record.problems)}
         print_json(asdict(record.data) | {key: value for key, value in facts.items() if key != "against" or value})
         return
     _print_score(record)
@@ -83,15 +88,23 @@ def _print_evaluation(record: "EvaluationRecord", target: Path, against: Path | 
 def _print_score(record: "EvaluationRecord") -> None:
     data = record.data
     stride = "" if data.mode == "chunked" else f", stride {data.stride}"
+    way = f"{data.mode}, sequences of {data.seq_len}{stride}"
+    if record.val_bpb is None:
+        print(f"val_loss {record.val_loss:.6f}  tokens {data.tokens:,}  documents {data.documents:,}  ({way})")
+        return
     print(
         f"val_bpb {record.val_bpb:.6f}  val_loss {record.val_loss:.6f}  tokens {data.tokens:,}  "
-        f"bytes {data.bytes:,}  documents {data.documents:,}  ({data.bytes / data.tokens:.4f} bytes per token, "
-        f"{data.mode}, sequences of {data.seq_len}{stride})"
+        f"bytes {data.bytes:,}  documents {data.documents:,}  ({data.bytes / data.tokens:.4f} bytes per token, {way})"
     )
     if record.bytes_match:
         print(f"tokens and bytes are those of the public validation split {record.split}")
-    elif record.split:
-        note(f"warning: as many tokens as the public validation split {record.split}, but not its bytes: do not compare this")
+    for deviation in record.deviations:
+        note(f"warning: {deviation}")
+    if record.problems:
+        for problem in record.problems:
+            note(f"not valid: {problem}")
+    else:
+        print(f"checks passed: {', '.join(probe.name for probe in record.probes)}")
 
 
 def _print_comparison(record: "EvaluationRecord", against: Path | None) -> None:
@@ -115,8 +128,8 @@ def probe(
 ) -> None:
     """Check that a model scores honestly: it sees no later token, no other row, and gives probabilities that sum to 1.
 
-    Random ids are used without --text and --tokens. For --text without --tokenizer the file tokenizer.model beside TARGET
-    is used. The exit code is 1 when a probe fails.
+    Random ids are used without --text and --tokens. For --text without --tokenizer the one that TARGET carries is used, or
+    the file tokenizer.model beside it. The exit code is 1 when a probe fails.
 
     Example: quantlab probe model.qlab --tokens 'fineweb_val_*.bin'
     """

@@ -10,7 +10,7 @@ from quantlab.calib.statistics import Statistics, read_statistics, write_statist
 from quantlab.errors import CheckpointError
 from quantlab.files import refuse_existing
 from quantlab.jobs.evaluate import on_device
-from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_tokenizer
+from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_tokenizer, own_tokenizer
 from quantlab.models.weights import MIN_MATRIX_ELEMENTS, split_state
 from quantlab.progress import Progress, silent, stage
 from quantlab.text.tokenizer import Tokenizer
@@ -45,7 +45,7 @@ def calibrate(
         calib_seq_len: tokens in one sequence.
         calib_temperature: of the model's own text; logits are divided by it.
         seed: seed of the draws.
-        tokenizer: file or folder of a tokenizer, or byte260; needed for `text:FILE`.
+        tokenizer: file or folder of a tokenizer, or byte260; needed for `text:FILE` where the model has none with it.
         model: path/to/file.py:factory of a checkpoint of another architecture; this runs that file.
         output: .safetensors file to write; nothing is written without it. Matrices are then read from it when they are needed.
         device: cpu or cuda, where the model runs; None for a GPU where there is one. A module in memory is put back.
@@ -100,14 +100,21 @@ def measure_statistics(
     """
     shapes = matrix_shapes(loaded)
     label = "sample calibration text" if config.source == "self" else "read calibration tokens"
+    if tokenizer is None and config.source.startswith("text:"):
+        tokenizer = own_tokenizer(loaded)
     with in_eval_mode(loaded.model):
         ids, about = calibration_tokens(
-            config, loaded.model, tokenizer, loaded.vocab_size, bos_id=loaded.bos_id, progress=stage(progress, label)
+            config,
+            loaded.model,
+            tokenizer,
+            loaded.vocab_size,
+            bos_id=loaded.first_id(tokenizer),
+            progress=stage(progress, label),
         )
         if world is not None:
             ids = ids.to(world.device)
             world.copy_from_main([ids])  # on GPUs, samples of the same seed may differ
-        return collect(
+        stats = collect(
             loaded.model,
             ids,
             shapes,
@@ -119,6 +126,17 @@ def measure_statistics(
             processes=world,
             progress=stage(progress, "measure statistics"),
         )
+    stats = replace(stats, vocab_size=loaded.vocab_size)
+    if world is None or world.is_main:
+        warn_of_collapse(stats)
+    return stats
+
+
+def warn_of_collapse(stats: Statistics) -> None:
+    """Where calibration text has collapsed, log that, and what to do."""
+    if (found := stats.collapse).is_collapsed:
+        _log.warning("the calibration text has collapsed, predicted KL holds for such text alone: %s", found.line())
+        _log.warning("calibrate on text, with --calib text:FILE or tokens:GLOB, or on random tokens, --calib random")
 
 
 def within_context(config: CalibrationConfig, loaded: LoadedModel) -> CalibrationConfig:

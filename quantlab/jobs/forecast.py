@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from quantlab.calib.collect import BATCH_TOKENS
-from quantlab.calib.sources import BATCH, CalibrationConfig, sample_sequences
+from quantlab.calib.sources import BATCH, CalibrationConfig, other_draw, sample_sequences
 from quantlab.calib.watch import FULL_ROWS
 from quantlab.errors import TimeLimitError
 from quantlab.jobs.calibrate import matrix_shapes
 from quantlab.jobs.evaluate import peak_of_process
+from quantlab.jobs.held_out import HELD_OUT_TOKENS
 from quantlab.methods.method import MethodOptions
 from quantlab.models.loading import LoadedModel
 from quantlab.progress import duration_text
@@ -37,6 +38,8 @@ FRESH_PROCESS_S = 4.0
 """Seconds in which a fresh process loads its libraries to read the file back."""
 MARGIN = 0.8
 """Share of a time limit that may be planned: machines are noisy."""
+SEQUENCE = 512
+"""Tokens of a calibration sequence where the statistics were measured before."""
 LIBRARY_BYTES = 600_000_000
 """Memory of the process with all libraries loaded."""
 LOGITS_COPIES = 4
@@ -86,10 +89,11 @@ def plan_effort(loaded: LoadedModel, options: MethodOptions, calibration: Calibr
     """
     token_s, shapes = _seconds_per_token(loaded, calibration), matrix_shapes(loaded)
     before = {} if calibration is None else _calibration_seconds(loaded.model, shapes, calibration, token_s, plain=plain)
+    after = {"held-out KL": _held_out_seconds(loaded, calibration, token_s), "reading back": FRESH_PROCESS_S}
     statistics_bytes = 0 if calibration is None else _statistics_bytes(shapes, loaded.vocab_size, plain=plain)
 
     def forecast(options: MethodOptions) -> Forecast:
-        stages_s = before | options.forecast(shapes, token_s) | {"reading back": FRESH_PROCESS_S}
+        stages_s = before | options.forecast(shapes, token_s) | after
         now_bytes = sum(t.numel() * t.element_size() for t in loaded.state.values()) + LIBRARY_BYTES
         peak_bytes = max(peak_of_process(), now_bytes + max(statistics_bytes, _rounding_bytes(shapes)))
         return Forecast(stages_s={name: round(seconds, 2) for name, seconds in stages_s.items()}, peak_bytes=peak_bytes)
@@ -126,6 +130,15 @@ def _calibration_seconds(
     seconds = {"sampling": _sampling_seconds(model, config, token_s)} if config.source == "self" else {}
     flop = tokens * _squares(shapes, plain=plain)  # half of a product: sums are symmetric
     return seconds | {"statistics": BACKWARD * tokens * token_s + flop / _product_rate()}
+
+
+def _held_out_seconds(loaded: LoadedModel, calibration: CalibrationConfig | None, token_s: float) -> float:
+    """Return the seconds in which KL is measured on text that the statistics do not use, and that text is sampled."""
+    known = calibration or CalibrationConfig(seq_len=min(SEQUENCE, loaded.context_length or SEQUENCE))
+    sampling = 0.0
+    if known.source == "self":
+        sampling = _sampling_seconds(loaded.model, other_draw(known, loaded.model, HELD_OUT_TOKENS), token_s)
+    return sampling + 2 * HELD_OUT_TOKENS * token_s
 
 
 def _squares(shapes: Mapping[str, tuple[int, ...]], *, plain: bool) -> int:

@@ -31,6 +31,7 @@ def pack(
     calib_seq_len: int = 512,
     seed: int = 0,
     tokenizer: str | Path | Tokenizer | None = None,
+    with_tokenizer: bool | None = None,
     model: str | None = None,
     code: str | Path | Iterable[str | Path] = (),
     emit_decoder: str | Path | None = None,
@@ -53,7 +54,11 @@ def pack(
         stats: statistics of an earlier `quantlab.calibrate`; without them `calib`, `calib_tokens` and `calib_seq_len` say
             what to measure on.
         seed: seed of everything that is drawn.
-        tokenizer: file or folder of a tokenizer, or byte260; its hash is recorded in the artifact.
+        tokenizer: file or folder of a tokenizer, or byte260; its hash is recorded in the artifact. Default: the one in a folder
+            of transformers, or that an artifact carries.
+        with_tokenizer: whether the artifact carries the tokenizer's files, counted in its bytes, so that evaluation needs no
+            other. By default those of a folder of transformers, and of an artifact that carries them; no others, since the
+            challenge does not count them.
         model: path/to/file.py:factory of a checkpoint of another architecture; this runs that file.
         code: code files that count towards the budget.
         emit_decoder: Python file to write that decodes the artifact with numpy and torch alone; name it in `code` to count it.
@@ -82,6 +87,7 @@ def pack(
         emit_decoder=emit_decoder,
         report=report,
         device=device,
+        with_tokenizer=with_tokenizer,
         force=force,
     )
     loaded = load(source, model=model)
@@ -135,6 +141,7 @@ def plan_pack(
     emit_decoder: str | Path | None = None,
     report: str | Path | None = None,
     device: str | None = None,
+    with_tokenizer: bool | None = None,
     force: bool = False,
 ) -> PackPlan:
     """Check what `pack` was asked for, then write the decoder if one is wanted; the arguments are those of `pack`."""
@@ -160,6 +167,7 @@ def plan_pack(
         code=code_bytes(map(Path, files)),
         calibration=calibration,
         device=device,
+        with_tokenizer=with_tokenizer,
     )
     return PackPlan(config=config, output=output, report=report, stats=stats)
 

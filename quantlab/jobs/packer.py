@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,21 +18,26 @@ from quantlab.artifact.verify import digest_in_fresh_process
 from quantlab.artifact.writer import EncodedArtifact, Payload, encode_artifact, passthrough_payload
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
-from quantlab.errors import BudgetError, ConfigError, FormatError, QuantlabError, StatisticsError
+from quantlab.errors import BudgetError, ConfigError, DataError, FormatError, QuantlabError, StatisticsError
 from quantlab.files import write_whole
-from quantlab.jobs.calibrate import measure_statistics, reuse_statistics, within_context
+from quantlab.jobs.calibrate import measure_statistics, reuse_statistics, warn_of_collapse, within_context
 from quantlab.jobs.evaluate import find_device, on_device
 from quantlab.jobs.forecast import Forecast, changes, plan_effort
+from quantlab.jobs.held_out import calibration_of, measure_held_out
 from quantlab.jobs.workspace import Workspace, folder_of
 from quantlab.methods.method import MethodOptions, Point, Problem, Solution, find_method, method_options, options_dict
-from quantlab.models.loading import LoadedModel, in_eval_mode
+from quantlab.models.loading import LoadedModel, carried_files, in_eval_mode, own_tokenizer
+from quantlab.models.provenance import Provenance
 from quantlab.models.weights import split_state
 from quantlab.progress import Progress, silent
 from quantlab.report.pack_report import PackReport, TensorReport
+from quantlab.text.document_sample import DocumentSample
 from quantlab.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
+KEPT_DOCUMENTS = 16
+"""Documents of training and of calibration that an artifact names; its report names more."""
 KEPT_CODES = 8
 """Bytes a weight of codes that the work folder keeps for a resumed packing: four to eight roundings, as many as most take."""
 
@@ -53,6 +58,8 @@ class PackConfig:
     """Calibration tokens, unless statistics are given."""
     device: str | None = None
     """cpu or cuda: where the model samples, is measured and tuned; None for a GPU where there is one."""
+    with_tokenizer: bool | None = None
+    """Whether the artifact carries the tokenizer, counted in its bytes; None for models of transformers alone."""
 
     def __post_init__(self) -> None:
         if type(self.options) is not find_method(self.method).options:
@@ -83,19 +90,31 @@ def pack_with(
 ) -> PackReport:
     """Do what `pack` does, with options that are checked and a model that is loaded; existing outputs are replaced."""
     watch = _Stopwatch()
+    files = carried_files(loaded, tokenizer, config.with_tokenizer)
+    tokenizer = tokenizer or _own_tokenizer(loaded)
     if statistics is None:
         config = replace(config, calibration=within_context(config.calibration, loaded))
     with in_eval_mode(loaded.model), on_device(loaded.model, find_device(config.device)):
         given = None if statistics is None else _given(statistics, loaded, config)
         most_bytes = KEPT_CODES * sum(tensor.numel() for tensor in loaded.state.values())
-        workspace = Workspace(folder_of(output), _work_key(loaded, config, given), resume=resume, most_bytes=most_bytes)
+        workspace = Workspace(folder_of(output), _work_key(loaded, config, given, files), resume=resume, most_bytes=most_bytes)
         try:
             with watch.time("forecast"):
                 config, forecast = _plan(loaded, config, given, workspace)
             with watch.time("calibrate"):
                 stats = _statistics(loaded, config, given, tokenizer, workspace, progress)
             with watch.time("search"):
-                solution = _solve(loaded, stats, config, tokenizer, workspace, progress)
+                about = {**_about(loaded, stats, config, tokenizer), "files": files}
+                solution = _solve(loaded, stats, config, about, workspace, progress)
+            with watch.time("measure"):
+                if given is not None:
+                    warn_of_collapse(given)  # otherwise this was said when they were measured
+                collapse = stats.collapse
+                drawn = config.calibration if given is None else calibration_of(stats, config.calibration)
+                values = solution.tensors
+                measured = workspace.note(
+                    "measured", lambda: measure_held_out(loaded, values, drawn, tokenizer, collapse, progress)
+                )
         except QuantlabError:
             workspace.remove()  # it would fail again: nothing to resume
             raise
@@ -107,6 +126,7 @@ def pack_with(
             workspace.remove()  # packing again would give the same file
             _verify(trial, wanted)
         result = _report(loaded, config, forecast, stats, solution, wanted, output, watch.timings_s)
+        result = replace(result, measured=measured, calibration=result.calibration | {"collapse": collapse.to_dict()})
         if report is not None:
             write_whole(report, result.to_json())
         trial.replace(output)
@@ -129,11 +149,21 @@ class _Stopwatch:
         self.timings_s[name] = round(self.timings_s.get(name, 0.0) + time.perf_counter() - start, 3)
 
 
-def _work_key(loaded: LoadedModel, config: PackConfig, stats: Statistics | None) -> dict[str, Any]:
+def _own_tokenizer(loaded: LoadedModel) -> Tokenizer | None:
+    """Return the model's own tokenizer; None, with a line that says why, where scores in bits per byte cannot use it."""
+    try:
+        return own_tokenizer(loaded)
+    except (ConfigError, DataError) as error:
+        _log.warning("the model's own tokenizer cannot score it, bits per byte need another: %s", error)
+        return None
+
+
+def _work_key(loaded: LoadedModel, config: PackConfig, stats: Statistics | None, files: Mapping[str, bytes]) -> dict[str, Any]:
     """Return everything that decides the bytes of the file."""
     origin = asdict(config.calibration) if stats is None else stats.fingerprint
     options = {**asdict(config), "calibration": origin}
-    return {"checkpoint": loaded.fingerprint, "options": json.loads(json.dumps(options)), "version": __version__}
+    key = {"checkpoint": loaded.fingerprint, "options": json.loads(json.dumps(options)), "version": __version__}
+    return key | {"files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}}
 
 
 def _given(statistics: str | Path | Statistics, loaded: LoadedModel, config: PackConfig) -> Statistics:
@@ -193,12 +223,10 @@ def _solve(
     loaded: LoadedModel,
     stats: Statistics,
     config: PackConfig,
-    tokenizer: Tokenizer | None,
+    about: dict[str, Any],
     workspace: Workspace,
     progress: Progress,
 ) -> Solution:
-    about = _about(loaded, stats, config, tokenizer)
-
     def encode(payloads: Sequence[Payload], *, draft: bool = False) -> EncodedArtifact:
         return encode_artifact(payloads, draft=draft, **about)
 
@@ -218,7 +246,7 @@ def _solve(
     )
     solver, budget = find_method(config.method).solver(problem, config.options), config.budget_bytes - config.code_bytes
     if (smallest := solver.smallest_bytes()) > budget:
-        raise _too_small(smallest, config)
+        raise _too_small(smallest, config, has_tokenizer=bool(about["files"]))
     solution = solver.solve(budget)
     if len(solution.data) > budget:  # no method may do this; a promise is checked where it is given
         over = f"made a file of {len(solution.data)} bytes for {budget}"
@@ -233,19 +261,38 @@ def _about(loaded: LoadedModel, stats: Statistics, config: PackConfig, tokenizer
         "statistics": stats.fingerprint,
         "method": config.method,
         "widths": list(config.options.widths),
-        "seed": config.calibration.seed,
+        "seed": _seed(stats, config),
     }
-    known = {"sha256": tokenizer.sha256[:32], "vocab_size": tokenizer.vocab_size} if tokenizer else {}
+    if past := _provenance(loaded, stats).to_dict():
+        origin["provenance"] = past
+    sha256 = tokenizer.sha256[:32] if tokenizer else loaded.tokenizer_sha256
+    known = {"sha256": sha256, "vocab_size": loaded.vocab_size} if sha256 else {}
     return {"model": loaded.config, "tokenizer": known, "origin": origin, "producer": f"quantlab {__version__}"}
 
 
-def _too_small(artifact_bytes: int, config: PackConfig) -> BudgetError:
+def _provenance(loaded: LoadedModel, stats: Statistics) -> Provenance:
+    """Return what the artifact says of the model's past: of its documents a few, for they count towards the budget."""
+
+    def few(text: str) -> str:
+        return DocumentSample.from_text(text, loaded.name or "model").smallest(KEPT_DOCUMENTS).to_text() if text else ""
+
+    calibration = str(stats.source.get("documents", ""))
+    past = replace(loaded.provenance, training=few(loaded.provenance.training), calibration=few(calibration))
+    return replace(past, tokenizer_sha256="")  # the manifest has it already
+
+
+def _seed(stats: Statistics, config: PackConfig) -> int:
+    """Return the seed of the calibration that was used, which statistics bring with them."""
+    return int(stats.source.get("seed", config.calibration.seed))
+
+
+def _too_small(artifact_bytes: int, config: PackConfig, *, has_tokenizer: bool) -> BudgetError:
     smallest = artifact_bytes + config.code_bytes
     code = f" (artifact {artifact_bytes}, code {config.code_bytes})" if config.code else ""
     return BudgetError(
         f"budget {config.budget_bytes} bytes is below the smallest reachable size, {smallest} bytes{code}",
         smallest_bytes=smallest,
-        hint="raise the budget",
+        hint=f"raise the budget{', or leave out the tokenizer with --no-tokenizer' if has_tokenizer else ''}",
     )
 
 
@@ -278,7 +325,9 @@ def _report(
         forecast=forecast,
         rounded_weights=solution.rounded_weights,
         tuned=solution.tuned,
-        seed=config.calibration.seed,
+        refined=solution.refined,
+        seed=_seed(stats, config),
+        training_documents=loaded.provenance.training,
         budget_bytes=config.budget_bytes,
         artifact_bytes=artifact_bytes,
         code_bytes=config.code_bytes,

@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from quantlab.errors import ConfigError, DataError
-from quantlab.evaluation.probes import Probe, run_probes
-from quantlab.jobs.evaluate import evaluation_tokens, on_device, tokenizer_beside
+from quantlab.evaluation.evaluation_record import Probe
+from quantlab.evaluation.probes import run_probes
+from quantlab.jobs.evaluate import evaluation_tokens, found_tokenizer, on_device
 from quantlab.models.loading import LoadedModel, Source, load, load_tokenizer
 from quantlab.text.shards import read_shards
 from quantlab.text.tokenizer import Tokenizer
@@ -48,14 +49,13 @@ def probe(
     if not 0 <= seed < 2**63:
         raise ConfigError(f"seed must be 0 to 2**63 - 1, got {seed}")
     loaded = load(target, model=model)
-    if text is not None and tokenizer is None:
-        tokenizer = tokenizer_beside(target)
     known = load_tokenizer(tokenizer, loaded) if tokenizer else None
+    if text is not None and known is None:
+        known = found_tokenizer(target, loaded)
     ids = _ids(loaded, _stream(text, tokens, known), seq_len, seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with on_device(loaded.model, device):
-        bos_id = known.bos_id if known else loaded.bos_id
-        return run_probes(loaded.model, torch.from_numpy(ids), bos_id=bos_id, seed=seed)
+        return run_probes(loaded.model, torch.from_numpy(ids), bos_id=loaded.first_id(known), seed=seed)
 
 
 def _stream(text: str | Path | None, tokens: str | None, tokenizer: Tokenizer | None) -> NDArray[Any] | None:

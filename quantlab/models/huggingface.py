@@ -136,7 +136,9 @@ def _about(config: dict[str, Any], generation: dict[str, Any], path: Path) -> di
     size = config.get("vocab_size")
     vocab_size = size if type(size) is int else 1
     flat: list[Any] = [i for value in ids for i in (value if isinstance(value, list) else [value])]
-    about["bos_id"] = next((i for i in flat if type(i) is int and 0 <= i < vocab_size), 0)
+    known: Iterator[int] = (i for i in flat if type(i) is int and 0 <= i < vocab_size)
+    if (bos_id := next(known, None)) is not None:
+        about["bos_id"] = bos_id
     lengths: Iterator[Any] = (config.get(key) for key in ("max_position_embeddings", "n_positions", "n_ctx"))
     if length := next((n for n in lengths if type(n) is int and n > 0), None):
         about["context_length"] = length

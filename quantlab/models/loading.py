@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,15 @@ from quantlab.models.factory import build_model, check_model
 from quantlab.models.huggingface import ADAPTER, build, is_folder, read_folder
 from quantlab.models.mlx import rotated_as_torch
 from quantlab.models.presets import is_code, model_options
+from quantlab.models.provenance import Provenance, of_metadata, of_origin
+from quantlab.models.tokenizer_files import files_of, read_tokenizer_files, tokenizer_in
 from quantlab.tensor_file import fingerprint, read_metadata
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import GPTConfig
+
+CHALLENGE_BOS = 1
+"""BOS of the challenge's SentencePiece models."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -42,9 +47,13 @@ class LoadedModel:
     name: str = ""
     """Path as the caller gave it; empty for a module."""
     tokenizer_sha256: str = ""
-    """First 32 hex digits of the tokenizer that the artifact was packed with; empty when not recorded."""
+    """First 32 hex digits of the tokenizer that the model was trained or packed with; empty when not recorded."""
+    provenance: Provenance = field(default_factory=Provenance)
+    """What the file says of its training and calibration."""
     code_sha256: str = ""
     """Hash of the user's own model file; empty for the built-in architecture."""
+    tokenizer_files: dict[str, bytes] = field(default_factory=dict)
+    """Files of the tokenizer in the model's folder, or that its artifact carries, by name."""
 
     @property
     def fingerprint(self) -> str:
@@ -53,9 +62,21 @@ class LoadedModel:
         return hashlib.sha256(about.encode()).hexdigest()[:32]
 
     @property
-    def bos_id(self) -> int:
-        """Token that begins a document, by the model's own config; 1 where that does not say."""
-        return int(self.config.get("bos_id", 1))
+    def bos_id(self) -> int | None:
+        """Token that begins a document, by the model's own config; None where that does not say."""
+        bos_id: int | None = self.config.get("bos_id")
+        return bos_id
+
+    def first_id(self, tokenizer: Tokenizer | None = None) -> int:
+        """Return the token that begins a document.
+
+        A model of transformers says it itself where its config does. Otherwise it is the tokenizer's, or without one that of
+        the built-in model's config, or else of the challenge's tokenizers.
+        """
+        known = self.bos_id
+        if tokenizer and (known is None or self.config.get("adapter") != ADAPTER):
+            return tokenizer.bos_id
+        return min(CHALLENGE_BOS, self.vocab_size - 1) if known is None else known
 
     @property
     def context_length(self) -> int | None:
@@ -104,12 +125,15 @@ def _from_module(module: nn.Module) -> LoadedModel:
 def _from_checkpoint(path: Path, spec: str | None) -> LoadedModel:
     if not spec and is_folder(path):
         model, state, about = read_folder(path)
-        return LoadedModel(model=model, state=state, vocab_size=check_model(model), config=about, name=str(path))
-    state = read_checkpoint(path)
+        files = read_tokenizer_files(path)
+        vocab_size = check_model(model)
+        return LoadedModel(model=model, state=state, vocab_size=vocab_size, config=about, name=str(path), tokenizer_files=files)
+    state, past = read_checkpoint(path), of_metadata(read_metadata(path), str(path))
+    known: dict[str, Any] = {"name": str(path), "provenance": past, "tokenizer_sha256": past.tokenizer_sha256}
     if spec is not None and is_code(spec):
         model = build_model(state, spec)
         code = hashlib.sha256(Path(spec.rpartition(":")[0]).read_bytes()).hexdigest()
-        return LoadedModel(model=model, state=state, vocab_size=check_model(model), config={}, name=str(path), code_sha256=code)
+        return LoadedModel(model=model, state=state, vocab_size=check_model(model), config={}, code_sha256=code, **known)
     is_record = is_banked(state)
     if is_record:
         state = without_banks(state)
@@ -117,7 +141,7 @@ def _from_checkpoint(path: Path, spec: str | None) -> LoadedModel:
         state = rotated_as_torch(state)
     config = _gpt_config(path, state, spec, is_record)
     model = gpt_from_state_dict(state, config)
-    return LoadedModel(model=model, state=state, vocab_size=check_model(model), config=config.to_dict(), name=str(path))
+    return LoadedModel(model=model, state=state, vocab_size=check_model(model), config=config.to_dict(), **known)
 
 
 def _gpt_config(path: Path, state: dict[str, Tensor], preset: str | None, is_record: bool) -> GPTConfig:
@@ -150,6 +174,8 @@ def _from_artifact(path: Path, spec: str | None) -> LoadedModel:
         config=config,
         name=str(path),
         tokenizer_sha256=manifest.tokenizer.get("sha256", ""),
+        provenance=of_origin(manifest.origin, str(path)),
+        tokenizer_files=artifact.files(),
     )
 
 
@@ -173,6 +199,8 @@ def load_packed(path: Path, spec: str | None, device: torch.device) -> LoadedMod
         config=manifest.model,
         name=str(path),
         tokenizer_sha256=manifest.tokenizer.get("sha256", ""),
+        provenance=of_origin(manifest.origin, str(path)),
+        tokenizer_files=artifact.files(),
     )
 
 
@@ -215,12 +243,41 @@ def load_tokenizer(source: str | Path | Tokenizer, loaded: LoadedModel) -> Token
 
     Raises:
         ConfigError: the package that reads this kind of tokenizer is not installed.
-        DataError: it is missing or damaged, has another vocabulary, or is not the one that the artifact was packed with.
+        DataError: it is missing or damaged, has another vocabulary, or is not the one that the model was trained or packed
+            with.
     """
     tokenizer = (source if isinstance(source, Tokenizer) else Tokenizer.load(source)).fitted(loaded.vocab_size)
     if loaded.tokenizer_sha256 and not tokenizer.sha256.startswith(loaded.tokenizer_sha256):
+        kind = "artifact was packed" if loaded.name.endswith(".qlab") else "model was trained"
         raise DataError(
-            f"tokenizer {tokenizer.name} ({tokenizer.sha256[:12]}) is not the one the artifact was packed with "
+            f"tokenizer {tokenizer.name} ({tokenizer.sha256[:12]}) is not the one the {kind} with "
             f"({loaded.tokenizer_sha256[:12]})"
         )
     return tokenizer
+
+
+def own_tokenizer(loaded: LoadedModel) -> Tokenizer | None:
+    """Return the tokenizer in the model's folder, or that its artifact carries; None if there is none.
+
+    Raises:
+        ConfigError, DataError: see `load_tokenizer`.
+    """
+    found = tokenizer_in(loaded.tokenizer_files, loaded.name, loaded.tokenizer_sha256)
+    return None if found is None else load_tokenizer(found, loaded)
+
+
+def carried_files(loaded: LoadedModel, tokenizer: Tokenizer | None, wanted: bool | None) -> dict[str, bytes]:
+    """Return the tokenizer's files that an artifact of this model will carry, by name.
+
+    Args:
+        tokenizer: one that was given; it replaces the model's own files of the same names.
+        wanted: whether there are any; None for models of transformers and for artifacts that carry one, no others: the
+            challenge does not count the tokenizer.
+    Raises:
+        ConfigError: files are wanted, but there are none.
+    """
+    files = loaded.tokenizer_files | (files_of(tokenizer) if tokenizer else {})
+    if wanted and not files:
+        raise ConfigError("there is no tokenizer for the artifact to carry", hint="pass --tokenizer FILE")
+    is_usual = bool(loaded.tokenizer_files) or loaded.config.get("adapter") == ADAPTER
+    return files if wanted or (wanted is None and is_usual) else {}

@@ -62,6 +62,8 @@ class PackReport:
     """Weights that the search rounded in all, each as often as it was; 0 where the method does not count."""
     tuned: dict[str, Any]
     """The fields of `Tuning`; empty where nothing was tuned."""
+    refined: list[dict[str, Any]] = field(default_factory=list)
+    """Of each stage of refinement the fields of `Tuning`, in their order; empty without it."""
     seed: int
     budget_bytes: int
     artifact_bytes: int
@@ -73,16 +75,24 @@ class PackReport:
     """8 · artifact_bytes / n_params: everything in the file counts, also header, scales and unquantized tensors."""
     predicted_kl: float
     """Sum over the tensors, nats per token."""
+    measured: dict[str, Any] = field(default_factory=dict)
+    """KL of the packed weights from the model's own, on calibration text that statistics did not use: kl (mean nats per token),
+    tokens, seq_len, source (self, random, text or tokens); kl_random on random tokens where the calibration text has collapsed.
+    """
     size_breakdown: dict[str, int]
-    """Bytes of codes, scales, entropy_model (side information), passthrough, manifest, framing; their sum is artifact_bytes."""
+    """Bytes of codes, scales, entropy_model (side information), passthrough, tokenizer if it is carried, manifest, framing;
+    their sum is artifact_bytes."""
     code_files: dict[str, int]
     calibration: dict[str, Any]
+    """Origin of the calibration tokens, and whether they have collapsed (collapse, see calib.collapse)."""
     tensors_sha256: str
     """Digest of the measured tensors. A fresh process decoded the file to the same digest, or there would be no report."""
     timings_s: dict[str, float]
     tensors: tuple[TensorReport, ...] = ()
     passthrough: tuple[dict[str, Any], ...] = ()
     """Unquantized tensors: name, shape, stored dtype."""
+    training_documents: str = ""
+    """Sample of the documents that the checkpoint was trained on, where its file names them (`DocumentSample.to_text`)."""
     producer: str = ""
     artifact_sha256: str = ""
     """Digest of the file that a fresh process decoded."""
@@ -106,4 +116,6 @@ def read_report(path: Path) -> PackReport:
     report = read_fields(PackReport, read_json(path), str(path))
     if report.tuned:
         read_fields(Tuning, report.tuned, f"{path}: tuned")
+    for number, stage in enumerate(report.refined):
+        read_fields(Tuning, stage, f"{path}: refined[{number}]")
     return report

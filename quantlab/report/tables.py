@@ -202,9 +202,28 @@ def _summary(report: PackReport) -> list[str]:
         f"over {report.n_params:,} parameters",
         f"predicted KL {report.predicted_kl:.5f} nats per token ({report.method}); "
         "decoded again by a fresh process: equal",  # or packing would have failed
+        *_measured_lines(report),
         *_rounded_line(report),
+        *_refined_line(report),
         *_tuned_line(report),
     ]
+
+
+_SOURCES = {"self": "that the model wrote", "random": "at random"}
+
+
+def _measured_lines(report: PackReport) -> Iterator[str]:
+    if (found := report.measured) and "kl" in found:
+        where = _SOURCES.get(found.get("source", ""), "of the calibration text's file")
+        yield f"measured KL {found['kl']:.5f} nats per token (held-out calibration: {found.get('tokens', 0):,} tokens {where})"
+        if "kl_random" in found:
+            yield f"measured KL {found['kl_random']:.5f} nats per token on random tokens"
+    collapse = report.calibration.get("collapse", {})
+    if collapse.get("is_collapsed"):
+        yield (
+            f"warning: the calibration text has collapsed ({collapse['distinct_ids']:,} distinct ids, "
+            f"{100 * collapse['looped']:.1f} % of its tokens in loops): predicted KL holds for such text alone"
+        )
 
 
 def _rounded_line(report: PackReport) -> list[str]:
@@ -214,6 +233,14 @@ def _rounded_line(report: PackReport) -> list[str]:
     return [
         f"rounded {report.rounded_weights:,} weights in all, {report.rounded_weights / quantized:.1f} times those there are"
     ]
+
+
+def _refined_line(report: PackReport) -> list[str]:
+    helped = [stage for stage in report.refined if stage["accepted"]]
+    if not report.refined:
+        return []
+    bought = sum(stage["kl_before"] - stage["kl_after"] for stage in helped)
+    return [f"refined in {len(report.refined)} stages, {len(helped)} of which lowered held-out KL, by {bought:.6f} in all"]
 
 
 def _tuned_line(report: PackReport) -> list[str]:

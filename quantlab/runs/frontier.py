@@ -13,6 +13,7 @@ from quantlab.runs.store import (
     Run,
     is_packed,
     know,
+    newest_score,
     own_scores,
     packing_problems,
     run_problems,
@@ -37,7 +38,9 @@ class Candidate:
     @property
     def bpb(self) -> float:
         """Bits per byte."""
-        return self.evaluation.val_bpb
+        bpb = self.evaluation.val_bpb
+        assert bpb is not None  # candidates() leaves out the others
+        return bpb
 
     def to_dict(self) -> dict[str, Any]:
         """Return the candidate as plain JSON types."""
@@ -46,17 +49,24 @@ class Candidate:
 
 
 def candidates(runs: Iterable[Run]) -> list[Candidate]:
-    """Return every packing with its newest score on each evaluation data, and every score of an artifact without a packing."""
+    """Return every packing with its newest score on each evaluation data, and every score of an artifact without a packing.
+
+    Scores without bits per byte, of tokens whose bytes could not be counted, are left out.
+    """
     runs = list(runs)
     known = know(runs)
     found = [c for run in runs if run.record.packing for c in _packed(run, known.scores[run.record.packing.artifact_sha256])]
-    return found + [c for run in runs for c in _unpacked(run, known.packings)]
+    found += [c for run in runs for c in _unpacked(run, known.packings)]
+    return [c for c in found if c.evaluation.val_bpb is not None]
 
 
 def _packed(run: Run, scores: Sequence[tuple[Run, EvaluationRecord]]) -> list[Candidate]:
     packing = run.record.packing
     assert packing is not None
-    newest = {evaluation.data: evaluation for _, evaluation in scores}
+    by_data: dict[EvaluationData, list[EvaluationRecord]] = {}
+    for _, evaluation in scores:
+        by_data.setdefault(evaluation.data, []).append(evaluation)
+    newest = [score for score in map(newest_score, by_data.values()) if score]
     problems = (*run_problems(run), *packing_problems(run.record))
     return [
         Candidate(
@@ -65,9 +75,9 @@ def _packed(run: Run, scores: Sequence[tuple[Run, EvaluationRecord]]) -> list[Ca
             total_bytes=packing.total_bytes,
             budget_bytes=packing.budget_bytes,
             evaluation=evaluation,
-            problems=problems,
+            problems=(*problems, *evaluation.problems),
         )
-        for evaluation in newest.values()
+        for evaluation in newest
     ]
 
 
@@ -84,7 +94,7 @@ def _unpacked(run: Run, packings: Mapping[str, Any]) -> list[Candidate]:
             total_bytes=evaluation.target_bytes,
             budget_bytes=None,
             evaluation=evaluation,
-            problems=(*run_problems(run), *(score_problems(record) or [UNKNOWN_PACKING])),
+            problems=(*run_problems(run), *(score_problems(record) or [UNKNOWN_PACKING]), *evaluation.problems),
         )
         for evaluation in without
     ]

@@ -4,7 +4,7 @@ Special tokens stand for no text: where a text contains the characters of one, t
 tokens stand for their characters.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,12 @@ def special_tokens_beside(path: Path) -> tuple[str, str]:
     config = path.with_name(CONFIG_NAME)
     if not config.is_file():
         return "", ""
-    content = read_json_object(config, DataError)
-    bos, eos = (_text_of(content.get(key)) for key in ("bos_token", "eos_token"))
-    return bos, eos
+    return special_tokens_of(read_json_object(config, DataError))
+
+
+def special_tokens_of(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the texts of BOS and EOS that a tokenizer_config.json names; empty where it names none."""
+    return _text_of(config.get("bos_token")), _text_of(config.get("eos_token"))
 
 
 def checked_normalization(content: dict[str, Any], name: str) -> str:

@@ -71,6 +71,14 @@ class TokenBytes:
     """Whether the piece starts with a space, [V]."""
     is_boundary: NDArray[np.bool_]
     """Whether it is a control, unknown or unused piece, [V]; a space directly after one is not part of the text."""
+    is_known: bool = True
+    """Whether there was a tokenizer to count with; without one all counts are 0 and there are no bits per byte."""
+
+    @classmethod
+    def unknown(cls, vocab_size: int) -> "TokenBytes":
+        """Return what stands for the counts of V tokens where there is no tokenizer."""
+        none_V = np.zeros(vocab_size, np.bool_)
+        return cls(base=none_V.astype(np.int32), has_space=none_V, is_boundary=none_V, is_known=False)
 
     def count(self, prev: NDArray[np.integer], target: NDArray[np.integer]) -> NDArray[np.int32]:
         """Return the bytes of each target token.

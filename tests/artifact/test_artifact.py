@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from quantlab.artifact.container import DIGEST_BYTES, HEADER, SECTION, Section, read_container, write_container
-from quantlab.artifact.decode import decode_artifact, digest, parse_artifact
+from quantlab.artifact.decode import decode_artifact, decode_files, digest, parse_artifact
 from quantlab.artifact.manifest import GridTensor, Manifest, TrellisTensor
 from quantlab.artifact.reader import open_artifact
 from quantlab.artifact.shaped_grid import grid_steps
@@ -207,6 +207,49 @@ def test_nothing_hides_in_a_section_that_no_tensor_reads(number, codec):
     sections[number] = Section(codec, 0, b"smuggled")
     with pytest.raises(FormatError, match="stream"):
         decode_artifact(*parse_artifact(write_container(manifest, sections)))
+
+
+FILES = {"tokenizer.json": b'{"model": {}}' * 40, "tokenizer_config.json": b"{}"}
+
+
+@pytest.mark.parametrize("kinds", [payloads(), payloads()[:3], payloads()[10:]])
+def test_the_files_of_a_tokenizer_are_carried_and_counted(kinds, tmp_path):
+    plain, carrying = encode_artifact(kinds, **ABOUT), encode_artifact(kinds, **ABOUT, files=FILES)
+    (tmp_path / "m.qlab").write_bytes(carrying.data)
+    opened = open_artifact(tmp_path / "m.qlab")
+    assert opened.files() == FILES and list(opened.files()) == sorted(FILES)
+    assert digest(opened.arrays()) == digest(decode_artifact(*parse_artifact(plain.data)))
+    sizes = carrying.layout.size_breakdown
+    assert sizes == opened.layout.size_breakdown and sum(sizes.values()) == len(carrying)
+    assert 0 < sizes["tokenizer"] < 542 and "tokenizer" not in plain.layout.size_breakdown
+    assert sizes["codes"] == plain.layout.size_breakdown["codes"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m, s: m.update(files={"../evil.py": 522}), "'../evil.py' is not one of added_tokens.json"),
+        (lambda m, s: m["files"].update({"tokenizer.json": -1}), "at least 1, got -1"),
+        (lambda m, s: m["files"].update({"tokenizer.json": True}), "at least 1, got True"),
+        (lambda m, s: m["files"].update({"tokenizer.json": "9"}), "at least 1, got '9'"),
+        (lambda m, s: m["files"].update({"tokenizer.json": 2**26 - 1}), "67108865 bytes in all, at most 67108864"),
+        (lambda m, s: m["files"].update({"tokenizer.json": 521}), "differ at section 8"),
+        (lambda m, s: m.pop("files"), "need 8 sections, the file has 9"),
+        (lambda m, s: s.pop(), "need 9 sections, the file has 8"),
+        (lambda m, s: m.update(files=[1]), "files must be an object"),
+    ],
+)
+def test_hostile_files_are_refused_by_name(change, message):
+    manifest, sections = read_container(encode_artifact(payloads(), **ABOUT, files=FILES).data)
+    change(manifest, sections)
+    with pytest.raises(FormatError, match=message):
+        decode_files(*parse_artifact(write_container(manifest, sections)))
+
+
+def test_files_of_other_names_and_empty_ones_are_not_written():
+    for files in ({"model.py": b"x"}, {"tokenizer.json": b""}):
+        with pytest.raises(FormatError, match="manifest files"):
+            encode_artifact(payloads(), files=files)
 
 
 def _larger_steps(manifest, sections):

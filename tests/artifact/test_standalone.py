@@ -70,6 +70,7 @@ def artifacts():
         "interleaved": encode_artifact([unquantized[0], *low, unquantized[1], *high, *small, *unquantized[2:]]).data,
         "large": encode_artifact([*large, passthrough_payload("gain", torch.ones(900))]).data,
         "raw": encode_artifact(unquantized).data,
+        "with a tokenizer": encode_artifact([*low, *unquantized], files={"tokenizer.json": b"{}" * 99}).data,
     }
 
 

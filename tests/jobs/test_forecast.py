@@ -41,8 +41,9 @@ def test_the_line_says_stages_and_memory():
     )
 
 
-def test_the_most_work_that_keeps_the_limit_by_the_margin_is_taken(toy_checkpoint):
-    loaded, rest = load(toy_checkpoint), forecast.FRESH_PROCESS_S
+def test_the_most_work_that_keeps_the_limit_by_the_margin_is_taken(toy_checkpoint, monkeypatch):
+    monkeypatch.setattr(forecast, "_held_out_seconds", lambda *_: 0.5)
+    loaded, rest = load(toy_checkpoint), forecast.FRESH_PROCESS_S + 0.5
     for limit, work_s in (
         (None, 8.0),
         ((8 + rest) / MARGIN + 0.1, 8.0),
@@ -50,21 +51,22 @@ def test_the_most_work_that_keeps_the_limit_by_the_margin_is_taken(toy_checkpoin
         (1 + rest + 0.1, 1.0),
     ):
         plan = plan_effort(loaded, Halving(limit=limit), None, plain=False)
-        assert plan.options.work_s == work_s and plan.forecast.stages_s == {"rounding": work_s, "reading back": rest}
-    with pytest.raises(TimeLimitError, match=r"^the time limit of 4\.9 s cannot be kept: the least effort takes about 5\.0 s$"):
+        assert plan.options.work_s == work_s and plan.forecast.total_s == work_s + rest
+        assert list(plan.forecast.stages_s) == ["rounding", "held-out KL", "reading back"]
+    with pytest.raises(TimeLimitError, match=r"^the time limit of 5\.4 s cannot be kept: the least effort takes about 5\.5 s$"):
         plan_effort(loaded, Halving(limit=rest + 0.9), None, plain=False)
 
 
 def test_every_stage_of_this_packing_is_forecast_and_no_other(toy_checkpoint):
     loaded, options = load(toy_checkpoint), method_options("trellis", {})
     random = CalibrationConfig(source="random", tokens=1024, seq_len=64)
-    both = {"rounding", "tuning", "reading back"}
+    both = {"rounding", "tuning", "held-out KL", "reading back"}
     for chosen, calibration, stages in (
         (options, SAMPLE, both | {"sampling", "statistics"}),
         (options, random, both | {"statistics"}),
         (options, None, both),
         (method_options("trellis", {"effort": "fast"}), None, both - {"tuning"}),
-        (method_options("gptq", {}), random, {"statistics", "reading back"}),
+        (method_options("gptq", {}), random, {"statistics", "held-out KL", "reading back"}),
     ):
         found = plan_effort(loaded, chosen, calibration, plain=True).forecast
         assert found.stages_s.keys() == stages and all(s >= 0 for s in found.stages_s.values()) and found.peak_bytes > 0

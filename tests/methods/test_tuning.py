@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from quantlab.errors import QuantlabError
+from quantlab.methods.rounded_model import RoundedModel
 from quantlab.methods.trellis.tuning import HELD_OUT, tune
 
 
@@ -104,3 +106,36 @@ def test_tuning_twice_gives_the_same_bits_and_reports_its_steps():
     assert all(torch.equal(a.tensors[n], b.tensors[n]) for n in a.tensors)
     assert (a.kl_before, a.kl_after) == (b.kl_before, b.kl_after)
     assert calls == [(n, 7) for n in range(1, 8)] * 2
+
+
+class Closed(Toy):
+    """A model whose forward is a closure over another module, as `model.forward = lambda` leaves behind."""
+
+    def __init__(self):
+        super().__init__()
+        inner = Toy()
+        self.__dict__["inner"] = inner
+
+    def forward(self, ids):
+        return self.__dict__["inner"](ids)
+
+
+def test_a_model_that_is_compared_with_itself_is_an_error():
+    model = Closed().eval()
+    with pytest.raises(QuantlabError, match="KL is exactly 0 with rounded weights in place of the model's own") as caught:
+        tune(model, rounded_of(model, 0.1), start_of(model), IDS, 2, half)
+    assert caught.value.hint and "parameters of the module" in caught.value.hint
+    with pytest.raises(QuantlabError, match="compared with itself"):
+        RoundedModel(model, rounded_of(model, 0.1)).mean_kl({}, IDS)
+
+
+def test_weights_that_rounding_leaves_as_they_are_have_no_kl():
+    model = Toy().eval()
+    assert RoundedModel(model, rounded_of(model, 0)).mean_kl({}, IDS) == 0
+
+
+def test_mean_kl_is_that_of_the_definition():
+    model, calls = Toy().eval(), []
+    rounded = rounded_of(model, 0.05)
+    found = RoundedModel(model, rounded).mean_kl({}, IDS[HELD_OUT - 1 :: HELD_OUT], lambda *done: calls.append(done))
+    assert found == pytest.approx(kl(model, rounded), rel=1e-4) and calls[-1] == (4, 4)

@@ -3,22 +3,18 @@
 The loss is the KL divergence of the rounded model's predictions from the float model's. Result and start are compared on
 sequences that learning never saw, with the values as the file stores them. What a run can learn is limited by the noise of its
 gradients, so by the tokens that it sees: every step has tokens of its own, until all were used.
-
-Both models are one module, called with its own weights or with others in their place: no weight is copied.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
+
+from quantlab.methods.rounded_model import RoundedModel, passes_of
 
 BATCH_TOKENS = 2048
 """Tokens in a step of learning."""
-PASS_TOKENS = 512
-"""Tokens that the models see at a time: logits take memory."""
 RATE = 0.02
 """Learning rate of Adam at a KL of 1 nat a token, in root mean squares of each tensor. It follows the square root of the KL, as
 the errors of rounding do; a rate that does not learns noise where errors are small."""
@@ -77,55 +73,21 @@ def tune(
         steps: batches.
         store: returns the value of a named tensor after it is written and read.
         progress: called with (steps done, steps).
+    Raises:
+        QuantlabError: rounding changes no prediction, see `RoundedModel.mean_kl`.
     """
-    model = _Rounded(reference, rounded)
-    is_held_N = torch.arange(len(ids_NT)) % HELD_OUT == HELD_OUT - 1
+    model = RoundedModel(reference, rounded)
+    learn_NT, held_NT = held_out(ids_NT)
+    model.mean_kl(start, passes_of(ids_NT)[0])  # an error where rounding changes nothing
     learned = {name: value.clone().requires_grad_() for name, value in start.items()}
-    _learn_(model, learned, ids_NT[~is_held_N], steps, progress)
+    _learn_(model, learned, learn_NT, steps, progress)
     after = {name: store(name, value.detach()) for name, value in learned.items()}
-    held_NT = ids_NT[is_held_N][: max(1, HELD_OUT_TOKENS // ids_NT.shape[1])]
     kl_before, kl_after = _compare(model, [start, after], held_NT)
     return Tuned(after if kl_after < kl_before else start, kl_before, kl_after)
 
 
-class _Rounded:
-    """The float model and the rounded one in one module, on the module's device."""
-
-    def __init__(self, module: nn.Module, rounded: Mapping[str, Tensor]) -> None:
-        self.module = module
-        self.parameters = dict(module.named_parameters(remove_duplicate=False))
-        self._names: dict[int, list[str]] = {}
-        for name, parameter in self.parameters.items():
-            self._names.setdefault(id(parameter), []).append(name)
-        self._rounded = self._placed(rounded)
-
-    def _placed(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return values on the device and in the dtype of their parameters, under every name that a parameter has."""
-        like = self.parameters
-        return {
-            alias: value.to(like[name].device, like[name].dtype)
-            for name, value in values.items()
-            for alias in self._names[id(like[name])]
-        }
-
-    def ids(self, ids_BT: Tensor) -> Tensor:
-        """Return ids on the module's device."""
-        return ids_BT.to(next(iter(self.parameters.values())).device)
-
-    @torch.no_grad()
-    def float_prediction(self, ids_BT: Tensor) -> Tensor:
-        """Return the float model's log-probabilities, float32 [B, T, V]."""
-        prediction: Tensor = self.module(self.ids(ids_BT)).float().log_softmax(-1)
-        return prediction
-
-    def kl(self, p_BTV: Tensor, values: Mapping[str, Tensor], ids_BT: Tensor) -> Tensor:
-        """Return KL(float ‖ rounded) of every prediction in nats, [B, T], with `values` in place of unquantized tensors."""
-        logits = functional_call(self.module, self._rounded | self._placed(values), (self.ids(ids_BT),), tie_weights=False)
-        return F.kl_div(logits.float().log_softmax(-1), p_BTV, reduction="none", log_target=True).sum(-1)
-
-
 def _learn_(
-    model: _Rounded,
+    model: RoundedModel,
     learned: dict[str, Tensor],
     ids_NT: Tensor,
     steps: int,
@@ -138,7 +100,7 @@ def _learn_(
     for step in range(steps):
         rows = torch.arange(step * count, (step + 1) * count) % len(ids_NT)
         optimizer.zero_grad()
-        for part in _passes(ids_NT[rows]):
+        for part in passes_of(ids_NT[rows]):
             loss = model.kl(model.float_prediction(part), learned, part).sum() / ids_NT[rows].numel()
             loss.backward(inputs=values)  # type: ignore[no-untyped-call]
             first_kl += float(loss.detach()) * (step == 0)
@@ -151,16 +113,17 @@ def _learn_(
 
 
 @torch.no_grad()
-def _compare(model: _Rounded, choices: Sequence[Mapping[str, Tensor]], ids_NT: Tensor) -> tuple[float, ...]:
+def _compare(model: RoundedModel, choices: Sequence[Mapping[str, Tensor]], ids_NT: Tensor) -> tuple[float, ...]:
     """Return the mean KL over the same predictions with each choice of values."""
     sums = [0.0] * len(choices)
-    for part in _passes(ids_NT):
+    for part in passes_of(ids_NT):
         p_BTV = model.float_prediction(part)
         for n, values in enumerate(choices):
             sums[n] += float(model.kl(p_BTV, values, part).double().sum())
     return tuple(total / ids_NT.numel() for total in sums)
 
 
-def _passes(ids_NT: Tensor) -> tuple[Tensor, ...]:
-    """Split the sequences into parts of about PASS_TOKENS tokens."""
-    return torch.split(ids_NT, max(1, PASS_TOKENS // ids_NT.shape[1]))
+def held_out(ids_NT: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sequences [N, T] that learning sees, and at most HELD_OUT_TOKENS of those that judge it."""
+    is_held_N = torch.arange(len(ids_NT)) % HELD_OUT == HELD_OUT - 1
+    return ids_NT[~is_held_N], ids_NT[is_held_N][: max(1, HELD_OUT_TOKENS // ids_NT.shape[1])]

@@ -1,0 +1,65 @@
+"""Measure the KL of packed weights on calibration text that the statistics did not use."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantlab.calib.collapse import Collapse
+from quantlab.calib.sources import CalibrationConfig, held_out_tokens
+from quantlab.calib.statistics import Statistics
+from quantlab.methods.rounded_model import RoundedModel
+from quantlab.models.loading import LoadedModel
+from quantlab.progress import Progress, stage
+from quantlab.text.tokenizer import Tokenizer
+
+HELD_OUT_TOKENS = 4096
+"""Tokens that are measured, about: the mean KL is then known to a few percent."""
+
+
+def measure_held_out(
+    loaded: LoadedModel,
+    tensors: dict[str, Tensor],
+    calibration: CalibrationConfig,
+    tokenizer: Tokenizer | None,
+    collapse: Collapse,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Return the KL of a model with packed tensors in place of its own from the model itself, as PackReport.measured has it.
+
+    Args:
+        tensors: values of every tensor as the file has them, by name.
+        calibration: where the tokens of the statistics came from.
+        collapse: how far these have collapsed: if they have, KL is measured on random tokens too.
+    Raises:
+        QuantlabError: KL is exactly 0, see `RoundedModel.mean_kl`.
+        DataError, CheckpointError: see `held_out_tokens`.
+    """
+    ids_NT, source = held_out_tokens(
+        calibration,
+        loaded.model,
+        tokenizer,
+        loaded.vocab_size,
+        tokens=HELD_OUT_TOKENS,
+        bos_id=loaded.first_id(tokenizer),
+        progress=stage(progress, "sample held-out text"),
+    )
+    parameters = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
+    model = RoundedModel(loaded.model, {name: value for name, value in tensors.items() if name in parameters})
+    kl = model.mean_kl({}, ids_NT, stage(progress, "measure KL"))
+    found = {"kl": kl, "tokens": ids_NT.numel(), "seq_len": ids_NT.shape[1], "source": source}
+    if collapse.is_collapsed:
+        generator = torch.Generator().manual_seed(calibration.seed)
+        found["kl_random"] = model.mean_kl({}, torch.randint(loaded.vocab_size, ids_NT.shape, generator=generator))
+    return found
+
+
+def calibration_of(stats: Statistics, asked: CalibrationConfig) -> CalibrationConfig:
+    """Return where the tokens of statistics came from, as far as they tell: the text's file is not in them.
+
+    Args:
+        asked: the calibration of the packing; its seed is used.
+    """
+    source = "random" if stats.source.get("kind") == "random" else "self"
+    N, T = stats.ids_NT.shape
+    return CalibrationConfig(source=source, tokens=N * T, seq_len=T, seed=asked.seed)
