@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from quantlab.errors import TrainingError
+from quantlab.files import check_regular
 from quantlab.tensor_file import write_safetensors
 
 _KEY = "quantlab_train"
@@ -61,6 +62,7 @@ def load_checkpoint_(
         TrainingError: the file is damaged, or belongs to a training with other tokens or another config (the first key that
             differs is named).
     """
+    check_regular(path, TrainingError, "training checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
             state = _parse_state(path, file.metadata() or {})
@@ -104,7 +106,7 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _parse_state(path: Path, metadata: Mapping[str, str]) -> TrainState:
     try:
         return TrainState(**json.loads(metadata[_KEY]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise TrainingError(f"{path} is not a training checkpoint of this version") from error
 
 
