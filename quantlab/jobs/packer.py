@@ -325,7 +325,7 @@ def _report(
         forecast=forecast,
         rounded_weights=solution.rounded_weights,
         tuned=solution.tuned,
-        refined=solution.refined,
+        refined=tuple(solution.refined),
         seed=_seed(stats, config),
         training_documents=loaded.provenance.training,
         budget_bytes=config.budget_bytes,

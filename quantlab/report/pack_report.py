@@ -62,7 +62,7 @@ class PackReport:
     """Weights that the search rounded in all, each as often as it was; 0 where the method does not count."""
     tuned: dict[str, Any]
     """The fields of `Tuning`; empty where nothing was tuned."""
-    refined: list[dict[str, Any]] = field(default_factory=list)
+    refined: tuple[dict[str, Any], ...] = ()
     """Of each stage of refinement the fields of `Tuning`, in their order; empty without it."""
     seed: int
     budget_bytes: int

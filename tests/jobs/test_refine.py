@@ -28,7 +28,7 @@ def test_what_stages_learned_is_in_the_file(toy_checkpoint, tmp_path, monkeypatc
     monkeypatch.setattr(refinement, "RATE", 0.05)
     plain = pack(toy_checkpoint, budget=50_000, output=tmp_path / "plain.qlab", **CONFIG)
     refined = pack(toy_checkpoint, budget=50_000, output=tmp_path / "m.qlab", refine_steps=12, **CONFIG)
-    assert plain.refined == [] and any(stage["accepted"] for stage in refined.refined)
+    assert plain.refined == () and any(stage["accepted"] for stage in refined.refined)
     before, after = (open_artifact(tmp_path / name).tensors() for name in ("plain.qlab", "m.qlab"))
     assert any((before[name] != after[name]).any() for name in before)
 
