@@ -100,7 +100,7 @@ def matches(value: Any, wanted: str) -> bool:
         return value == wanted
     try:
         return bool(value == json.loads(wanted))
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return isinstance(value, int) and value == parse_bytes(wanted)
