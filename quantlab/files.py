@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: single files, hashes, checks of output paths, whole folders, one lock."""
+"""Files and folders that appear whole or not at all: single files, hashes, whole folders, one lock."""
 
 import errno
 import fcntl
@@ -8,12 +8,15 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from quantlab.errors import ConfigError, QuantlabError
+
+PARTIAL = ".partial"
+"""End of the names of files and folders that are being written."""
 
 
 @contextmanager
@@ -77,14 +80,17 @@ def write_whole(path: Path, data: bytes) -> None:
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Yield a file that becomes `path` when the block ends without an error; until then there is the old file or none.
 
-    The bytes go to a temporary file in the same folder, are synced, and take the name by one rename.
+    The bytes go to a temporary file in the same folder, are synced, and take the name by one rename. A killed process leaves
+    the temporary file, which `remove_leftovers` removes.
 
     Raises:
+        ConfigError: `path` is a device, a pipe or a folder, which a file may not replace.
         QuantlabError: the folder is missing or not writable, or the disk is full. No temporary file stays behind.
     """
+    refuse_special(path)
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL, delete=False) as file:
             temporary = Path(file.name)
             yield file
             file.flush()
@@ -96,6 +102,22 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def refuse_special(path: Path) -> None:
+    """Raise ConfigError if `path` is a folder, a device, a pipe or a socket, also through a symbolic link."""
+    if path.is_dir():
+        raise ConfigError(f"output {path} is a folder, but a file is written", hint="name a file in an existing folder")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"output {path} is a device, pipe or socket, not a file", hint="name a file in an existing folder")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that killed writers of `path` left; for a process that knows of no other writer."""
+    temporary = re.compile(rf"\.{re.escape(path.name)}\.(\w{{8}}{re.escape(PARTIAL)}|\d+\.trial)")
+    for left in path.parent.iterdir():
+        if temporary.fullmatch(left.name) and left.is_file():
+            left.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -122,19 +144,6 @@ def hash_file(path: Path) -> tuple[int, str]:
             digest.update(block)
             size += len(block)
     return size, digest.hexdigest()
-
-
-def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:
-    """Raise ConfigError if an output exists and `force` is off, or if it is no file name in an existing folder."""
-    for path in paths:
-        if not path.name:
-            raise ConfigError(f"output {path} is not a file name", hint="name a file in an existing folder")
-        if path.is_dir():
-            raise ConfigError(f"output {path} is a folder, but a file is written", hint="name a file in an existing folder")
-        if path.exists() and not force:
-            raise ConfigError(f"output {path} exists", hint="pass --force to replace it")
-        if not path.parent.is_dir():
-            raise ConfigError(f"output folder {path.parent} does not exist", hint="make it, or name another")
 
 
 @contextmanager

@@ -117,7 +117,7 @@ EmitDecoder = Annotated[
     ),
 ]
 ReportOut = Annotated[Path | None, typer.Option("--report", metavar="R.json", help="Default: M.report.json beside M.qlab.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where a killed packing with the same options stopped.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a killed or failed packing with the same options stopped.")]
 
 # scoring
 Against = Annotated[

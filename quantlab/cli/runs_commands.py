@@ -172,13 +172,14 @@ def frontier(
     Example: quantlab runs frontier -o frontier.png
     """
     from quantlab.budget import parse_bytes
-    from quantlab.files import refuse_existing, write_whole
+    from quantlab.files import write_whole
+    from quantlab.outputs import check_outputs
     from quantlab.runs.frontier import by_data, candidates, describe_data, one_group
     from quantlab.runs.frontier_picture import check_format, draw, frontier_of
     from quantlab.runs.listing import shown
 
     check_format(output)
-    refuse_existing([output], force=force)
+    check_outputs([output], force=force)
     found = frontier_of(*one_group(by_data(candidates(_store(runs).runs)), data), parse_bytes(budget) if budget else None)
     write_whole(output, draw(found, output.suffix))
     if as_json:

@@ -57,7 +57,7 @@ def evaluate(
     asked |= {"seq_len": seq_len, "mode": mode, "packed": packed, "model": model}
     recorder = options.recorder_of(runs, no_run, mirror)
     if save:
-        refuse_record(target, force=force)
+        refuse_record(target, text, force=force)
     with recorder.run("eval", {"target": target, **asked, "stride": stride}) as run, ProgressDisplay() as progress:
         if target.exists():
             run.result(artifact=target)
@@ -165,8 +165,9 @@ def compare(
 
     Example: quantlab compare a.qlab b.qlab --sort predicted_kl --html compare.html
     """
-    from quantlab.files import refuse_existing, write_whole
-    from quantlab.jobs.compare import comparison_page, read_entry
+    from quantlab.files import write_whole
+    from quantlab.jobs.compare import comparison_page, files_beside, read_entry
+    from quantlab.outputs import check_outputs
     from quantlab.report.comparison import compare_entries
     from quantlab.report.tables import render_comparison
 
@@ -176,7 +177,8 @@ def compare(
         from quantlab.report.page import check_packages
 
         check_packages()
-        refuse_existing([html], force=force)
+        inputs = [beside for path in files for beside in files_beside(path)]
+        check_outputs([html], inputs=inputs, force=force)
     entries = [read_entry(path) for path in files]
     comparison = compare_entries(entries, sort=sort)  # type: ignore[arg-type]  # checked there
     if html is not None:

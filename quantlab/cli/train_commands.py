@@ -37,9 +37,9 @@ def train(
 
     Example: torchrun --standalone --nproc_per_node=8 -m quantlab train baseline --out runs/baseline
     """
-    from quantlab.files import refuse_existing
     from quantlab.jobs.train import train_to_folder
     from quantlab.jobs.train_file import ignored_variables, read_train_config
+    from quantlab.outputs import check_outputs
     from quantlab.trainer.training_loop import CHECKPOINT_NAME, MODEL_NAME
 
     environment = dict(os.environ) if from_env else None
@@ -48,7 +48,7 @@ def train(
     if is_main and environment is not None and (ignored := ignored_variables(environment, configs)):
         note(f"these variables have no effect here: {', '.join(ignored)}")
     if is_main and not resume:
-        refuse_existing([out / MODEL_NAME, out / CHECKPOINT_NAME] if out.exists() else [], force=force)
+        check_outputs([out / MODEL_NAME, out / CHECKPOINT_NAME] if out.exists() else [], force=force)
     settings, data = configs
     asked = {"config": config, "out": out, "resume": resume, **settings.to_dict(), "data": data}
     recorder = options.recorder_of(runs, no_run, mirror)
