@@ -33,7 +33,7 @@ export async function load(data) {
     sections.push(await unpack(data[line], take(stored), unpacked));
   }
   const weights = readWeights(manifest, sections);
-  const tensors = {};
+  const tensors = Object.create(null); // without __proto__, which is a name like any other
   let used = 0;
   for (const { name, kind, shape, dtype } of manifest.tensors) {
     if (kind !== "raw") tensors[name] = { shape, data: weights.next().value };
