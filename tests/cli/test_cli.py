@@ -208,7 +208,7 @@ def test_bad_input_is_one_clear_line(toy_checkpoint, toy_state, artifact, tmp_pa
     stats = ["pack", toy_checkpoint, "--budget", "60kB", "-o", out, "--stats", tmp_path / "absent"]
     fails(capsys, stats, 1, "cannot read statistics")
     fails(capsys, [*stats, "--calib-tokens", "1024"], 2, "the statistics bring their own calibration")
-    fails(capsys, packing(toy_checkpoint, "--report", out), 2, "artifact and report are both", "m.qlab")
+    fails(capsys, packing(toy_checkpoint, "--report", out), 2, "is also another output", "m.qlab")
     fails(capsys, [*stats, "--calib", "random"], 2, "65536 random tokens in sequences of 512 cannot be used with them")
     fails(capsys, packing(toy_checkpoint, "--code", tmp_path / "absent.py"), 2, "absent.py does not exist")
     fails(capsys, packing(toy_checkpoint, budget="lots"), 2, "budget must be a number of bytes", "'lots'")
