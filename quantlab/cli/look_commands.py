@@ -138,12 +138,13 @@ def card(
 
     Example: quantlab card model.qlab -o README.md
     """
-    from quantlab.files import refuse_existing, write_whole
-    from quantlab.jobs.compare import read_entry
+    from quantlab.files import write_whole
+    from quantlab.jobs.compare import files_beside, read_entry
+    from quantlab.outputs import check_outputs
     from quantlab.report.card import render_card
 
     if output is not None:
-        refuse_existing([output], force=force)
+        check_outputs([output], inputs=files_beside(artifact), force=force)
     text = render_card(read_entry(artifact))
     if output is None:
         print(text, end="")
