@@ -1,10 +1,12 @@
 """Files and folders that appear whole or not at all: single files, hashes, whole folders, one lock."""
 
+import errno
 import fcntl
 import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,53 @@ from quantlab.errors import ConfigError, QuantlabError
 
 PARTIAL = ".partial"
 """End of the names of files and folders that are being written."""
+
+
+@contextmanager
+def open_regular(path: Path, error: type[QuantlabError], what: str = "") -> Iterator[IO[bytes]]:
+    """Yield a regular file, opened for reading: neither a pipe, which may never end, nor a device is read.
+
+    Args:
+        what: kind of file, for the errors.
+    Raises:
+        error: the file is missing, cannot be read, or is anything else.
+    """
+    name = f"{what} {path}".lstrip()
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its writer
+    except (OSError, ValueError) as found:  # ValueError: the path has a zero byte
+        raise error(f"cannot read {name}: {getattr(found, 'strerror', None) or found}") from found
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise error(f"cannot read {name}: {_kind_of(mode)}")
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            yield file
+        except OSError as found:
+            raise error(f"cannot read {name}: {found.strerror or found}") from found
+
+
+def read_regular(path: Path, error: type[QuantlabError], what: str = "", *, most: int | None = None) -> bytes:
+    """Return the bytes of a regular file. `error` as in `open_regular`, or if there are more bytes than `most`."""
+    with open_regular(path, error, what) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise error(f"{path} has {size:,} bytes, at most {most:,} are read")
+        return file.read()
+
+
+def check_regular(path: Path, error: type[QuantlabError], what: str = "") -> None:
+    """Raise `error` unless a regular file can be read at `path`: for libraries that open files themselves."""
+    with open_regular(path, error, what):
+        pass
+
+
+def _kind_of(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return os.strerror(errno.EISDIR)
+    kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+    return f"it is a {kind}, a regular file is needed"
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -78,7 +127,11 @@ def _umask() -> int:
 
 
 def hash_file(path: Path) -> tuple[int, str]:
-    """Return the size in bytes and the hex SHA-256 of a file, or of all files in a folder together with their names."""
+    """Return the size in bytes and the hex SHA-256 of a file, or of all files in a folder together with their names.
+
+    Raises:
+        QuantlabError: a file cannot be read, or is no regular file.
+    """
     digest, size = hashlib.sha256(), 0
     if path.is_dir():
         for part in sorted(p for p in path.rglob("*") if p.is_file()):
@@ -86,7 +139,7 @@ def hash_file(path: Path) -> tuple[int, str]:
             digest.update(f"{part.relative_to(path).as_posix()}\0{part_sha256}\n".encode())
             size += part_size
         return size, digest.hexdigest()
-    with path.open("rb") as file:
+    with open_regular(path, QuantlabError) as file:
         while block := file.read(1 << 20):
             digest.update(block)
             size += len(block)

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from quantlab.errors import ConfigError, QuantlabError
-from quantlab.files import hold_lock, remove_leftovers, write_whole
+from quantlab.errors import ConfigError, DataError, QuantlabError
+from quantlab.files import check_regular, hash_file, hold_lock, read_regular, remove_leftovers, write_whole
 
 
 def test_write_replaces_the_old_content_and_leaves_nothing_else(tmp_path):
@@ -77,3 +78,18 @@ def test_one_descriptor_at_a_time_holds_the_lock_of_a_file(tmp_path):
     os.close(first)
     assert hold_lock(second)
     os.close(second)
+
+
+def test_only_regular_files_are_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_regular(tmp_path / "link", DataError, most=3) == b"abc"
+    for name, message in (("absent", "No such file"), (".", "Is a directory"), ("pipe", "it is a pipe"), ("zero\0", "null")):
+        for read in (read_regular, check_regular):
+            with pytest.raises(DataError, match=f"cannot read shard .*{message}"):
+                read(tmp_path / name, DataError, "shard")
+    with pytest.raises(QuantlabError, match="cannot read /dev/zero: it is a device, a regular file is needed"):
+        hash_file(Path("/dev/zero"))
+    with pytest.raises(DataError, match="file has 3 bytes, at most 2 are read"):
+        read_regular(tmp_path / "file", DataError, most=2)

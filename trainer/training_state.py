@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from quantlab.errors import TrainingError
+from quantlab.files import check_regular
 from quantlab.tensor_file import fingerprint, write_safetensors
 
 _KEY, _DIGEST = "quantlab_train", "digest"
@@ -64,6 +65,7 @@ def load_checkpoint_(
         TrainingError: the file is damaged, and nothing is filled; or it belongs to a training with other tokens or another
             config (the first key that differs is named).
     """
+    check_regular(path, TrainingError, "training checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -116,7 +118,7 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _parse_state(path: Path, metadata: Mapping[str, str]) -> TrainState:
     try:
         return TrainState(**json.loads(metadata[_KEY]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise TrainingError(f"{path} is not a training checkpoint of this version") from error
 
 

@@ -118,7 +118,7 @@ def sample(
 
 
 def _print_sample(prompt: str, one: Any) -> None:
-    from quantlab.report.tables import printable
+    from quantlab.printable import printable
 
     same = "" if one.same_tokens is None else f", the first {one.same_tokens} tokens as above"
     print(f"--- {printable(one.name)} ({one.tokens_per_second:,.0f} tokens per second{same})")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantlab.cli import options
-from quantlab.cli.display import ProgressDisplay, console, note, print_json
+from quantlab.cli.display import ProgressDisplay, console, note, print_json, say
 from quantlab.errors import ConfigError
+from quantlab.printable import printable
 
 if TYPE_CHECKING:
     from quantlab.calib.statistics import Statistics
@@ -75,12 +76,12 @@ def _wait_passively() -> None:
 
 
 def _print_statistics(stats: "Statistics", output: Path, calib: str) -> None:
-    print(f"wrote {output}: {stats.matrices} tensors measured on {stats.tokens:,} tokens ({calib})")
-    print(f"calibration text: {stats.collapse.line()}{'; it has collapsed' if stats.collapse.is_collapsed else ''}")
+    say(f"wrote {output}: {stats.matrices} tensors measured on {stats.tokens:,} tokens ({calib})")
+    say(f"calibration text: {stats.collapse.line()}{'; it has collapsed' if stats.collapse.is_collapsed else ''}")
     if stats.row_agreement:
         name, low = min(stats.row_agreement.items(), key=lambda item: item[1])
         middle = median(stats.row_agreement.values())
-        print(f"row sensitivities of two halves of the sample correlate by {middle:.3f} (median), {low:.3f} at worst ({name})")
+        say(f"row sensitivities of two halves of the sample correlate by {middle:.3f} (median), {low:.3f} at worst ({name})")
 
 
 def pack(
@@ -238,7 +239,7 @@ def unpack(
     if as_json:
         print_json({"state": str(output), "tensors": len(tensors), "tensors_sha256": sha256})
     else:
-        print(f"wrote {output}: {len(tensors)} tensors, sha256 {sha256}")
+        say(f"wrote {output}: {len(tensors)} tensors, sha256 {sha256}")
 
 
 def inspect(artifact: options.Artifact, as_json: options.Json = False) -> None:
@@ -264,10 +265,10 @@ def _print_description(about: dict[str, Any]) -> None:
         table.add_column(column, no_wrap=True, justify="right" if column == "bytes" else "left")
     for t in about["tensors"]:
         size = f"{t['bytes']:,}" if "bytes" in t else ""
-        table.add_row(t["name"], "x".join(map(str, t["shape"])), t["kind"], t["stored"], size)
+        table.add_row(printable(t["name"]), "x".join(map(str, t["shape"])), t["kind"], t["stored"], size)
     out.print(table)
-    out.print(f"\n{about['artifact']}: {about['artifact_bytes']:,} bytes, version {about['version']}, {about['producer']}")
-    out.print("size breakdown: " + ", ".join(f"{part} {count:,}" for part, count in about["size_breakdown"].items()))
+    say("", f"{about['artifact']}: {about['artifact_bytes']:,} bytes, version {about['version']}, {about['producer']}")
+    say("size breakdown: " + ", ".join(f"{part} {count:,}" for part, count in about["size_breakdown"].items()))
     for key in ("model", "tokenizer", "origin"):
         if about[key]:
-            out.print(f"{key}: " + ", ".join(f"{k} {v}" for k, v in about[key].items()))
+            say(f"{key}: " + ", ".join(f"{k} {v}" for k, v in about[key].items()))

@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator
 
 from quantlab.evaluation.evaluation_record import EvaluationRecord
+from quantlab.printable import printable
 from quantlab.report.entry import Entry
 from quantlab.report.pack_report import PackReport
-from quantlab.report.tables import nats, part_name, printable
+from quantlab.report.tables import nats, part_name
 
 TAGS = ("quantized", "quantlab", "qlab")
 

@@ -6,9 +6,10 @@ from math import prod
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from quantlab.printable import printable
 from quantlab.report.entry import place_of
 from quantlab.report.estimates import Estimates, SizeEstimate, TensorEstimate
-from quantlab.report.tables import nats, printable
+from quantlab.report.tables import nats
 
 MOST_ROWS = 12
 """Tensors that the table of sensitivity names."""
