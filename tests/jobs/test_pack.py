@@ -292,7 +292,7 @@ def test_a_time_limit_that_is_kept_changes_nothing(toy_checkpoint, tmp_path):
     report = pack(load(toy_checkpoint), output=tmp_path / "m.qlab", **TRELLIS | {"tune_steps": 2, "time_limit": 1e4})
     assert report.effort == {"states": 8, "tune_steps": 2} and report.tuned
     stages = report.forecast["stages_s"]
-    assert stages.keys() == {"sampling", "statistics", "rounding", "tuning", "reading back"}
+    assert stages.keys() == {"sampling", "statistics", "rounding", "tuning", "held-out KL", "reading back"}
     assert report.forecast["total_s"] == pytest.approx(sum(stages.values()), abs=0.01) and report.forecast["peak_bytes"] > 0
 
 
