@@ -53,10 +53,13 @@ def estimate(
         source: a checkpoint's path or a module (see `quantlab.load`).
         budgets: sizes as numbers or texts; or one text "1MB,2MB", or "8MB:24MB" for five sizes in equal ratios; by default
             sizes from 2 to 6 bits a weight.
-        method: trellis, gptq or rtn, with its `options`.
+        method: trellis, gptq or rtn.
         stats: statistics of an earlier `quantlab.calibrate`; without them `calib`, `calib_tokens` and `calib_seq_len` say what
             to measure on.
-        model, device, seed: see `quantlab.pack`.
+        seed: seed of everything that is drawn.
+        model: path/to/file.py:factory of a checkpoint of another architecture; this runs that file.
+        device: cpu or cuda, where the model is measured; None for a GPU where there is one.
+        options: options of the method.
     Raises:
         BudgetError: a size is below the smallest reachable one, which it names.
         ConfigError: an option is unknown or out of range.
