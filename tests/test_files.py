@@ -8,14 +8,7 @@ from pathlib import Path
 import pytest
 
 from quantlab.errors import ConfigError, DataError, QuantlabError
-from quantlab.files import (
-    check_regular,
-    hash_file,
-    hold_lock,
-    read_regular,
-    remove_leftovers,
-    write_whole,
-)
+from quantlab.files import check_regular, hash_file, hold_lock, read_regular, remove_leftovers, write_whole
 
 
 def test_write_replaces_the_old_content_and_leaves_nothing_else(tmp_path):

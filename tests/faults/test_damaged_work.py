@@ -14,6 +14,12 @@ from quantlab.jobs.workspace import Workspace, folder_of
 KEY = {"checkpoint": "a"}
 
 
+@pytest.fixture(autouse=True)
+def _undisturbed():
+    """Make what is compared before anything is taken away."""
+    whole()
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """The folder of a packing with a time limit, which keeps a note too, that was stopped at the last moment."""
