@@ -144,6 +144,13 @@ Packed = Annotated[
         help="Whether the weights of a packed model stay packed in memory.  [default: packed on a GPU, decoded on a CPU]",
     ),
 ]
+Sandbox = Annotated[
+    bool,
+    typer.Option(
+        "--sandbox",
+        help="Score in a process without network that can read TARGET, tokenizer, tokens and your --model file alone (Linux).",
+    ),
+]
 Save = Annotated[
     bool, typer.Option("--save", help="Also write the result to TARGET's stem.eval.json beside it, for quantlab compare.")
 ]

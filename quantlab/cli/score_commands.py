@@ -30,6 +30,7 @@ def evaluate(
     stride: options.Stride = None,
     packed: options.Packed = None,
     model: options.Model = None,
+    sandbox: options.Sandbox = False,
     save: options.Save = False,
     force: options.Force = False,
     runs: options.Runs = None,
@@ -49,8 +50,9 @@ def evaluate(
     """
     import os
 
-    from quantlab.jobs.evaluate import check_options, refuse_record
+    from quantlab.jobs.evaluate import check_options, refuse_record, save_record
     from quantlab.jobs.evaluate import evaluate as score
+    from quantlab.jobs.sandbox import evaluate_in_sandbox
 
     check_options(text, tokens, mode, seq_len, stride)
     asked: dict[str, Any] = {"text": text, "tokens": tokens, "tokenizer": tokenizer, "against": against}
@@ -58,10 +60,18 @@ def evaluate(
     recorder = options.recorder_of(runs, no_run, mirror)
     if save:
         refuse_record(target, text, force=force)
-    with recorder.run("eval", {"target": target, **asked, "stride": stride}) as run, ProgressDisplay() as progress:
+    with (
+        recorder.run("eval", {"target": target, **asked, "stride": stride, "sandbox": sandbox}) as run,
+        ProgressDisplay() as progress,
+    ):
         if target.exists():
             run.result(artifact=target)
-        record = score(target, **asked, stride=stride, save=save, force=force, progress=progress)
+        if sandbox:
+            record = evaluate_in_sandbox(target, {**asked, "stride": stride}, progress=progress)
+            if save:
+                save_record(target, record)
+        else:
+            record = score(target, **asked, stride=stride, save=save, force=force, progress=progress)
         run.result(evaluation=record, metrics=asdict(record.memory) if record.memory else {})
     if os.environ.get("RANK", "0") == "0":
         _print_evaluation(record, target, against, save, as_json)

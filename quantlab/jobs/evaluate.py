@@ -125,8 +125,13 @@ def evaluate(
     record = _record(place if world.is_main else None, score, ids, known, memory, [*probes, *checks], found)
     record = replace(record, deviations=tuple(_deviations(loaded, score)))
     if save and world.is_main and place is not None:
-        write_whole(record_path(place), json_file(replace(record, memory=None)))  # the same work gives the same file
+        save_record(place, record)
     return record
+
+
+def save_record(target: Path, record: EvaluationRecord) -> None:
+    """Write the record beside the target; without the memory, so that the same work gives the same file."""
+    write_whole(record_path(target), json_file(replace(record, memory=None)))
 
 
 def _check_context(loaded: LoadedModel, seq_len: int) -> None:
