@@ -4,9 +4,9 @@
     .venv/bin/python benchmarks/peers.py --demo demo
 
 Every peer quantizes the matrices that quantlab would; the other tensors are float16. A peer whose package is not installed is
-named and left out: nncodec, gguf, hqq, optimum-quanto. The Python package gguf reads K-quants and cannot write them (llama.cpp
-does), so its simple types stand here. quantlab packs at the bytes of each peer after zstd: "KL x" is the peer's KL over
-quantlab's there.
+named and left out: nncodec (which needs pandas and torchvision), gguf, hqq. The Python package gguf reads K-quants and cannot
+write them (llama.cpp does), so its simple types stand here. quantlab packs at the bytes of each peer after zstd: "KL x" is the
+peer's KL over quantlab's there.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -86,34 +85,6 @@ def hqq(bits: int) -> Callable[[Tensor], Quantized]:
     return quantizer
 
 
-def quanto(name: str) -> Callable[[Tensor], Quantized]:
-    """Return the weight quantizer of optimum-quanto: qint8 by row, or qint4 in groups of 64."""
-    from optimum import quanto as library
-
-    kind = getattr(library, name)
-    optimizer = library.AbsmaxOptimizer() if name == "qint8" else library.MaxOptimizer()
-
-    def quantizer(w_OI: Tensor) -> Quantized:
-        group = None if name == "qint8" else GROUP
-        scale = optimizer(w_OI, kind, 0) if group is None else optimizer(w_OI, kind, 0, group)
-        scales = scale if isinstance(scale, tuple) else (scale,)
-        packed = library.quantize_weight(w_OI, kind, 0, *_half(scales), group_size=group, optimized=False)
-        return packed.dequantize().float(), _stored(packed, scales)
-
-    return quantizer
-
-
-def _half(scales: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(scale.half().float() if scale.is_floating_point() else scale for scale in scales)
-
-
-def _stored(packed: Any, scales: tuple[Tensor, ...]) -> list[bytes]:
-    data = packed._data
-    codes = data._data if hasattr(data, "_data") else data
-    values = (scale.half() if scale.is_floating_point() else scale for scale in scales)
-    return [part.contiguous().numpy().tobytes() for part in (codes, *values)]
-
-
 def by_matrix(quantizer: Callable[[Tensor], Quantized], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], bytes]:
     """Return the state dict that a reader gets, and all stored bytes: matrices by a peer, other tensors in float16."""
     split = split_state(state)
@@ -128,16 +99,19 @@ def by_matrix(quantizer: Callable[[Tensor], Quantized], state: dict[str, Tensor]
     return found, b"".join(stored)
 
 
-def nncodec(qp: int, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], bytes]:
-    """Return what ISO 15938-17 makes of the whole state dict, with dependent quantization; its stream is entropy coded."""
+def nncodec(qp: int) -> "Run":
+    """Return ISO 15938-17 on the whole state dict, with dependent quantization; its stream is entropy coded."""
     from nncodec import nnc
 
-    arrays = {name: tensor.float().numpy() for name, tensor in state.items()}
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        path = str(Path(folder, "m.nnc"))
-        stream = nnc.compress(arrays, bitstream_path=path, qp=qp, use_dq=True, return_bitstream=True, verbose=False)
-        back = nnc.decompress(path)
-    return {name: torch.from_numpy(np.asarray(back[name])).view_as(state[name]) for name in state}, bytes(stream)
+    def run(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], bytes]:
+        arrays = {name: tensor.float().numpy() for name, tensor in state.items()}
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            path = str(Path(folder, "m.nnc"))
+            stream = nnc.compress(arrays, bitstream_path=path, qp=qp, use_dq=True, return_bitstream=True, verbose=False)
+            back = nnc.decompress(path)
+        return {name: torch.from_numpy(np.asarray(back[name])).view_as(state[name]) for name in state}, bytes(stream)
+
+    return run
 
 
 Run = Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], bytes]]
@@ -146,17 +120,16 @@ Run = Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], bytes]]
 def peers() -> Iterator[tuple[str, Run]]:
     """Yield every peer that is installed, by name and setting; name the others."""
     yield "int8 by row", lambda state: by_matrix(row_int8, state)
-    makers: dict[str, tuple[str, Callable[[], list[tuple[str, Run]]]]] = {
-        "gguf": ("gguf", lambda: [(f"GGUF {n}", _wrapped(gguf_type(n))) for n in GGUF_TYPES]),
-        "hqq": ("hqq", lambda: [(f"HQQ {b} bit, groups of {GROUP}", _wrapped(hqq(b))) for b in HQQ_BITS]),
-        "optimum": ("optimum-quanto", lambda: [(f"quanto {n}", _wrapped(quanto(n))) for n in ("qint4", "qint8")]),
-        "nncodec": ("nncodec", lambda: [(f"NNCodec qp {qp}", lambda s, qp=qp: nncodec(qp, s)) for qp in NNCODEC_QP]),
+    makers: dict[str, Callable[[], list[tuple[str, Run]]]] = {
+        "gguf": lambda: [(f"GGUF {name}", _wrapped(gguf_type(name))) for name in GGUF_TYPES],
+        "hqq": lambda: [(f"HQQ {bits} bit, groups of {GROUP}", _wrapped(hqq(bits))) for bits in HQQ_BITS],
+        "nncodec": lambda: [(f"NNCodec qp {qp}", nncodec(qp)) for qp in NNCODEC_QP],
     }
-    for module, (package, make) in makers.items():
-        if find_spec(module) is None:
-            print(f"{package} is not installed and left out", file=sys.stderr)
-        else:
+    for package, make in makers.items():
+        try:
             yield from make()
+        except ImportError as error:
+            print(f"{package} is left out: {error}", file=sys.stderr)
 
 
 def _wrapped(quantizer: Callable[[Tensor], Quantized]) -> Run:

@@ -132,6 +132,10 @@ def read_record(path: Path) -> RunRecord:
     if isinstance(raw, dict) and raw.get("version", VERSION) != VERSION:
         raise ReportError(f"{path} has version {raw['version']!r}, this quantlab reads {VERSION}")
     record = read_fields(RunRecord, raw, str(path))
+    try:
+        json.dumps(raw, allow_nan=False)  # options and metrics may hold any JSON
+    except ValueError as error:
+        raise ReportError(f"{path} has a number that is not finite") from error
     if record.status not in STATUSES:
         raise ReportError(f"{path}: status must be one of {', '.join(STATUSES)}, got {record.status!r}")
     return record

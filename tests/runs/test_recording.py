@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_samples import packing, score
+from run_samples import packed, packing, score
 
 from quantlab.cli.options import recorder_of
 from quantlab.errors import BudgetError, ConfigError
@@ -248,3 +248,10 @@ def test_everything_becomes_json():
     value = {"path": Path("a"), 3: (1, 2.5, float("inf")), "set": {"b", "a"}, "none": None, "process": Process(host="h", pid=1)}
     expected = {"path": "a", "3": [1, 2.5, "inf"], "set": ["a", "b"], "none": None}
     assert plain(value) == expected | {"process": {"host": "h", "pid": 1, "birth": None}}
+
+
+def test_a_record_with_a_number_that_is_not_finite_is_broken(tmp_path):
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "run.json"
+    path.write_bytes(packed(1, "a").to_json().replace(b'"trellis"', b"NaN", 1))
+    assert read_store(tmp_path).broken == [f"{path} has a number that is not finite"]
