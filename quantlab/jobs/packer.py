@@ -35,7 +35,7 @@ from quantlab.jobs.calibrate import measure_statistics, reuse_statistics, warn_o
 from quantlab.jobs.evaluate import find_device, on_device
 from quantlab.jobs.forecast import Forecast, changes, plan_effort
 from quantlab.jobs.held_out import calibration_of, measure_held_out
-from quantlab.jobs.problem import problem_of, split_model
+from quantlab.jobs.problem import passthrough_of, problem_of, split_model
 from quantlab.jobs.workspace import Workspace, folder_of
 from quantlab.methods.method import MethodOptions, Point, Solution, find_method, method_options, options_dict
 from quantlab.models.loading import LoadedModel, carried_files, in_eval_mode, own_tokenizer
@@ -104,6 +104,10 @@ class PackConfig:
         return sum(self.code.values())
 
 
+UNLIKELY_BYTES = 1000
+"""A smaller budget is a number whose unit was forgotten, or so it is asked."""
+
+
 def pack_with(
     config: PackConfig,
     loaded: LoadedModel,
@@ -125,6 +129,7 @@ def pack_with(
     tokenizer = tokenizer or _own_tokenizer(loaded)
     split = split_model(loaded, config.keep)
     _bits(config, split)  # a pattern that matches nothing is an error before the work
+    _check_budget(loaded, split, config, files)
     if statistics is None:
         config = replace(config, calibration=within_context(config.calibration, loaded))
     with in_eval_mode(loaded.model), on_device(loaded.model, find_device(config.device)):
@@ -346,14 +351,39 @@ def _seed(stats: Statistics, config: PackConfig) -> int:
     return int(stats.source.get("seed", config.calibration.seed))
 
 
+def _check_budget(loaded: LoadedModel, split: Split, config: PackConfig, files: Mapping[str, bytes]) -> None:
+    """Raise BudgetError, before any work, where a number that lacks its unit is less than the unquantized tensors take."""
+    if config.budget_bytes >= UNLIKELY_BYTES:
+        return
+    least = len(encode_artifact(list(passthrough_of(loaded, split).values()), model=loaded.config, files=dict(files)))
+    if least + config.code_bytes > config.budget_bytes:
+        raise BudgetError(
+            f"budget {config.budget_bytes} bytes is below the smallest reachable size: the file has "
+            f"{least + config.code_bytes} bytes without its quantized tensors",
+            smallest_bytes=least + config.code_bytes,
+            hint=_raise_the_budget(config.budget_bytes, least, has_tokenizer=bool(files)),
+        )
+
+
 def _too_small(artifact_bytes: int, config: PackConfig, *, has_tokenizer: bool) -> BudgetError:
     smallest = artifact_bytes + config.code_bytes
     code = f" (artifact {artifact_bytes}, code {config.code_bytes})" if config.code else ""
     return BudgetError(
         f"budget {config.budget_bytes} bytes is below the smallest reachable size, {smallest} bytes{code}",
         smallest_bytes=smallest,
-        hint=f"raise the budget{', or leave out the tokenizer with --no-tokenizer' if has_tokenizer else ''}",
+        hint=_raise_the_budget(config.budget_bytes, smallest, has_tokenizer=has_tokenizer),
     )
+
+
+def _raise_the_budget(budget_bytes: int, smallest: int, *, has_tokenizer: bool) -> str:
+    """Return the hint of a budget that is too small; a number that may lack its unit is asked about."""
+    units = [
+        unit
+        for unit, size in (("KB", 10**3), ("MB", 10**6))
+        if budget_bytes < UNLIKELY_BYTES and budget_bytes * size >= smallest
+    ]
+    meant = f"did you mean {budget_bytes}{units[0]}? " if units else ""
+    return f"{meant}raise the budget{', or leave out the tokenizer with --no-tokenizer' if has_tokenizer else ''}"
 
 
 def _verify(trial: Path, wanted: str) -> None:

@@ -171,6 +171,14 @@ def test_a_trellis_budget_below_reach_names_a_size_that_is_reachable(packed, tmp
     assert report.total_bytes <= smallest
 
 
+def test_a_budget_that_lacks_its_unit_is_asked_about_before_any_work(toy_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(packer, "measure_statistics", None)  # it would fail
+    for budget, meant in ((250, "did you mean 250KB? "), (3, "did you mean 3MB? ")):
+        with pytest.raises(BudgetError, match=f"budget {budget} bytes is below the smallest reachable size") as caught:
+            pack(toy_checkpoint, output=tmp_path / "s.qlab", **TRELLIS | {"budget": budget})
+        assert caught.value.exit_code == 3 and caught.value.hint.startswith(meant)
+
+
 def test_refining_the_grids_lowers_the_predicted_kl(packed, tmp_path, monkeypatch):
     loaded, _, report = packed
     monkeypatch.setattr("quantlab.methods.classic.allocation.ESTIMATED_ROUNDS", 0)
