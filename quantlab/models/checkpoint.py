@@ -86,9 +86,17 @@ def _shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            return sorted(folder / name for name in set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            places = [folder / name for name in names]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"checkpoint index {index} is damaged: {first_line(error)}") from error
+        for place in places:
+            if place.parent != folder or not place.is_file():
+                raise CheckpointError(
+                    f"checkpoint folder {folder}: shard {place.name} is missing ({len(names)} shards are listed)",
+                    hint="fetch the folder again",
+                )
+        return places
     found = [f for f in sorted(folder.glob("*.safetensors")) if not NOT_SHARDS & read_metadata(f).keys()]
     if not found:
         raise CheckpointError(f"checkpoint folder {folder} holds no .safetensors files of a model")

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from quantlab.artifact.manifest import FILE_NAMES
 from quantlab.errors import ConfigError
 from quantlab.files import whole_folder
 from quantlab.models.huggingface import ADAPTER, CONFIG, GENERATION, build_plain, library_for, read_about
-from quantlab.models.huggingface_files import WEIGHTS, TensorHeader, tensor_headers
+from quantlab.models.huggingface_files import WEIGHTS, TensorHeader, tensor_headers, usual_dtype
 from quantlab.tensor_file import write_safetensors
 
 COPIED = (CONFIG, GENERATION, *FILE_NAMES, "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
@@ -55,7 +54,7 @@ def save_folder(
     if like is not None and read_about(like)["config"] != about.get("config"):
         raise ConfigError(f"{artifact} and {like} have different configs", hint="name the folder that was packed")
     headers = {} if like is None else tensor_headers(like)
-    usual = _usual_dtype(headers) or _config_dtype(about["config"])
+    usual = usual_dtype(headers) or _config_dtype(about["config"])
     module = build_plain(about, state, artifact)
     with whole_folder(output, replaceable=_WRITTEN, force=force) as partial:
         with library_for(artifact):
@@ -68,14 +67,6 @@ def save_folder(
                 (partial / name).write_bytes((like / name).read_bytes())
             elif name in files:
                 (partial / name).write_bytes(files[name])
-
-
-def _usual_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype | None:
-    """Return the dtype of most floating values of a folder; None where there are none."""
-    values: Counter[torch.dtype] = Counter()
-    for header in headers.values():
-        values[header.dtype] += header.size if header.dtype.is_floating_point else 0
-    return values.most_common(1)[0][0] if values else None
 
 
 def _config_dtype(config: Mapping[str, Any]) -> torch.dtype:

@@ -243,7 +243,8 @@ def load_tokenizer(source: str | Path | Tokenizer, loaded: LoadedModel) -> Token
     if loaded.tokenizer_sha256 and not tokenizer.sha256.startswith(loaded.tokenizer_sha256):
         raise DataError(
             f"tokenizer {tokenizer.name} ({tokenizer.sha256[:12]}) is not the one the artifact was packed with "
-            f"({loaded.tokenizer_sha256[:12]})"
+            f"({loaded.tokenizer_sha256[:12]})",
+            hint="name the tokenizer that the model was packed with",
         )
     return tokenizer
 

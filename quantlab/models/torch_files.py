@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import torch
 
 from quantlab.errors import CheckpointError, first_line
+
+_FOREIGN = re.compile(r"GLOBAL ([\w.]{1,100}) was not an allowed global")
+"""What torch says of a class or function in a pickle that it does not load; the name is that of Python."""
 
 
 def read_torch_file(path: Path) -> Any:
@@ -48,6 +52,11 @@ def _load(path: Path, source: Path | io.BytesIO) -> Any:
     try:
         return torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if found := _FOREIGN.search(str(error)):
+            raise CheckpointError(
+                f"checkpoint {path} holds a pickled {found[1]}, which is not loaded since that would run code",
+                hint="save the weights alone: torch.save(model.state_dict(), path), or safetensors",
+            ) from error
         raise CheckpointError(f"checkpoint {path} is damaged or holds more than tensors: {first_line(error)}") from error
     except Exception as error:  # damaged pickles fail in any way: struct.error, IndexError, RuntimeError, ...
         raise CheckpointError(f"checkpoint {path} is damaged: {first_line(error)}") from error
