@@ -21,7 +21,7 @@ SMOKE := tests/artifact/test_artifact.py tests/coding/test_rans.py tests/docs/te
 LOWEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 LOWEST := build/lowest-torch-$(LOWEST_TORCH)
 
-.PHONY: demo test quick types lowest lint docs notebooks clean
+.PHONY: demo test quick fuzz types lowest lint docs notebooks clean
 
 demo: $(VENV)/.ready
 	$(BIN)/quantlab demo $(DEMO_ARGS)
@@ -31,6 +31,9 @@ test: $(VENV)/.ready  # everything: about ten minutes
 
 quick: $(VENV)/.ready  # under a minute
 	$(PYTEST) -n auto -m 'not slow' $(addprefix --ignore=,$(NOT_QUICK)) $(QUICK)
+
+fuzz: $(VENV)/.ready  # damaged files for every reader, for FUZZ_SECONDS (60) from FUZZ_SEED (0); findings are saved in build/fuzz
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz.py
 
 types: $(VENV)/.ready  # mypy, strict, on the checkout
 	$(BIN)/mypy -p quantlab

@@ -1,10 +1,13 @@
 """The Parameter Golf record pipeline on any checkpoint of the baseline architecture: the peer of our files.
 
 After parameter-golf #1855: row step k · std(row) / limit in fp16 (SDClip), GPTQ with act-order, int8 codes by role, each
-matrix transposed, each role under lrzip-zpaq or brotli-11, whichever is smaller (brotli alone without the program lrzip).
-Left out: its low-rank correction (LQER), row reordering and int8 gates. In the peer's favour: codes may use the whole int8
-container (the published limits only set the step), no pickle framing, and record_search also searches k by group.
-rate_distortion.py measures its files.
+matrix transposed, each role under lrzip-zpaq or brotli-11, whichever is smaller (brotli alone without the program lrzip). The
+three matrices with the largest error get a correction of rank 4 in 2 and 4 bits (LQER, lqer.py).
+Left out: row reordering and int8 gates. In the peer's favour: codes may use the whole int8 container (the published limits only
+set the step), no pickle framing, and record_search also searches k by group. rate_distortion.py measures its files.
+
+As published, GPTQ of a tied embedding knows only its use as head. Where the model looks a row up, errors of GPTQ are nearly of
+rank 1, and LQER takes them away: on small models, whose embedding is a large share, most of its effect is that.
 """
 
 import json
@@ -23,6 +26,7 @@ from typing import Any
 import brotli
 import numpy as np
 import torch
+from lqer import Correction, correction_of, largest_errors
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -37,6 +41,8 @@ DAMPING = 0.01
 LIMITS = {"embedding": 63, "attention": 31, "mlp": 31}
 """Largest published code of each group; with k it sets the step."""
 CONTAINER_BITS = 8
+CORRECTIONS = 3
+"""Matrices with a correction, as published."""
 LENGTH = struct.Struct("<I")
 
 
@@ -80,8 +86,15 @@ class Packed:
 class RecordPipeline:
     """Quantizes, codes and sizes one model; all results are cached, so a search computes nothing twice."""
 
-    def __init__(self, loaded: LoadedModel, stats: Statistics, *, workers: int = cpu_count() or 1) -> None:
-        self.loaded, self.stats, self.workers = loaded, stats, workers
+    def __init__(
+        self, loaded: LoadedModel, stats: Statistics, *, corrections: int = CORRECTIONS, workers: int = cpu_count() or 1
+    ) -> None:
+        """Prepare GPTQ of every matrix.
+
+        Args:
+            corrections: matrices that get a low-rank correction, those with the largest error; 0 leaves LQER out.
+        """
+        self.loaded, self.stats, self.workers, self.corrections = loaded, stats, workers, corrections
         self.matrices, others = split_state(loaded.state)
         self.passthrough = {name: t.to(torch.float16) for name, t in others.items() if t.is_floating_point()}
         self.roles: dict[str, list[str]] = {}
@@ -91,6 +104,7 @@ class RecordPipeline:
         uses = {name: products[name] if name in products else lookups[name] for name in self.matrices}
         self._feedback = self._map(lambda n: feedback(n, column_hessian((uses[n],)), damping=DAMPING), self.matrices)
         self._coded: dict[tuple[str, float], Coded] = {}
+        self._corrections: dict[tuple[str, float], Correction] = {}
         self._sizes: dict[tuple[str, float], int] = {}
 
     def quantize(self, name: str, clips: Clips) -> Coded:
@@ -104,10 +118,23 @@ class RecordPipeline:
             self._coded[name, k] = Coded(q_OI.numpy(), scale_O)
         return self._coded[name, k]
 
+    def corrected(self, clips: Clips) -> dict[str, Correction]:
+        """Return the corrections of the matrices with the largest error, by name."""
+        errors = {name: self.matrices[name] - self.quantize(name, clips).weights_OI for name in self.matrices}
+        found = {}
+        for name in largest_errors(errors, self.corrections):
+            key = (name, getattr(clips, group_of(name)))
+            if key not in self._corrections:
+                self._corrections[key] = correction_of(errors[name])
+            found[name] = self._corrections[key]
+        return found
+
     def state(self, clips: Clips) -> dict[str, Tensor]:
         """Return the state dict that a reader of the file gets."""
-        passthrough = {name: t.float() for name, t in self.passthrough.items()}
-        return {name: self.quantize(name, clips).weights_OI for name in self.matrices} | passthrough
+        weights = {name: self.quantize(name, clips).weights_OI for name in self.matrices}
+        for name, correction in self.corrected(clips).items():
+            weights[name] = weights[name] + correction.product_OI
+        return weights | {name: t.float() for name, t in self.passthrough.items()}
 
     def roles_bytes(self, roles: Iterable[str], clips: Clips) -> int:
         """Return the size of these roles' streams under brotli."""
@@ -137,14 +164,16 @@ class RecordPipeline:
 
     def _frame(self, streams: dict[str, tuple[str, bytes]], clips: Clips) -> bytes:
         names = [name for role in self.roles.values() for name in role]
+        corrected = self.corrected(clips)
         header = {
             "roles": [[coder, len(stream), len(self.roles[role])] for role, (coder, stream) in streams.items()],
             "matrices": [[name, *self.matrices[name].shape] for name in names],
             "kept": [[name, *t.shape] for name, t in self.passthrough.items()],
+            "corrected": list(corrected),
         }
         head = _brotli(json.dumps(header, separators=(",", ":")).encode())
         halves = [self.quantize(name, clips).scale_O for name in names] + [t.numpy() for t in self.passthrough.values()]
-        side = _brotli(b"".join(h.tobytes() for h in halves))
+        side = _brotli(b"".join(h.tobytes() for h in halves) + b"".join(c.to_bytes() for c in corrected.values()))
         return LENGTH.pack(len(head)) + head + b"".join(stream for _, stream in streams.values()) + side
 
 
@@ -167,12 +196,29 @@ def decode(data: bytes) -> dict[str, Tensor]:
         raw, at = np.frombuffer(_decompress(coder, data[at : at + size]), np.int8), at + size
         for name, rows, columns in (next(matrices) for _ in range(count)):
             codes[name], raw = raw[: rows * columns].reshape(columns, rows).T, raw[rows * columns :]
-    side, state = np.frombuffer(brotli.decompress(data[at:]), np.float16), {}
+    side, state = _Bytes(brotli.decompress(data[at:])), {}
     for name, q_OI in codes.items():
-        state[name], side = Coded(q_OI, side[: len(q_OI)]).weights_OI, side[len(q_OI) :]
+        state[name] = Coded(q_OI, side.take(len(q_OI), np.float16)).weights_OI
     for name, *shape in header["kept"]:
-        state[name], side = torch.from_numpy(side[: prod(shape)].astype(np.float32)).view(shape), side[prod(shape) :]
+        state[name] = torch.from_numpy(side.take(prod(shape), np.float16).astype(np.float32)).view(shape)
+    for name in header["corrected"]:
+        correction, size = Correction.from_bytes(side.rest, *state[name].shape)
+        side.take(size, np.uint8)
+        state[name] = state[name] + correction.product_OI
     return state
+
+
+class _Bytes:
+    """Bytes that are read from the front."""
+
+    def __init__(self, rest: bytes) -> None:
+        self.rest = rest
+
+    def take(self, count: int, dtype: Any) -> NDArray[Any]:
+        """Return the next `count` values."""
+        values: NDArray[Any] = np.frombuffer(self.rest, dtype, count)
+        self.rest = self.rest[values.nbytes :]
+        return values
 
 
 def _brotli(raw: bytes) -> bytes:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from quantlab.errors import CheckpointError, ConfigError, DataError
+from quantlab.text.check_data import HEAD_TOKENS
+from quantlab.text.document_sample import DocumentSample, sample_heads
 from quantlab.text.documents import read_documents
 from quantlab.text.shards import read_shards
 from quantlab.text.tokenizer import Tokenizer
@@ -97,6 +99,8 @@ def _last_logits(model: nn.Module, ids_BT: Tensor, rows: int) -> Tensor:
 
 
 KINDS = ("self", "random", "text", "tokens")
+MOST_DOCUMENTS = 256
+"""Documents of the calibration text that the statistics name, so that no evaluation scores them unnoticed."""
 UNCACHED_LENGTH = 64
 """Most tokens of a held-out sequence that a model without a cache writes: each reads its whole prefix again."""
 UNCACHED_SHARE = 4
@@ -171,7 +175,10 @@ def calibration_tokens(
         return torch.randint(vocab_size, (count, config.seq_len), generator=generator), about
     stream = read_shards(path) if kind == "tokens" else _read_text(Path(path), tokenizer, config.tokens * READ_AHEAD)
     about["file"] = Path(path).name
-    return _choose_sequences(path, stream, count, config, vocab_size), about
+    ids, places = _choose_sequences(path, stream, count, config, vocab_size)
+    bos_id = tokenizer.bos_id if tokenizer else bos_id
+    about["documents"] = _documents_at(stream, places, config.seq_len, bos_id).to_text()
+    return ids, about
 
 
 def held_out_tokens(
@@ -196,7 +203,7 @@ def held_out_tokens(
     if kind in ("text", "tokens"):
         stream = read_shards(path) if kind == "tokens" else _read_text(Path(path), tokenizer, config.tokens * READ_AHEAD)
         used, count = config.tokens // config.seq_len, max(1, tokens // config.seq_len)
-        rows_NT = _choose_sequences(path, stream, used + count, config, vocab_size, skip=used)
+        rows_NT, _ = _choose_sequences(path, stream, used + count, config, vocab_size, skip=used)
         if len(rows_NT):
             return rows_NT, kind
         kind = "self"
@@ -231,8 +238,13 @@ def _first_bytes(documents: Iterable[bytes], limit: int) -> Iterator[bytes]:
 
 def _choose_sequences(
     path: str, stream: np.ndarray[Any, Any], count: int, config: CalibrationConfig, vocab: int, *, skip: int = 0
-) -> Tensor:
-    """Return the first `count` sequences in a random order of all, but for the first `skip`, in the order of the stream."""
+) -> tuple[Tensor, np.ndarray[Any, Any]]:
+    """Return the first `count` sequences in a random order of all, but for the first `skip`, in the order of the stream.
+
+    Returns:
+        ids: int64 [N, seq_len].
+        places: where each begins in the stream, [N].
+    """
     whole = len(stream) // config.seq_len
     if whole == 0:
         raise DataError(f"calibration data {path} has {len(stream)} tokens, one sequence needs {config.seq_len}")
@@ -240,4 +252,14 @@ def _choose_sequences(
         raise DataError(f"calibration data {path} has token id {int(stream.max())}, the model's vocabulary is {vocab}")
     rows = stream[: whole * config.seq_len].reshape(whole, config.seq_len)
     chosen = np.sort(np.random.default_rng(config.seed).permutation(whole)[skip:count])
-    return torch.from_numpy(rows[chosen].astype(np.int64))
+    return torch.from_numpy(rows[chosen].astype(np.int64)), chosen * config.seq_len
+
+
+def _documents_at(stream: np.ndarray[Any, Any], places: np.ndarray[Any, Any], seq_len: int, bos_id: int) -> DocumentSample:
+    """Return a sample of the documents that have a token in one of the sequences, which begin at `places`."""
+    begins = np.flatnonzero(stream == bos_id)
+    first, last = np.searchsorted(begins, places, "right") - 1, np.searchsorted(begins, places + seq_len - 1, "right") - 1
+    read = {int(n) for low, high in zip(first, last, strict=True) for n in range(max(0, low), high + 1)}
+    ends = np.append(begins[1:], len(stream))
+    heads = (stream[begins[n] + 1 : min(begins[n] + 1 + HEAD_TOKENS, ends[n])] for n in sorted(read))
+    return sample_heads((head.astype("<u4").tobytes() for head in heads), MOST_DOCUMENTS)

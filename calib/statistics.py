@@ -198,7 +198,7 @@ def read_statistics(path: Path) -> Statistics:
         )
     except (SafetensorError, OSError) as error:
         raise StatisticsError(f"cannot read statistics {path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise StatisticsError(f"statistics {path} are damaged: {first_line(error)}") from error
 
 

@@ -1,81 +1,136 @@
 """Read the environment variables of the challenge's train_gpt.py as config keys, so that its published commands can be used."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from quantlab.errors import ConfigError
 
-PLAIN = {
-    "SEED": "seed",
-    "ITERATIONS": "steps",
-    "TRAIN_BATCH_TOKENS": "batch_tokens",
-    "TRAIN_SEQ_LEN": "seq_len",
-    "MAX_WALLCLOCK_SECONDS": "max_seconds",
-    "WARMDOWN_ITERS": "warmdown_steps",
-    "WARMDOWN_FRAC": "warmdown_frac",
-    "MIN_LR": "min_lr",
-    "TRAIN_LOG_EVERY": "log_every",
-    "VAL_LOSS_EVERY": "val_every",
-    "MATRIX_LR": "matrix_lr",
-    "SCALAR_LR": "scalar_lr",
-    "HEAD_LR": "head_lr",
-    "MUON_MOMENTUM": "muon_momentum",
-    "MUON_MOMENTUM_WARMUP_START": "muon_momentum_start",
-    "MUON_MOMENTUM_WARMUP_STEPS": "muon_momentum_warmup_steps",
-    "MUON_ROW_NORMALIZE": "muon_normalize_rows",
-    "BETA1": "beta1",
-    "BETA2": "beta2",
-    "ADAM_EPS": "adam_eps",
-    "GRAD_CLIP_NORM": "grad_clip",
-    "MUON_WD": "weight_decay",
-    "EMBED_WD": "embed_weight_decay",
-    "ADAM_WD": "scalar_weight_decay",
-    "ENABLE_LOOPING_AT": "loop_from",
-    "VOCAB_SIZE": "model.vocab_size",
-    "NUM_LAYERS": "model.num_layers",
-    "MODEL_DIM": "model.model_dim",
-    "NUM_HEADS": "model.num_heads",
-    "NUM_KV_HEADS": "model.num_kv_heads",
-    "TIE_EMBEDDINGS": "model.tie_embeddings",
-    "TIED_EMBED_INIT_STD": "model.tied_embed_init_std",
-    "LOGIT_SOFTCAP": "model.logit_softcap",
-    "QK_GAIN_INIT": "model.qk_gain_init",
-    "ROPE_BASE": "model.rope_base",
-    "ROPE_DIMS": "model.rope_dims",
-    "XSA_LAST_N": "model.xsa_last_n",
-    "LN_SCALE": "model.ln_scale",
-    "SKIP_GATES_ENABLED": "model.skip_gates",
-    "SMEAR_GATE_ENABLED": "model.smear_gate",
-    "NUM_LOOPS": "model.num_loops",
-    "LOOP_START": "model.loop_start",
-    "LOOP_END": "model.loop_end",
-    "BIGRAM_VOCAB_SIZE": "model.bigram_buckets",
-    "BIGRAM_DIM": "model.bigram_dim",
-    "TOKENIZER_PATH": "data.tokenizer",
-}
-"""The config key that takes the value of each variable."""
+Rule = str | tuple[str, ...] | None
+"""Effect of a variable: the config key that takes its value; the only values that are taken, which change nothing here; or
+None for no effect."""
+SEVERAL = "several keys"
+"""Rule of variables that decide more than one key, or a key that depends on others; the functions below read them."""
+OFF = ("0",)
 
-WITHOUT_EFFECT = (
-    "RUN_ID",
-    "VAL_BATCH_SIZE",
-    "VAL_BATCH_TOKENS",
-    "WARMUP_STEPS",
-    "MUON_BACKEND_STEPS",
-    "MUON_BETA2",
-    "CONTROL_TENSOR_NAME_PATTERNS",
-    "INT8_KEEP_FLOAT_FP32_NAME_PATTERNS",
-    "ROPE_TRAIN_SEQ_LEN",
-    "EVAL_SEQ_LEN",
-    "EVAL_STRIDE",
-    "SLIDING_WINDOW_ENABLED",
-    "COMPRESSOR",
-    "GPTQ_CALIBRATION_BATCHES",
-    "MATRIX_BITS",
-    "EMBED_BITS",
-    "MATRIX_CLIP_SIGMAS",
-    "EMBED_CLIP_SIGMAS",
+TABLE: dict[str, dict[str, Rule]] = {
+    "training": {
+        "SEED": "seed",
+        "ITERATIONS": "steps",
+        "TRAIN_BATCH_TOKENS": "batch_tokens",
+        "TRAIN_SEQ_LEN": "seq_len",
+        "MAX_WALLCLOCK_SECONDS": "max_seconds",
+        "GPTQ_RESERVE_SECONDS": SEVERAL,
+        "WARMDOWN_ITERS": "warmdown_steps",
+        "WARMDOWN_FRAC": "warmdown_frac",
+        "MIN_LR": "min_lr",
+        "TRAIN_LOG_EVERY": "log_every",
+        "VAL_LOSS_EVERY": "val_every",
+        "EMA_DECAY": SEVERAL,
+    },
+    "optimizers": {
+        "MATRIX_LR": "matrix_lr",
+        "SCALAR_LR": "scalar_lr",
+        "HEAD_LR": "head_lr",
+        "EMBED_LR": SEVERAL,
+        "TIED_EMBED_LR": SEVERAL,
+        "MUON_MOMENTUM": "muon_momentum",
+        "MUON_MOMENTUM_WARMUP_START": "muon_momentum_start",
+        "MUON_MOMENTUM_WARMUP_STEPS": "muon_momentum_warmup_steps",
+        "MUON_ROW_NORMALIZE": "muon_normalize_rows",
+        "MUON_BACKEND_STEPS": ("5",),
+        "BETA1": "beta1",
+        "BETA2": "beta2",
+        "ADAM_EPS": "adam_eps",
+        "GRAD_CLIP_NORM": "grad_clip",
+        "MUON_WD": "weight_decay",
+        "EMBED_WD": "embed_weight_decay",
+        "ADAM_WD": "scalar_weight_decay",
+    },
+    "model": {
+        "VOCAB_SIZE": "model.vocab_size",
+        "NUM_LAYERS": "model.num_layers",
+        "MODEL_DIM": "model.model_dim",
+        "EMBEDDING_DIM": SEVERAL,
+        "MLP_MULT": SEVERAL,
+        "NUM_HEADS": "model.num_heads",
+        "NUM_KV_HEADS": "model.num_kv_heads",
+        "TIE_EMBEDDINGS": "model.tie_embeddings",
+        "TIED_EMBED_INIT_STD": "model.tied_embed_init_std",
+        "LOGIT_SOFTCAP": "model.logit_softcap",
+        "QK_GAIN_INIT": "model.qk_gain_init",
+        "ROPE_BASE": "model.rope_base",
+        "ROPE_DIMS": "model.rope_dims",
+        "ROPE_TRAIN_SEQ_LEN": SEVERAL,
+        "ROPE_YARN": OFF,
+        "XSA_LAST_N": "model.xsa_last_n",
+        "LN_SCALE": "model.ln_scale",
+        "SKIP_GATES_ENABLED": "model.skip_gates",
+        "SMEAR_GATE_ENABLED": "model.smear_gate",
+        "NUM_LOOPS": "model.num_loops",
+        "LOOP_START": "model.loop_start",
+        "LOOP_END": "model.loop_end",
+        "ENABLE_LOOPING_AT": "loop_from",
+        "BIGRAM_VOCAB_SIZE": "model.bigram_buckets",
+        "BIGRAM_DIM": "model.bigram_dim",
+    },
+    "parts of the model that are not built here": {
+        "PARALLEL_START_LAYER": SEVERAL,
+        "PARALLEL_FINAL_LANE": None,
+        "ATTN_OUT_GATE_ENABLED": OFF,
+        "ATTN_OUT_GATE_SRC": None,
+        "GATED_ATTN_ENABLED": OFF,
+        "GATED_ATTN_INIT_STD": None,
+        "GATED_ATTN_QUANT_GATE": None,
+        "SPARSE_ATTN_GATE_ENABLED": OFF,
+        "SPARSE_ATTN_GATE_INIT_STD": None,
+        "SPARSE_ATTN_GATE_SCALE": None,
+        "GATE_WINDOW": ("12",),
+    },
+    "data": {
+        "DATA_PATH": SEVERAL,
+        "DATA_DIR": SEVERAL,
+        "TOKENIZER_PATH": "data.tokenizer",
+        "CASEOPS_ENABLED": OFF,
+    },
+    "warm-up, kernels, names": dict.fromkeys(
+        ("RUN_ID", "ARTIFACT_DIR", "WARMUP_STEPS", "FUSED_CE_ENABLED", "VAL_BATCH_SIZE", "VAL_BATCH_TOKENS", "MUON_BETA2")
+    ),
+    "packing": {
+        **dict.fromkeys(("COMPRESSOR", "GPTQ_CALIBRATION_BATCHES", "MATRIX_BITS", "EMBED_BITS", "PREQUANT_ONLY")),
+        **dict.fromkeys(("MATRIX_CLIP_SIGMAS", "EMBED_CLIP_SIGMAS", "MLP_CLIP_SIGMAS", "ATTN_CLIP_SIGMAS")),
+        **dict.fromkeys(
+            ("LQER_ENABLED", "LQER_RANK", "LQER_TOP_K", "LQER_FACTOR_BITS", "LQER_ASYM_ENABLED", "LQER_ASYM_GROUP")
+        ),
+        **dict.fromkeys(("CONTROL_TENSOR_NAME_PATTERNS", "INT8_KEEP_FLOAT_FP32_NAME_PATTERNS")),
+    },
+    "evaluation": {
+        **dict.fromkeys(("EVAL_SEQ_LEN", "EVAL_STRIDE", "SLIDING_WINDOW_ENABLED", "VAL_DOC_FRACTION")),
+        "TTT_EVAL_ONLY": OFF,
+        **dict.fromkeys(
+            ("TTT_ENABLED", "TTT_LORA_RANK", "TTT_LORA_LR", "TTT_LORA_ALPHA", "TTT_CHUNK_SIZE", "TTT_EVAL_SEQ_LEN")
+        ),
+        **dict.fromkeys(("TTT_BATCH_SIZE", "TTT_GRAD_STEPS", "TTT_WEIGHT_DECAY", "TTT_BETA1", "TTT_BETA2", "TTT_OPTIMIZER")),
+        **dict.fromkeys(("TTT_EVAL_BATCHES", "TTT_K_LORA", "TTT_MLP_LORA", "TTT_O_LORA")),
+        **dict.fromkeys(("PHASED_TTT_PREFIX_DOCS", "PHASED_TTT_NUM_PHASES", "GLOBAL_TTT_LR", "GLOBAL_TTT_MOMENTUM")),
+        **dict.fromkeys(("GLOBAL_TTT_EPOCHS", "GLOBAL_TTT_CHUNK_TOKENS", "GLOBAL_TTT_BATCH_SEQS", "GLOBAL_TTT_GRAD_CLIP")),
+        **dict.fromkeys(
+            ("TTT_WARM_START_A", "GLOBAL_TTT_WARMUP_START_LR", "GLOBAL_TTT_WARMUP_CHUNKS", "GLOBAL_TTT_RESPECT_DOC_BOUNDARIES")
+        ),
+    },
+    "processes, read by torchrun's own rules": dict.fromkeys(("RANK", "WORLD_SIZE", "LOCAL_RANK"), SEVERAL),
+}
+"""Every variable that the challenge's baseline and its records of 2026-04-05 and 2026-04-27 read, by group."""
+OTHER_SCRIPTS = re.compile(
+    "(ADAM|ATTN|AWQ|BANK|BIGRAM|BLOCK|CANON|CASEOPS|CLIP|CONTROL|DTG|EMA|EMBED|EVAL|FP16|FP|FUSED|GATE|GATED|GLOBAL_TTT|GPTQ|"
+    "GRAD|HEAD|HESSIAN|INT[468]|LATE|LAWA|LN|LOOP|LORA|LQER|MATRIX|MIN|MLP|MTP|MUON|NEGATIVE|NUM|PARALLEL|PHASED_TTT|POLAR|"
+    "PRUNE|QAT|QK|QUANT|RECUR|REPEAT|ROPE|SCALAR|SKIP|SLOT|SMEAR|SPARSE|SWA|TIED|TRAIN|TRIGRAM|TTT|UNTIE|USE_(GPTQ|INT6|SMEARGATE|"
+    "ZSTD)|VAL|VALUE|VE|WARMDOWN|WARMUP|WD|WEIGHT|XSA)(_[A-Z0-9_]+)?"
 )
-"""Variables of the challenge's scripts without effect in this trainer: those of evaluation, packing and warm-up length."""
+"""Names that the challenge's other scripts use; one that is not in the table is refused, for it may change the model."""
+RULES = {name: rule for group in TABLE.values() for name, rule in group.items()}
+PLAIN = {name: rule for name, rule in RULES.items() if isinstance(rule, str) and rule != SEVERAL}
+"""The config key that takes the value of each variable."""
 
 EMBED_LR = {True: 0.05, False: 0.6}
 """Learning rate of the embedding in the challenge's baseline, by whether it is tied."""
@@ -88,8 +143,9 @@ def overrides_from_env(environment: Mapping[str, str], base: Mapping[str, Any]) 
         environment: variables by name.
         base: the nested config to be changed.
     Raises:
-        ConfigError: a value is not of its key's type, or EMBEDDING_DIM differs from MODEL_DIM.
+        ConfigError: a value is not of its key's type, or a variable would make another model or training than there is here.
     """
+    _refuse(environment)
     changes: dict[str, Any] = {}
     for name, key in PLAIN.items():
         if name in environment:
@@ -105,7 +161,22 @@ def overrides_from_env(environment: Mapping[str, str], base: Mapping[str, Any]) 
         changes["embed_lr"] = EMBED_LR[is_tied]
     changes |= _shape(environment, base, value) | _schedule(environment, value) | _data(environment, value)
     unused = "EMBED_LR" if is_tied else "TIED_EMBED_LR"
-    return changes, [name for name in (*WITHOUT_EFFECT, unused) if name in environment]
+    without = [name for name, rule in RULES.items() if name in environment and (rule is None or name == unused)]
+    return changes, without
+
+
+def _refuse(environment: Mapping[str, str]) -> None:
+    """Raise ConfigError for a variable that would make another model or another training than this trainer has."""
+    for name, text in environment.items():
+        rule = RULES.get(name, SEVERAL)
+        if isinstance(rule, tuple) and text.strip() not in rule:
+            raise ConfigError(f"{name} must be {' or '.join(rule)} here, got {text!r}: {_group(name)}", hint=f"unset {name}")
+        if name not in RULES and OTHER_SCRIPTS.fullmatch(name):
+            raise ConfigError(f"{name} is not read by this trainer, and it may change the model", hint=f"unset {name}")
+
+
+def _group(name: str) -> str:
+    return next(group for group, rules in TABLE.items() if name in rules)
 
 
 Value = Callable[[str], Any]
@@ -120,8 +191,14 @@ def _shape(environment: Mapping[str, str], base: Mapping[str, Any], value: Value
     if _read("EMBEDDING_DIM", environment.get("EMBEDDING_DIM", "0"), 0) not in (0, value("model.model_dim")):
         raise ConfigError(f"EMBEDDING_DIM must be MODEL_DIM = {value('model.model_dim')}, got {environment['EMBEDDING_DIM']}")
     if "PARALLEL_START_LAYER" in environment:
-        start = _read("PARALLEL_START_LAYER", environment["PARALLEL_START_LAYER"], 0)
-        changes["model.parallel_last_n"] = value("model.num_layers") - start if start >= 0 else 0
+        start, layers = _read("PARALLEL_START_LAYER", environment["PARALLEL_START_LAYER"], 0), value("model.num_layers")
+        if 0 < start < layers:
+            reason = f"it makes a decoder of two lanes from layer {start} of {layers} on, which is not built here"
+            raise ConfigError(f"PARALLEL_START_LAYER must be 0 here, got {start}: {reason}", hint="unset PARALLEL_START_LAYER")
+        changes["model.parallel_last_n"] = 0
+    rope = _read("ROPE_TRAIN_SEQ_LEN", environment.get("ROPE_TRAIN_SEQ_LEN", str(value("seq_len"))), 0)
+    if rope < value("seq_len"):
+        raise ConfigError(f"ROPE_TRAIN_SEQ_LEN must be TRAIN_SEQ_LEN = {value('seq_len')} or more here, got {rope}")
     return changes
 
 

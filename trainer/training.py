@@ -1,6 +1,6 @@
 """Train a GPT in one process or several, with a step limit, a time limit and checkpoints that resume bit for bit on a CPU."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ def train(
     resume: bool = False,
     world: World | None = None,
     measure_grid: MeasureGrid | None = None,
+    metadata: Mapping[str, str] | None = None,
     progress: Callable[[StepRecord], None] | None = None,
     validate: Validate | None = None,
 ) -> TrainResult:
@@ -54,6 +55,7 @@ def train(
         resume: continue from the checkpoint in `out` if there is one.
         world: the processes that train together; each calls this with the same arguments.
         measure_grid: measures the grid of quantization-aware training; needed if `config.quant_from` is below 1.
+        metadata: strings for the header of the model's file.
         progress: called every `log_every` steps and after the last, outside the training time and after any checkpoint, in the
             main process alone.
         validate: called with model, step and seconds every `val_every` steps, and with the saved model at the end, outside the
@@ -66,7 +68,7 @@ def train(
     world = world or World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     check_tokens(tokens, config)
     out.mkdir(parents=True, exist_ok=True)
-    loop = TrainingLoop(config, tokens, out, world, measure_grid)
+    loop = TrainingLoop(config, tokens, out, world, measure_grid, metadata)
     with flush_denormals(), loop.loader:
         loop.warm_up_()
         if resume:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,11 +88,18 @@ class TrainingLoop:
     """The state of one call of `train`, and the steps that change it."""
 
     def __init__(
-        self, config: TrainConfig, tokens: TokenSource, out: Path, world: World, measure_grid: MeasureGrid | None = None
+        self,
+        config: TrainConfig,
+        tokens: TokenSource,
+        out: Path,
+        world: World,
+        measure_grid: MeasureGrid | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Make the model, optimizers and loader; see `train` for the arguments and errors."""
         _check_grid(config, measure_grid)
         self.config, self.out, self.world, self.measure_grid = config, out, world, measure_grid
+        self.metadata = dict(metadata or {})
         self.rows = micro_batch_rows(config, world)
         self.checkpoint_path, self.fingerprint = out / CHECKPOINT_NAME, fingerprint(tokens)
         self.model = GPT(config.model, seed=config.seed).to(world.device).train()
@@ -176,7 +183,8 @@ class TrainingLoop:
         self.model.looping = True
         path = self.out / MODEL_NAME
         if self.world.is_main:
-            write_safetensors(path, self.model.state_dict(), {"gpt_config": json.dumps(self.config.model.to_dict())})
+            about = {"gpt_config": json.dumps(self.config.model.to_dict())}
+            write_safetensors(path, self.model.state_dict(), self.metadata | about)
         self.world.wait()
         return path
 

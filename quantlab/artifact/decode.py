@@ -90,6 +90,8 @@ def decode_trellis(
     """
     tensors = [t for t in manifest.tensors if isinstance(t, TrellisTensor)]
     if not tensors:
+        for number in (GRID_SCALES, CLASSES, TABLES, STREAM):
+            sections[number].decode()  # to nothing: whatever is stored there, no tensor reads it
         return
     sides = [_sides(tensors, sections[number].decode()) for number in (GRID_SCALES, CLASSES)]
     contexts = [context_of(t, *units, *shares) for t, units, shares in zip(tensors, *sides, strict=True)]
@@ -162,6 +164,8 @@ def _from_raw(tensor: RawTensor, raw: bytes) -> Array:
         return bits.view(np.float32).reshape(tensor.shape)
     array = from_byte_planes(raw, np.dtype(tensor.dtype) if tensor.dtype != "bool" else np.dtype(np.uint8))
     if tensor.dtype == "bool":
+        if array.size and int(array.max()) > 1:
+            raise FormatError(f"tensor {tensor.name!r}: a bool is stored as {int(array.max())}, 0 or 1 are allowed")
         mask: Array = array != 0
         return mask.reshape(tensor.shape)
     values: Array = array.astype(np.float32 if tensor.dtype == "float16" else array.dtype)  # a copy: bytes are read-only

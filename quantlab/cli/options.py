@@ -72,8 +72,8 @@ Effort = Annotated[
     typer.Option(
         "--effort",
         metavar="LEVEL",
-        help="Of the trellis. fast: 4 states, no tuning. default: 8 states, tuning. best: 32 states, four times the tuning. "
-        "--states and --tune override it.  [default: default]",
+        help="Of the trellis. fast: 4 states, no tuning. default: 8 states, tuning. best: 32 states, four times the tuning, "
+        "progressive rounding. --states and --tune override it.  [default: default]",
     ),
 ]
 States = Annotated[
@@ -125,11 +125,12 @@ Against = Annotated[
     typer.Option("--against", metavar="CKPT", help="Also compare with this model: KL, flips, paired loss difference."),
 ]
 Mode = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--mode",
         help="chunked: sequences that do not overlap, as the challenge's baseline. sliding: windows a stride apart, every "
-        "token but the first. document: sliding within each document alone, every token but BOS.",
+        "token but the first. document: sliding within each document alone, every token but BOS.  [default: of the model's "
+        "own validation, else chunked]",
     ),
 ]
 Stride = Annotated[

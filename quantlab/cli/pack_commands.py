@@ -173,14 +173,21 @@ def _pack(
     from quantlab.runs.run_record import Checkpoint, packing_of
 
     asked = {"checkpoint": checkpoint, "output": plan.output, "model": model, "tokenizer": tokenizer, "stats": plan.stats}
-    seeds = {"seed": plan.config.calibration.seed}
-    with recorder.run("pack", asked | plan.to_dict(), seeds=seeds) as run, ProgressDisplay() as progress:
+    with recorder.run("pack", asked | plan.to_dict()) as run, ProgressDisplay() as progress:
         loaded = load(checkpoint, model=model)
         run.result(checkpoint=Checkpoint(path=str(checkpoint), fingerprint=loaded.fingerprint))
         known = load_tokenizer(tokenizer, loaded) if tokenizer else None
         result = plan.run(loaded, known, resume=resume, progress=progress)
-        metrics = {"timings_s": result.timings_s}
-        run.result(artifact=plan.output, packing=packing_of(result), metrics=metrics, files=[plan.report])
+        run.result(
+            artifact=plan.output,
+            packing=packing_of(result),
+            metrics={
+                "timings_s": result.timings_s,
+                "calibration": result.calibration,
+            },  # of the statistics, where they were given
+            seeds={"seed": result.seed},
+            files=[plan.report],
+        )
     return result
 
 

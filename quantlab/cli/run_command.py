@@ -11,7 +11,7 @@ import typer
 
 from quantlab.cli import options
 from quantlab.cli.display import ProgressDisplay, note, print_json
-from quantlab.errors import BudgetError, ConfigError
+from quantlab.errors import BudgetError, ConfigError, QuantlabError
 
 if TYPE_CHECKING:
     from quantlab.pipeline.execute import CellPlan
@@ -75,14 +75,16 @@ def _print_plan(plans: "Sequence[CellPlan]", root: Path, as_json: bool) -> None:
 
 
 def _print_results(results: "Sequence[Result]", root: Path, as_json: bool) -> None:
-    """Print the results; raise BudgetError after them if one is not valid."""
+    """Print the results; after them raise BudgetError if one exceeds a limit, QuantlabError if another is not valid."""
     if as_json:
         print_json({"out": str(root), "cells": [result.to_dict() for result in results]})
     else:
         print("\n".join(_result_lines(results)))
+    late = [result for result in results if result.limit_problems]
     if invalid := [result for result in results if result.problems]:
-        name = f"{len(invalid)} of {len(results)} cells are not valid; {invalid[0].cell.name}: " if len(results) > 1 else ""
-        raise BudgetError(name + invalid[0].problems[0])
+        first = (late or invalid)[0]
+        name = f"{len(invalid)} of {len(results)} cells are not valid; {first.cell.name}: " if len(results) > 1 else ""
+        raise (BudgetError if late else QuantlabError)(name + first.problems[0])
 
 
 @contextmanager
@@ -105,7 +107,7 @@ def _recorded(recorder: "Recorder", pipeline: Path, root: Path, cell: "Cell") ->
                 packing=packing_of(result.packing) if result.packing else None,
                 evaluation=score,
                 metrics={"clock": result.clock, "stages": result.times},
-                problems=result.problems,
+                problems=result.limit_problems,
                 files=[path for path in result.files if path.suffix in (".json", ".txt", ".html")],
             )
 

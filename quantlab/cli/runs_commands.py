@@ -102,6 +102,28 @@ def diff(left: Name, right: Name, runs: options.Runs = None, as_json: options.Js
 
 
 @app.command()
+def export(
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names of runs, or the starts or ends of their names.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="The folder of runs to write them into.")],
+    force: options.Force = False,
+    runs: options.Runs = None,
+    as_json: options.Json = False,
+) -> None:
+    """Copy runs as they may be published: without process, command line, and what names a person, a machine or a secret.
+
+    Example: quantlab runs export 3f9a1c2d 77b0e1aa -o published
+    """
+    from quantlab.runs.export import export_runs
+
+    store = _store(runs)
+    written = export_runs([find_run(store.runs, name) for name in names], output, force=force)
+    if as_json:
+        print_json([str(path) for path in written])
+    else:
+        print("\n".join(str(path) for path in written))
+
+
+@app.command()
 def best(
     budget: Annotated[
         str | None,

@@ -22,8 +22,11 @@ def evaluate(
     tokens: options.Tokens = None,
     tokenizer: options.TokenizerFile = None,
     against: options.Against = None,
-    seq_len: Annotated[int, typer.Option("--seq-len", help="Largest number of tokens of context.")] = 1024,
-    mode: options.Mode = "chunked",
+    seq_len: Annotated[
+        int | None,
+        typer.Option("--seq-len", help="Largest number of tokens of context.  [default: of the model's training, else 1024]"),
+    ] = None,
+    mode: options.Mode = None,
     stride: options.Stride = None,
     packed: options.Packed = None,
     model: options.Model = None,
@@ -38,6 +41,7 @@ def evaluate(
 
     Without --tokenizer the one that TARGET carries is used, or tokenizer.model or tokenizer.json beside it; a line on stderr
     says so. With --tokens and --against, KL and flips need none; then there are no bits per byte.
+    The predictions are probed on some of the scored windows, as quantlab probe does; a score that fails is not valid.
 
     Example: quantlab eval model.qlab --tokens 'fineweb_val_*.bin' --tokenizer fineweb_1024_bpe.model
 
@@ -48,13 +52,13 @@ def evaluate(
     from quantlab.jobs.evaluate import check_options, refuse_record
     from quantlab.jobs.evaluate import evaluate as score
 
-    _, step = check_options(text, tokens, mode, seq_len, stride)
+    check_options(text, tokens, mode, seq_len, stride)
     asked: dict[str, Any] = {"text": text, "tokens": tokens, "tokenizer": tokenizer, "against": against}
     asked |= {"seq_len": seq_len, "mode": mode, "packed": packed, "model": model}
     recorder = options.recorder_of(runs, no_run, mirror)
     if save:
         refuse_record(target, force=force)
-    with recorder.run("eval", {"target": target, **asked, "stride": step}) as run, ProgressDisplay() as progress:
+    with recorder.run("eval", {"target": target, **asked, "stride": stride}) as run, ProgressDisplay() as progress:
         if target.exists():
             run.result(artifact=target)
         record = score(target, **asked, stride=stride, save=save, force=force, progress=progress)
@@ -69,7 +73,7 @@ def _print_evaluation(record: "EvaluationRecord", target: Path, against: Path | 
     if save:
         note(f"wrote {record_path(target)}")
     if as_json:
-        facts = {key: value for key, value in record.to_dict().items() if key != "data"}
+        facts = {key: value for key, value in record.to_dict().items() if key != "data"} | {"problems": list(record.problems)}
         print_json(asdict(record.data) | {key: value for key, value in facts.items() if key != "against" or value})
         return
     _print_score(record)
@@ -94,8 +98,13 @@ def _print_score(record: "EvaluationRecord") -> None:
     )
     if record.bytes_match:
         print(f"tokens and bytes are those of the public validation split {record.split}")
-    elif record.split:
-        note(f"warning: as many tokens as the public validation split {record.split}, but not its bytes: do not compare this")
+    for deviation in record.deviations:
+        note(f"warning: {deviation}")
+    if record.problems:
+        for problem in record.problems:
+            note(f"not valid: {problem}")
+    else:
+        print(f"checks passed: {', '.join(probe.name for probe in record.probes)}")
 
 
 def _print_comparison(record: "EvaluationRecord", against: Path | None) -> None:

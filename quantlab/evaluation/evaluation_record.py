@@ -78,6 +78,21 @@ class Against:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """The result of one probe of the model's predictions."""
+
+    name: str
+    passed: bool | None
+    """Whether the model obeys the rule; None for a probe that only informs, where no rule forbids either outcome."""
+    detail: str
+    """One line, with the numbers."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Memory:
     """Memory of the model that was scored."""
 
@@ -114,11 +129,25 @@ class EvaluationRecord:
     """What the tokenizer does to text before it cuts it, so that `bytes` are those of the changed text; empty for nothing."""
     device: str = ""
     """Device that the target ran on: a CPU computes in float32, a GPU in bfloat16."""
+    probes: tuple[Probe, ...] = ()
+    """Probes of the predictions on some of the scored windows, and checks of the data; without probes no score is valid."""
+    deviations: tuple[str, ...] = ()
+    """Differences from the way in which the model was validated while it was trained, a line each."""
     against: Against | None = None
     """Comparison with a reference; None where there is none."""
     memory: Memory | None = None
     """Memory that the evaluation took; None in saved records, so that the same evaluation writes the same file."""
     producer: str = ""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Reasons why the score is not valid, a line each; empty if it is."""
+        found = [f"{probe.name}: {probe.detail}" for probe in self.probes if probe.passed is False]
+        if not any(probe.name == "flip" for probe in self.probes):
+            found.append("the predictions were not probed")
+        if self.bytes_match is False:
+            found.append(f"as many tokens as the public validation split {self.split}, but not its bytes")
+        return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

@@ -6,13 +6,12 @@ Letters: B rows, T tokens, V vocabulary.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quantlab.errors import ConfigError, ShapeError
+from quantlab.evaluation.evaluation_record import Probe
 from quantlab.evaluation.scoring import device_of, eval_mode, predict
 
 SUM_TOLERANCE = 1e-9
@@ -21,21 +20,6 @@ CUTS = 16
 """Cuts of each row in the flip test: positions from which on the row's tokens are changed."""
 
 Predict = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Probe:
-    """The result of one probe."""
-
-    name: str
-    passed: bool | None
-    """Whether the model obeys the rule; None for a probe that only informs, where no rule forbids either outcome."""
-    detail: str
-    """One line, with the numbers."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, for JSON."""
-        return asdict(self)
 
 
 def run_probes(model: nn.Module, ids_BT: Tensor, *, bos_id: int = 1, seed: int = 0) -> list[Probe]:
@@ -80,21 +64,43 @@ def determinism(logits: Predict, ids_BT: Tensor) -> Probe:
 
 def normalization(logits: Predict, ids_BT: Tensor) -> Probe:
     """Test that the probabilities of the whole vocabulary sum to 1, in float64; NaN logits fail."""
-    p_BTV = logits(ids_BT).double().softmax(-1)
-    error_BT = (p_BTV.sum(-1) - 1.0).abs().nan_to_num(nan=math.inf)
+    return normalized(logits(ids_BT))
+
+
+def normalized(logits_BTV: Tensor) -> Probe:
+    """Test that the probabilities of these predictions sum to 1."""
+    sum_BT = torch.stack([row_TV.double().softmax(-1).sum(-1) for row_TV in logits_BTV])
+    error_BT = (sum_BT - 1.0).abs().nan_to_num(nan=math.inf)
     broken = ~(error_BT <= SUM_TOLERANCE)
-    text = f"{_of(broken)} sums over {p_BTV.shape[-1]:,} tokens are not 1, largest error {float(error_BT.max()):.2g}"
+    text = f"{_of(broken)} sums over {logits_BTV.shape[-1]:,} tokens are not 1, largest error {float(error_BT.max()):.2g}"
     return Probe(name="normalization", passed=not broken.any(), detail=f"{text} (allowed {SUM_TOLERANCE:g})")
 
 
-def flip(logits: Predict, ids_BT: Tensor, generator: torch.Generator) -> Probe:
-    """Test that predictions before position t keep their bits when the tokens from t on change, for many t in every row."""
+def flip(
+    logits: Predict,
+    ids_BT: Tensor,
+    generator: torch.Generator,
+    *,
+    length_B: Tensor | None = None,
+    cuts: int = CUTS,
+    tolerance: float = 0.0,
+) -> Probe:
+    """Test that predictions before position t keep their bits when the tokens from t on change, for many t in every row.
+
+    Args:
+        length_B: number of tokens of each row that count; all by default.
+        cuts: number of t in a row.
+        tolerance: largest difference of logits that counts as none.
+    """
     before = logits(ids_BT)
+    length_B = torch.full((len(ids_BT),), ids_BT.shape[1]) if length_B is None else length_B
     broken, largest, count, first = 0, 0.0, 0, ""
-    for cut_B in _cuts(*ids_BT.shape):
-        is_kept_BT = torch.arange(ids_BT.shape[1]) < cut_B[:, None]
-        changed_BT = torch.where(is_kept_BT.to(ids_BT.device), ids_BT, _others(ids_BT, before.shape[-1], generator))
-        differ_BT, gap = _difference(before, logits(changed_BT), is_kept_BT)
+    for cut_B in _cuts(length_B, cuts):
+        column_T = torch.arange(ids_BT.shape[1])
+        is_kept_BT = column_T < torch.minimum(cut_B, length_B)[:, None]
+        is_same_BT = (column_T < cut_B[:, None]).to(ids_BT.device)
+        changed_BT = torch.where(is_same_BT, ids_BT, _others(ids_BT, before.shape[-1], generator))
+        differ_BT, gap = _difference(before, logits(changed_BT), is_kept_BT, tolerance)
         if differ_BT.any() and not first:
             row, at = differ_BT.nonzero()[0].tolist()
             first = f"; first: position {at} sees tokens from {int(cut_B[row])} on"
@@ -103,12 +109,12 @@ def flip(logits: Predict, ids_BT: Tensor, generator: torch.Generator) -> Probe:
     return Probe(name="flip", passed=broken == 0, detail=detail)
 
 
-def rows(logits: Predict, ids_BT: Tensor, generator: torch.Generator) -> Probe:
+def rows(logits: Predict, ids_BT: Tensor, generator: torch.Generator, *, tolerance: float = 0.0) -> Probe:
     """Test that a row's predictions keep their bits when all other rows change: windows in a batch hold each other's future."""
     before = logits(ids_BT)
     changed_BT = _others(ids_BT, before.shape[-1], generator)
     changed_BT[0] = ids_BT[0]
-    differ, largest = _difference(before[:1], logits(changed_BT)[:1])
+    differ, largest = _difference(before[:1], logits(changed_BT)[:1], tolerance=tolerance)
     detail = f"{_of(differ)} predictions of a row change with the other rows, logits by {largest:.2g}"
     return Probe(name="rows", passed=not differ.any(), detail=detail)
 
@@ -127,11 +133,12 @@ def packed(logits: Predict, ids_BT: Tensor, bos_id: int) -> Probe:
     return Probe(name="packed", passed=None, detail=detail)
 
 
-def _cuts(B: int, T: int) -> list[Tensor]:
-    """Return cuts, a tensor [B] with one for each row at a time, all spread evenly from 1 to T - 1; B is 2 or more."""
-    total = min(CUTS, T - 1) * B
-    places = 1 + torch.arange(total) * (T - 2) // (total - 1)
-    return list(places.view(-1, B))
+def _cuts(length_B: Tensor, most: int) -> list[Tensor]:
+    """Return cuts, a tensor [B] with one for each row at a time, all spread evenly from 1 to a row's length - 1."""
+    rows = len(length_B)
+    total = max(1, min(most, int(length_B.max()) - 1)) * rows
+    steps = torch.arange(total).view(-1, rows) * (length_B - 2).clamp_min(0) // max(1, total - 1)
+    return list(1 + steps)
 
 
 def _others(ids_BT: Tensor, vocab_size: int, generator: torch.Generator) -> Tensor:
@@ -140,15 +147,18 @@ def _others(ids_BT: Tensor, vocab_size: int, generator: torch.Generator) -> Tens
     return (ids_BT + step_BT) % vocab_size
 
 
-def _difference(a_BTV: Tensor, b_BTV: Tensor, where_BT: Tensor | None = None) -> tuple[Tensor, float]:
-    """Return where any bit of the logits differs, bool [B, T], and the largest difference; NaN equals NaN."""
-    same = (a_BTV == b_BTV) | (a_BTV.isnan() & b_BTV.isnan())
-    gap_BT = torch.where(same, 0.0, (a_BTV.double() - b_BTV.double()).abs().nan_to_num(nan=math.inf)).amax(-1)
-    differ_BT = ~same.all(-1)
+def _difference(a_BTV: Tensor, b_BTV: Tensor, where_BT: Tensor | None = None, tolerance: float = 0.0) -> tuple[Tensor, float]:
+    """Return where the logits differ by more than a tolerance, bool [B, T], and the largest difference; NaN equals NaN."""
+    gap_BT = torch.stack([_gap(a_TV, b_TV) for a_TV, b_TV in zip(a_BTV, b_BTV, strict=True)]).cpu()  # a row bounds the memory
     if where_BT is not None:
-        where_BT = where_BT.to(a_BTV.device)
-        differ_BT, gap_BT = differ_BT & where_BT, gap_BT.masked_fill(~where_BT, 0.0)
-    return differ_BT.cpu(), float(gap_BT.max())
+        gap_BT = gap_BT.masked_fill(~where_BT, 0.0)
+    return gap_BT > tolerance, float(gap_BT.max())
+
+
+def _gap(a_TV: Tensor, b_TV: Tensor) -> Tensor:
+    """Return the largest difference of logits at each position, float64 [T]; infinity where one is NaN alone."""
+    same = (a_TV == b_TV) | (a_TV.isnan() & b_TV.isnan())
+    return torch.where(same, 0.0, (a_TV.double() - b_TV.double()).abs().nan_to_num(nan=math.inf)).amax(-1)
 
 
 def _of(broken: Tensor) -> str:

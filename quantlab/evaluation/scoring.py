@@ -17,7 +17,17 @@ from torch.nn import functional as F
 
 from quantlab.errors import ConfigError, DataError, ShapeError
 from quantlab.evaluation.ledger import Ledger, bytes_match, due_positions, implied_bytes, public_split
-from quantlab.evaluation.windows import Mode, Windows, batches, scored_part, share_of, stride_of, windows_of
+from quantlab.evaluation.window_sample import WindowSample
+from quantlab.evaluation.windows import (
+    Mode,
+    Windows,
+    batches,
+    read_windows,
+    scored_part,
+    share_of,
+    stride_of,
+    windows_of,
+)
 from quantlab.models.loading import in_eval_mode
 from quantlab.text.tokenizer import TokenBytes
 from quantlab.trainer.model import GPT
@@ -67,6 +77,7 @@ def score_tokens(
     bos_id: int = 1,
     batch_tokens: int = 32768,
     world: World | None = None,
+    sample: WindowSample | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
     """Score each token once, from the tokens of its window alone, and enter it in a ledger.
@@ -86,6 +97,7 @@ def score_tokens(
         bos_id: token that begins a document; 1 in the challenge's tokenizers.
         batch_tokens: largest number of tokens in one call of the model, but at least one window; bounds the logits' memory.
         world: processes that share the windows; each calls this with the same arguments and gets the same score.
+        sample: gets some of this process' windows and their losses, to probe the model on afterwards.
         progress: called with (windows done, windows in all) of the main process' share after each batch.
     Raises:
         ConfigError: seq_len, stride or batch_tokens is out of range.
@@ -104,7 +116,9 @@ def score_tokens(
     parts = share_of(batches(windows, batch_tokens), world.rank, world.size)
     start, stop = _positions_of(parts, windows, len(stream))
     ledger = Ledger(stream, due_positions(stream, mode, bos_id), token_bytes, bos_id=bos_id, start=start, stop=stop)
-    _fill(ledger, model, windows, parts, progress if world.is_main else None)
+    if sample is not None:  # of few windows this process may have none to score
+        sample.choose(stream, windows, slice(parts[0].start, parts[-1].stop) if parts else slice(0, len(windows)))
+    _fill(ledger, model, windows, parts, sample, progress if world.is_main else None)
     part = [ledger.nats, ledger.tokens, ledger.bytes, ledger.documents]
     total = world.sum_(torch.tensor(part, dtype=torch.float64, device=world.device))()
     is_known = token_bytes.is_known
@@ -155,28 +169,26 @@ def _positions_of(parts: list[slice], windows: Windows, end: int) -> tuple[int, 
 
 
 def _fill(
-    ledger: Ledger, model: nn.Module, windows: Windows, parts: list[slice], progress: Callable[[int, int], None] | None
+    ledger: Ledger,
+    model: nn.Module,
+    windows: Windows,
+    parts: list[slice],
+    sample: WindowSample | None,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
     """Score every batch of a share and enter it in the ledger."""
     device = device_of(model)
     with eval_mode(model):
         for part in parts:
-            ids_BT, positions, rows = _batch(ledger.stream, windows[part])
-            nats = _nats(model, ids_BT.to(device), ledger.stream[positions], rows, len(ledger.token_bytes.base))
+            ids_BT, positions, rows = read_windows(ledger.stream, windows[part])
+            targets, vocab_size = ledger.stream[positions], len(ledger.token_bytes.base)
+            nats = _nats(model, torch.from_numpy(ids_BT).to(device), targets, torch.from_numpy(rows), vocab_size)
             ledger.write(positions, nats)
+            if sample is not None:
+                sample.enter(positions, nats)
             if progress is not None:
                 progress(part.stop - parts[0].start, parts[-1].stop - parts[0].start)
     ledger.close()
-
-
-def _batch(stream: NDArray[np.integer], windows: Windows) -> tuple[Tensor, NDArray[np.int64], Tensor]:
-    """Return ids with zeros after short windows, int64 [B, T]; scored positions, [n]; rows of B * T that predict them, [n]."""
-    column_T = np.arange(windows.length.max())
-    position_BT = windows.start[:, None] + column_T
-    is_read_BT = column_T < windows.length[:, None]
-    ids_BT = np.where(is_read_BT, stream[np.minimum(position_BT, len(stream) - 1)], 0).astype(np.int64)
-    is_scored_BT = is_read_BT & (column_T >= windows.first[:, None])
-    return torch.from_numpy(ids_BT), position_BT[is_scored_BT] + 1, torch.from_numpy(np.flatnonzero(is_scored_BT))
 
 
 def _nats(model: nn.Module, ids_BT: Tensor, targets: NDArray[np.integer], rows: Tensor, vocab_size: int) -> NDArray[np.float32]:
@@ -192,8 +204,8 @@ def _nats(model: nn.Module, ids_BT: Tensor, targets: NDArray[np.integer], rows: 
 
 
 def _has_losses(model: nn.Module, ids_BT: Tensor, vocab_size: int) -> bool:
-    """Return whether the model can score on a GPU without float32 logits."""
-    return isinstance(model, GPT) and ids_BT.is_cuda and model.config.vocab_size == vocab_size
+    """Return whether the model can score on a GPU without float32 logits: ours alone, since `losses` is told the targets."""
+    return type(model) is GPT and "losses" not in vars(model) and ids_BT.is_cuda and model.config.vocab_size == vocab_size
 
 
 def _autocast(ids_BT: Tensor) -> torch.autocast:

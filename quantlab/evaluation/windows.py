@@ -108,6 +108,24 @@ def windows_of(stream: NDArray[np.integer], mode: Mode, *, seq_len: int, stride:
     return windows
 
 
+def read_windows(
+    stream: NDArray[np.integer], windows: Windows
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return what a model reads in one call, and which of its predictions count.
+
+    Returns:
+        ids: int64 [B, T], zeros after short windows.
+        positions: places in the stream of the tokens that are scored, [n].
+        rows: the flat places among the B * T predictions that predict them, [n].
+    """
+    column_T = np.arange(windows.length.max())
+    position_BT = windows.start[:, None] + column_T
+    is_read_BT = column_T < windows.length[:, None]
+    ids_BT = np.where(is_read_BT, stream[np.minimum(position_BT, len(stream) - 1)], 0).astype(np.int64)
+    is_scored_BT = is_read_BT & (column_T >= windows.first[:, None])
+    return ids_BT, position_BT[is_scored_BT] + 1, np.flatnonzero(is_scored_BT)
+
+
 def batches(windows: Windows, batch_tokens: int) -> list[slice]:
     """Return consecutive slices of windows, each one batch: rows times the longest window is at most batch_tokens.
 

@@ -8,7 +8,7 @@ import logging
 import math
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +22,13 @@ from torch import nn
 from quantlab import __version__
 from quantlab.child_process import serve
 from quantlab.errors import CheckpointError, ConfigError, DataError
+from quantlab.evaluation.data_checks import overlap_checks, split_check
 from quantlab.evaluation.divergence import measure_divergence
-from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord, Memory, record_path
+from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord, Memory, Probe, record_path
+from quantlab.evaluation.sampled_probes import probe_sample
 from quantlab.evaluation.scoring import Score, device_of, score_tokens
-from quantlab.evaluation.windows import Mode, as_mode, scored_part, stride_of
+from quantlab.evaluation.window_sample import WindowSample
+from quantlab.evaluation.windows import DEFAULT_STRIDE, Mode, as_mode, scored_part, stride_of
 from quantlab.fields import json_file
 from quantlab.files import hash_file, refuse_existing, write_whole
 from quantlab.models.loading import (
@@ -39,6 +42,8 @@ from quantlab.models.loading import (
     stays_packed,
 )
 from quantlab.progress import Progress, silent, stage
+from quantlab.report.pack_report import read_report, report_path
+from quantlab.text.document_sample import DocumentSample
 from quantlab.text.documents import read_documents
 from quantlab.text.huggingface_vocabulary import FILE_NAME as HUGGINGFACE_FILE
 from quantlab.text.shards import read_shards
@@ -47,6 +52,8 @@ from quantlab.trainer.packed_layers import PackedWeight, weight_bytes
 from quantlab.trainer.world import World, close_world, open_world
 
 TOKENIZER_NAME = "tokenizer.model"
+SEQ_LEN = 1024
+"""Tokens of context where neither the user nor the model's file says: those of the challenge's baseline."""
 _log = logging.getLogger(__name__)
 
 
@@ -57,8 +64,8 @@ def evaluate(
     tokens: str | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
     against: Source | None = None,
-    seq_len: int = 1024,
-    mode: str = "chunked",
+    seq_len: int | None = None,
+    mode: str | None = None,
     stride: int | None = None,
     packed: bool | None = None,
     model: str | None = None,
@@ -75,40 +82,46 @@ def evaluate(
         tokenizer: file or folder of a tokenizer, or byte260; default: the one that the target carries, or else tokenizer.model
             or tokenizer.json beside it. Without any, tokens are compared with a reference, and there are no bits per byte.
         against: a reference, usually the checkpoint that was packed: adds KL, flips and the paired loss difference.
-        seq_len: largest number of tokens of context.
+        seq_len: largest number of tokens of context; if None, that of the model's training, or 1,024 where its file does not
+            say.
         mode: chunked (sequences that do not overlap, as the challenge's baseline), sliding (windows a stride apart), or
-            document (sliding within each document alone; every token but BOS is scored).
+            document (sliding within each document alone; every token but BOS is scored). If None, that in which the model was
+            validated, or chunked where its file does not say.
         stride: tokens between windows of the modes sliding and document, 1 to seq_len; 64 if None.
         packed: whether the weights of an artifact stay packed in memory; if None, on a GPU.
         model: path/to/file.py:factory of another architecture, for target and reference; this runs that file.
         save: whether the record is written beside the target, as its stem.eval.json.
         force: whether an existing record is replaced.
     Returns:
-        The record that `save` writes; in processes of torchrun other than the main one, without the comparison.
+        The record that `save` writes; its `problems` say why the score is not valid, as where the model sees its targets. In
+        processes of torchrun other than the main one, without probes and comparison.
     Raises:
         ConfigError: options are out of range or contradict each other, or the record exists.
         CheckpointError, FormatError: the target or the reference cannot be read.
         DataError: text, shards or tokenizer are missing, damaged, or do not belong together.
     """
-    windows, _ = check_options(text, tokens, mode, seq_len, stride)
+    check_options(text, tokens, mode, seq_len, stride)
     if save:
         refuse_record(target, force=force)
     world = open_world()
     try:
         loaded = _load_target(target, model, packed, world.device)
+        seq_len, windows = _defaults(loaded, seq_len, mode)
         _check_context(loaded, seq_len)
         is_needed = text is not None or against is None
         known = _tokenizer(target, loaded, tokenizer, is_needed=is_needed, say=world.is_main)
         ids = evaluation_tokens(text, tokens, known)
         scoring = _Scoring.of(loaded, ids, known, seq_len, windows, stride, world, progress)
-        score = scoring.score(loaded, "evaluate")
+        score, probes = scoring.score_and_probe(loaded)
         memory = memory_of(loaded, world.device)
         takes_part = against is not None and (world.is_main or windows != "chunked")  # chunks are compared by the main process
         found = scoring.compare(load(against, model=model), loaded, score) if against is not None and takes_part else None
     finally:
         close_world(world)
     place = file_of(target)
-    record = _record(place if world.is_main else None, score, ids, known, memory, found)
+    checks = data_checks(loaded, place, ids, known, tokens, score) if world.is_main else []
+    record = _record(place if world.is_main else None, score, ids, known, memory, [*probes, *checks], found)
+    record = replace(record, deviations=tuple(_deviations(loaded, score)))
     if save and world.is_main and place is not None:
         write_whole(record_path(place), json_file(replace(record, memory=None)))  # the same work gives the same file
     return record
@@ -128,12 +141,56 @@ def file_of(target: Source) -> Path | None:
     return Path(name) if isinstance(name, str | Path) and str(name) else None
 
 
-def check_options(text: str | Path | None, tokens: str | None, mode: str, seq_len: int, stride: int | None) -> tuple[Mode, int]:
-    """Return the mode and the stride in tokens. ConfigError unless there is one source of tokens and all are in range."""
+def check_options(
+    text: str | Path | None, tokens: str | None, mode: str | None, seq_len: int | None, stride: int | None
+) -> None:
+    """Raise ConfigError unless there is one source of tokens and all that is given is in range."""
     if (text is None) == (tokens is None):
         raise ConfigError("exactly one of text and tokens is needed", hint="give a text file, or a pattern of token shards")
-    windows = as_mode(mode)
-    return windows, stride_of(windows, seq_len, stride)
+    stride_of(as_mode(mode or "chunked"), max(stride or 0, DEFAULT_STRIDE) if seq_len is None else seq_len, stride)
+
+
+def _defaults(loaded: LoadedModel, seq_len: int | None, mode: str | None) -> tuple[int, Mode]:
+    """Return the sequence length and the mode: as asked, else as the model was validated, else those of the challenge."""
+    past = loaded.provenance
+    if seq_len is None:
+        seq_len = past.seq_len or min(SEQ_LEN, loaded.context_length or SEQ_LEN)
+    return seq_len, as_mode(mode or past.mode or "chunked")
+
+
+def _deviations(loaded: LoadedModel, score: Score) -> Iterator[str]:
+    """Yield a line for each difference from the validation of the model's training, as far as its file tells."""
+    past = loaded.provenance
+    if past.seq_len and past.seq_len != score.seq_len:
+        yield f"sequences of {score.seq_len:,} tokens, the model was trained and validated with {past.seq_len:,}"
+    if past.mode and past.mode != score.mode:
+        yield f"mode {score.mode}, the model was validated in mode {past.mode}"
+
+
+def data_checks(
+    loaded: LoadedModel, place: Path | None, ids: NDArray[Any], tokenizer: Tokenizer | None, shards: str | None, score: Score
+) -> list[Probe]:
+    """Return the checks of what was scored: a whole split, and no document that calibration or training has read."""
+    stream = scored_part(ids, score.mode, score.seq_len)
+    bos_id = tokenizer.bos_id if tokenizer else loaded.first_id()
+    found = overlap_checks(stream, bos_id, _documents_read(loaded, place))
+    whole = split_check(
+        shards, (tokenizer or loaded).vocab_size, split=score.split, tokens=score.tokens, documents=score.documents
+    )
+    return [*found, *([whole] if whole else [])]
+
+
+def _documents_read(loaded: LoadedModel, place: Path | None) -> dict[str, DocumentSample]:
+    """Return samples of what training and calibration have read: of the report of packing, which has more, or of the file."""
+    past, where = loaded.provenance, loaded.name or "model"
+    texts = {"training": past.training, "calibration": past.calibration}
+    path = report_path(place) if place is not None and not place.is_dir() else None
+    if path is not None and place is not None and path.is_file():
+        report = read_report(path)
+        if report.artifact_sha256 == hash_file(place)[1]:
+            texts |= {"training": report.training_documents or texts["training"]}
+            texts |= {"calibration": str(report.calibration.get("documents", texts["calibration"]))}
+    return {name: DocumentSample.from_text(text, where) for name, text in texts.items() if text}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +213,14 @@ class _Scoring:
             return cls(ids, tokenizer.token_bytes(), tokenizer.bos_id, *rest)
         return cls(ids, TokenBytes.unknown(loaded.vocab_size), loaded.first_id(), *rest)
 
-    def score(self, loaded: LoadedModel, label: str) -> Score:
+    def score_and_probe(self, loaded: LoadedModel) -> tuple[Score, list[Probe]]:
+        """Return the score, and the probes on some of the main process' windows; none in any other process."""
+        sample = WindowSample() if self.world.is_main else None
+        with on_device(loaded.model, self.world.device):
+            score = self.score(loaded, "evaluate", sample)
+            return score, probe_sample(loaded.model, sample) if sample is not None else []
+
+    def score(self, loaded: LoadedModel, label: str, sample: WindowSample | None = None) -> Score:
         """Return the bits per byte of a model, which runs on the world's device and is put back."""
         with on_device(loaded.model, self.world.device), in_eval_mode(loaded.model):
             return score_tokens(
@@ -168,6 +232,7 @@ class _Scoring:
                 stride=self.stride,
                 bos_id=self.bos_id,
                 world=self.world,
+                sample=sample,
                 progress=stage(self.progress, label),
             )
 
@@ -315,7 +380,13 @@ def _load_target(target: Source, model: str | None, packed: bool | None, device:
 
 
 def _record(
-    target: Path | None, score: Score, ids: NDArray[Any], tokenizer: Tokenizer | None, memory: Memory, against: Against | None
+    target: Path | None,
+    score: Score,
+    ids: NDArray[Any],
+    tokenizer: Tokenizer | None,
+    memory: Memory,
+    probes: Sequence[Probe],
+    against: Against | None,
 ) -> EvaluationRecord:
     id_type = (tokenizer.dtype if tokenizer else ids.dtype).newbyteorder("<")
     data = EvaluationData(
@@ -341,6 +412,7 @@ def _record(
         bytes_match=score.bytes_match,
         normalization=tokenizer.normalization if tokenizer else "",
         device=memory.device,
+        probes=tuple(probes),
         against=against,
         memory=memory,
         producer=f"quantlab {__version__}",

@@ -27,13 +27,17 @@ from quantlab.jobs.held_out import calibration_of, measure_held_out
 from quantlab.jobs.workspace import Workspace, folder_of
 from quantlab.methods.method import MethodOptions, Point, Problem, Solution, find_method, method_options, options_dict
 from quantlab.models.loading import LoadedModel, carried_files, in_eval_mode, own_tokenizer
+from quantlab.models.provenance import Provenance
 from quantlab.models.weights import split_state
 from quantlab.progress import Progress, silent
 from quantlab.report.pack_report import PackReport, TensorReport
+from quantlab.text.document_sample import DocumentSample
 from quantlab.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
+KEPT_DOCUMENTS = 16
+"""Documents of training and of calibration that an artifact names; its report names more."""
 KEPT_CODES = 8
 """Bytes a weight of codes that the work folder keeps for a resumed packing: four to eight roundings, as many as most take."""
 
@@ -257,10 +261,29 @@ def _about(loaded: LoadedModel, stats: Statistics, config: PackConfig, tokenizer
         "statistics": stats.fingerprint,
         "method": config.method,
         "widths": list(config.options.widths),
-        "seed": config.calibration.seed,
+        "seed": _seed(stats, config),
     }
-    known = {"sha256": tokenizer.sha256[:32], "vocab_size": tokenizer.vocab_size} if tokenizer else {}
+    if past := _provenance(loaded, stats).to_dict():
+        origin["provenance"] = past
+    sha256 = tokenizer.sha256[:32] if tokenizer else loaded.tokenizer_sha256
+    known = {"sha256": sha256, "vocab_size": loaded.vocab_size} if sha256 else {}
     return {"model": loaded.config, "tokenizer": known, "origin": origin, "producer": f"quantlab {__version__}"}
+
+
+def _provenance(loaded: LoadedModel, stats: Statistics) -> Provenance:
+    """Return what the artifact says of the model's past: of its documents a few, for they count towards the budget."""
+
+    def few(text: str) -> str:
+        return DocumentSample.from_text(text, loaded.name or "model").smallest(KEPT_DOCUMENTS).to_text() if text else ""
+
+    calibration = str(stats.source.get("documents", ""))
+    past = replace(loaded.provenance, training=few(loaded.provenance.training), calibration=few(calibration))
+    return replace(past, tokenizer_sha256="")  # the manifest has it already
+
+
+def _seed(stats: Statistics, config: PackConfig) -> int:
+    """Return the seed of the calibration that was used, which statistics bring with them."""
+    return int(stats.source.get("seed", config.calibration.seed))
 
 
 def _too_small(artifact_bytes: int, config: PackConfig, *, has_tokenizer: bool) -> BudgetError:
@@ -302,7 +325,9 @@ def _report(
         forecast=forecast,
         rounded_weights=solution.rounded_weights,
         tuned=solution.tuned,
-        seed=config.calibration.seed,
+        refined=solution.refined,
+        seed=_seed(stats, config),
+        training_documents=loaded.provenance.training,
         budget_bytes=config.budget_bytes,
         artifact_bytes=artifact_bytes,
         code_bytes=config.code_bytes,

@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from quantlab.errors import ConfigError, DataError
-from quantlab.evaluation.probes import Probe, run_probes
+from quantlab.evaluation.evaluation_record import Probe
+from quantlab.evaluation.probes import run_probes
 from quantlab.jobs.evaluate import evaluation_tokens, found_tokenizer, on_device
 from quantlab.models.loading import LoadedModel, Source, load, load_tokenizer
 from quantlab.text.shards import read_shards

@@ -174,6 +174,8 @@ class Solution:
     """Work that the method spent, by name."""
     tuned: dict[str, Any] = field(default_factory=dict)
     """kl_before, kl_after (nats per token on held-out calibration sequences) and accepted; empty without tuning."""
+    refined: list[dict[str, Any]] = field(default_factory=list)
+    """The same facts of each stage of refinement; empty without it."""
     rounded_weights: int = 0
     """Weights that were rounded in all, each as often as it was; 0 where the method does not count."""
     measured: dict[str, list[Point]] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from quantlab.models.factory import build_model, check_model
 from quantlab.models.huggingface import ADAPTER, build, is_folder, read_folder
 from quantlab.models.mlx import rotated_as_torch
 from quantlab.models.presets import is_code, model_options
+from quantlab.models.provenance import Provenance, of_metadata, of_origin
 from quantlab.models.tokenizer_files import files_of, read_tokenizer_files, tokenizer_in
 from quantlab.tensor_file import fingerprint, read_metadata
 from quantlab.text.tokenizer import Tokenizer
@@ -46,7 +47,9 @@ class LoadedModel:
     name: str = ""
     """Path as the caller gave it; empty for a module."""
     tokenizer_sha256: str = ""
-    """First 32 hex digits of the tokenizer that the artifact was packed with; empty when not recorded."""
+    """First 32 hex digits of the tokenizer that the model was trained or packed with; empty when not recorded."""
+    provenance: Provenance = field(default_factory=Provenance)
+    """What the file says of its training and calibration."""
     code_sha256: str = ""
     """Hash of the user's own model file; empty for the built-in architecture."""
     tokenizer_files: dict[str, bytes] = field(default_factory=dict)
@@ -125,11 +128,12 @@ def _from_checkpoint(path: Path, spec: str | None) -> LoadedModel:
         files = read_tokenizer_files(path)
         vocab_size = check_model(model)
         return LoadedModel(model=model, state=state, vocab_size=vocab_size, config=about, name=str(path), tokenizer_files=files)
-    state = read_checkpoint(path)
+    state, past = read_checkpoint(path), of_metadata(read_metadata(path), str(path))
+    known: dict[str, Any] = {"name": str(path), "provenance": past, "tokenizer_sha256": past.tokenizer_sha256}
     if spec is not None and is_code(spec):
         model = build_model(state, spec)
         code = hashlib.sha256(Path(spec.rpartition(":")[0]).read_bytes()).hexdigest()
-        return LoadedModel(model=model, state=state, vocab_size=check_model(model), config={}, name=str(path), code_sha256=code)
+        return LoadedModel(model=model, state=state, vocab_size=check_model(model), config={}, code_sha256=code, **known)
     is_record = is_banked(state)
     if is_record:
         state = without_banks(state)
@@ -137,7 +141,7 @@ def _from_checkpoint(path: Path, spec: str | None) -> LoadedModel:
         state = rotated_as_torch(state)
     config = _gpt_config(path, state, spec, is_record)
     model = gpt_from_state_dict(state, config)
-    return LoadedModel(model=model, state=state, vocab_size=check_model(model), config=config.to_dict(), name=str(path))
+    return LoadedModel(model=model, state=state, vocab_size=check_model(model), config=config.to_dict(), **known)
 
 
 def _gpt_config(path: Path, state: dict[str, Tensor], preset: str | None, is_record: bool) -> GPTConfig:
@@ -170,6 +174,7 @@ def _from_artifact(path: Path, spec: str | None) -> LoadedModel:
         config=config,
         name=str(path),
         tokenizer_sha256=manifest.tokenizer.get("sha256", ""),
+        provenance=of_origin(manifest.origin, str(path)),
         tokenizer_files=artifact.files(),
     )
 
@@ -194,6 +199,7 @@ def load_packed(path: Path, spec: str | None, device: torch.device) -> LoadedMod
         config=manifest.model,
         name=str(path),
         tokenizer_sha256=manifest.tokenizer.get("sha256", ""),
+        provenance=of_origin(manifest.origin, str(path)),
         tokenizer_files=artifact.files(),
     )
 
@@ -237,14 +243,16 @@ def load_tokenizer(source: str | Path | Tokenizer, loaded: LoadedModel) -> Token
 
     Raises:
         ConfigError: the package that reads this kind of tokenizer is not installed.
-        DataError: it is missing or damaged, has another vocabulary, or is not the one that the artifact was packed with.
+        DataError: it is missing or damaged, has another vocabulary, or is not the one that the model was trained or packed
+            with.
     """
     tokenizer = (source if isinstance(source, Tokenizer) else Tokenizer.load(source)).fitted(loaded.vocab_size)
     if loaded.tokenizer_sha256 and not tokenizer.sha256.startswith(loaded.tokenizer_sha256):
+        kind = "artifact was packed" if loaded.name.endswith(".qlab") else "model was trained"
         raise DataError(
-            f"tokenizer {tokenizer.name} ({tokenizer.sha256[:12]}) is not the one the artifact was packed with "
+            f"tokenizer {tokenizer.name} ({tokenizer.sha256[:12]}) is not the one the {kind} with "
             f"({loaded.tokenizer_sha256[:12]})",
-            hint="name the tokenizer that the model was packed with",
+            hint="name the tokenizer that it was made with",
         )
     return tokenizer
 

@@ -45,8 +45,6 @@ STATISTICS_NAME = "statistics.safetensors"
 ARTIFACT_NAME, REPORT_NAME, DECODER_NAME = "model.qlab", "model.report.json", "decoder.py"
 EVALUATION_NAME = "model.eval.json"
 TEXT_NAME, PAGE_NAME = "report.txt", "report.html"
-SEQ_LEN = 1024
-"""Tokens of context in the stage evaluate without training; the default of `quantlab eval`."""
 TEXT_WIDTH = 140
 """Characters in a line of report.txt."""
 
@@ -184,12 +182,12 @@ class EvaluateStage:
         self.subject: Subject = packed.subject
         trained = self.subject.trained
         mode = as_mode(options.mode)
-        self.seq_len = options.seq_len or (trained.options.config.seq_len if trained else SEQ_LEN)
+        self.seq_len = options.seq_len or (trained.options.config.seq_len if trained else None)
         inputs: dict[str, Any] = {
             **self.subject.inputs,
             "mode": mode,
             "seq_len": self.seq_len,
-            "stride": stride_of(mode, self.seq_len, options.stride),
+            "stride": stride_of(mode, self.seq_len, options.stride) if self.seq_len else options.stride,
             "packed": options.packed,
             "processes": options.processes,
         }

@@ -94,6 +94,11 @@ class Result:
     @property
     def problems(self) -> list[str]:
         """Why the result is not valid; empty if it is."""
+        return [*self.limit_problems, *(self.evaluation.problems if self.evaluation else ())]
+
+    @property
+    def limit_problems(self) -> list[str]:
+        """Which of budget and clock the result exceeds."""
         late = self.clock.problem() if self.clock and self.clock.is_over else ""
         return [problem for problem in (self.budget_problem, late) if problem]
 

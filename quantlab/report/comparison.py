@@ -20,7 +20,7 @@ EQUAL_BYTES = 0.005
 """Totals this close, as a share of the smallest, count as equal."""
 MOST_APART = 4.0
 """Largest ratio of KL between two files of a series to interpolate between: 4 is one bit a weight at high rates."""
-EFFORT_OPTIONS = ("effort", "tune", "tune_steps", "time_limit")
+EFFORT_OPTIONS = ("effort", "tune", "tune_steps", "refine_steps", "time_limit")
 """Options of the trellis whose outcome is the report's effort."""
 
 

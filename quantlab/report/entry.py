@@ -118,7 +118,7 @@ class Entry:
             found.append("the report does not identify the file that was decoded")
         if self.evaluation is None:
             found.append("not evaluated")
-        return tuple(found)
+        return (*found, *(self.evaluation.problems if self.evaluation else ()))
 
 
 def slope_of(tensor: TensorFacts) -> float | None:

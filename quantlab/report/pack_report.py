@@ -31,6 +31,16 @@ class TensorReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Tuning:
+    """What tuning after the rounding did, nats per token on held-out calibration sequences."""
+
+    kl_before: float
+    kl_after: float
+    accepted: bool
+    """Whether the tuned values are used."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PackReport:
     """One packing; written as JSON beside the artifact."""
 
@@ -51,7 +61,9 @@ class PackReport:
     rounded_weights: int = 0
     """Weights that the search rounded in all, each as often as it was; 0 where the method does not count."""
     tuned: dict[str, Any]
-    """kl_before and kl_after, nats per token on held-out calibration sequences; accepted: whether the tuned values are used."""
+    """The fields of `Tuning`; empty where nothing was tuned."""
+    refined: list[dict[str, Any]] = field(default_factory=list)
+    """Of each stage of refinement the fields of `Tuning`, in their order; empty without it."""
     seed: int
     budget_bytes: int
     artifact_bytes: int
@@ -79,6 +91,8 @@ class PackReport:
     tensors: tuple[TensorReport, ...] = ()
     passthrough: tuple[dict[str, Any], ...] = ()
     """Unquantized tensors: name, shape, stored dtype."""
+    training_documents: str = ""
+    """Sample of the documents that the checkpoint was trained on, where its file names them (`DocumentSample.to_text`)."""
     producer: str = ""
     artifact_sha256: str = ""
     """Digest of the file that a fresh process decoded."""
@@ -99,4 +113,9 @@ def report_path(artifact: Path) -> Path:
 
 def read_report(path: Path) -> PackReport:
     """Return the report at `path`. ReportError if it is missing or damaged."""
-    return read_fields(PackReport, read_json(path), str(path))
+    report = read_fields(PackReport, read_json(path), str(path))
+    if report.tuned:
+        read_fields(Tuning, report.tuned, f"{path}: tuned")
+    for number, stage in enumerate(report.refined):
+        read_fields(Tuning, stage, f"{path}: refined[{number}]")
+    return report

@@ -110,7 +110,18 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
     if file:
         yield from _flat("file", {"path": entry.path, "sha256": file.sha256, **file.about})
     if report:
-        keys = ("checkpoint", "method", "options", "predictor", "effort", "tuned", "seed", "code_files", "calibration")
+        keys = (
+            "checkpoint",
+            "method",
+            "options",
+            "predictor",
+            "effort",
+            "tuned",
+            "refined",
+            "seed",
+            "code_files",
+            "calibration",
+        )
         yield from _flat("pack", {key: getattr(report, key) for key in (*keys, "tensors_sha256", "timings_s", "producer")})
     if evaluation:
         data = {key: getattr(evaluation.data, key) for key in evaluation.data.__slots__}

@@ -204,6 +204,7 @@ def _summary(report: PackReport) -> list[str]:
         "decoded again by a fresh process: equal",  # or packing would have failed
         *_measured_lines(report),
         *_rounded_line(report),
+        *_refined_line(report),
         *_tuned_line(report),
     ]
 
@@ -232,6 +233,14 @@ def _rounded_line(report: PackReport) -> list[str]:
     return [
         f"rounded {report.rounded_weights:,} weights in all, {report.rounded_weights / quantized:.1f} times those there are"
     ]
+
+
+def _refined_line(report: PackReport) -> list[str]:
+    helped = [stage for stage in report.refined if stage["accepted"]]
+    if not report.refined:
+        return []
+    bought = sum(stage["kl_before"] - stage["kl_after"] for stage in helped)
+    return [f"refined in {len(report.refined)} stages, {len(helped)} of which lowered held-out KL, by {bought:.6f} in all"]
 
 
 def _tuned_line(report: PackReport) -> list[str]:

@@ -13,6 +13,7 @@ from quantlab.runs.store import (
     Run,
     is_packed,
     know,
+    newest_score,
     own_scores,
     packing_problems,
     run_problems,
@@ -62,7 +63,10 @@ def candidates(runs: Iterable[Run]) -> list[Candidate]:
 def _packed(run: Run, scores: Sequence[tuple[Run, EvaluationRecord]]) -> list[Candidate]:
     packing = run.record.packing
     assert packing is not None
-    newest = {evaluation.data: evaluation for _, evaluation in scores}
+    by_data: dict[EvaluationData, list[EvaluationRecord]] = {}
+    for _, evaluation in scores:
+        by_data.setdefault(evaluation.data, []).append(evaluation)
+    newest = [score for score in map(newest_score, by_data.values()) if score]
     problems = (*run_problems(run), *packing_problems(run.record))
     return [
         Candidate(
@@ -71,9 +75,9 @@ def _packed(run: Run, scores: Sequence[tuple[Run, EvaluationRecord]]) -> list[Ca
             total_bytes=packing.total_bytes,
             budget_bytes=packing.budget_bytes,
             evaluation=evaluation,
-            problems=problems,
+            problems=(*problems, *evaluation.problems),
         )
-        for evaluation in newest.values()
+        for evaluation in newest
     ]
 
 
@@ -90,7 +94,7 @@ def _unpacked(run: Run, packings: Mapping[str, Any]) -> list[Candidate]:
             total_bytes=evaluation.target_bytes,
             budget_bytes=None,
             evaluation=evaluation,
-            problems=(*run_problems(run), *(score_problems(record) or [UNKNOWN_PACKING])),
+            problems=(*run_problems(run), *(score_problems(record) or [UNKNOWN_PACKING]), *evaluation.problems),
         )
         for evaluation in without
     ]

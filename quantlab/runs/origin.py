@@ -1,23 +1,18 @@
 """The origin of a run: process, versions, environment and commit; and whether its process has ended."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
-import re
 import socket
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 from quantlab import __version__
 from quantlab.runs.run_record import Git, Process
 
 PACKAGES = ("torch", "numpy", "triton", "numba", "brotli", "zstandard", "sentencepiece", "safetensors")
-_MATTERS = re.compile(
-    r"(QUANTLAB|OMP|MKL|OPENBLAS|NUMBA|CUDA|NVIDIA|CUBLAS|TRITON|TORCH|TORCHINDUCTOR|PYTORCH|NCCL|GLOO|HIP|ROCR)_\w+"
-    r"|PYTHONHASHSEED|(LOCAL_)?WORLD_SIZE|NODE_RANK"
-)
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL")
+_MACHINE_FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"), Path("/proc/sys/kernel/random/boot_id"))
 _GIT_SECONDS = 5.0
 
 
@@ -30,12 +25,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def relevant(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that change what a run computes, but none whose name suggests a secret."""
-    names = sorted(name for name in environment if _MATTERS.fullmatch(name) and not _SECRET.search(name))
-    return {name: environment[name] for name in names}
 
 
 def git_state(directory: Path) -> Git | None:
@@ -58,14 +47,20 @@ def _git(directory: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def machine() -> str:
+    """Return 16 hex digits that are the same on one machine and tell nobody its name: a hash of its name and its secret id."""
+    known = next((found for path in _MACHINE_FILES if path.is_file() and (found := path.read_bytes())), b"")
+    return hashlib.sha256(b"quantlab run " + socket.gethostname().encode() + b" " + known).hexdigest()[:16]
+
+
 def this_process() -> Process:
     """Return the process that calls this."""
-    return Process(host=socket.gethostname(), pid=os.getpid(), birth=_birth(os.getpid()))
+    return Process(host=machine(), pid=os.getpid(), birth=_birth(os.getpid()))
 
 
 def is_gone(process: Process) -> bool:
     """Whether the process has ended; False for a process of another host, which cannot be known."""
-    if process.host != socket.gethostname():
+    if process.host != machine():
         return False
     try:
         os.kill(process.pid, 0)

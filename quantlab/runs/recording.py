@@ -7,6 +7,7 @@ run leaves the results that it had. A mirror sends config and results to an expe
 import importlib
 import importlib.util
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from typing import Any
 from quantlab.errors import ConfigError, QuantlabError, first_line
 from quantlab.evaluation.evaluation_record import EvaluationRecord
 from quantlab.files import hash_file, write_whole
-from quantlab.runs.origin import git_state, relevant, this_process, versions
+from quantlab.runs.origin import git_state, this_process, versions
+from quantlab.runs.private import Cleaner, allowed, cleaner
 from quantlab.runs.run_record import (
     DONE,
     FAILED,
@@ -117,16 +119,17 @@ class Recorder:
 
     def _begin(self, kind: str, options: Any, seeds: Mapping[str, int]) -> RunRecord:
         known: dict[str, Any] = {}
+        clean = cleaner()
         if self.folder is not None:  # these take time
-            known = {"git": git_state(Path.cwd()), "versions": versions(), "environment": relevant(self.environment)}
+            known = {"git": git_state(Path.cwd()), "versions": versions(), "environment": allowed(self.environment)}
+            known |= {"directory": _directory_from(self.folder, clean)}
         return RunRecord(
             kind=kind,
             status=RUNNING,
             started=_now(),
             process=this_process(),
-            command=self.command,
-            directory=str(Path.cwd()),
-            options=plain(options),
+            command=clean.command(self.command),
+            options=clean.value(plain(options)),
             seeds=dict(seeds),
             **known,
         )
@@ -138,7 +141,7 @@ class RunWriter:
     def __init__(self, record: RunRecord, recorder: Recorder) -> None:
         self.record = record
         self.folder: Path | None = None
-        self._recorder = recorder
+        self._recorder, self._clean = recorder, cleaner()
         self._started = time.monotonic()
 
     @property
@@ -166,6 +169,7 @@ class RunWriter:
         packing: Packing | None = None,
         evaluation: EvaluationRecord | None = None,
         metrics: Mapping[str, Any] | None = None,
+        seeds: Mapping[str, int] | None = None,
         problems: Iterable[str] = (),
         files: Iterable[Path] = (),
     ) -> None:
@@ -178,17 +182,18 @@ class RunWriter:
         """
         if self.folder is None:
             return
-        old, folder = self.record, self.folder
+        old, folder, clean = self.record, self.folder, self._clean
         try:
             self.record = replace(
                 old,
-                checkpoint=checkpoint or old.checkpoint,
-                artifact=_named(artifact) if artifact else old.artifact,
+                checkpoint=replace(checkpoint, path=clean.text(checkpoint.path)) if checkpoint else old.checkpoint,
+                artifact=_named(artifact, clean) if artifact else old.artifact,
                 packing=packing or old.packing,
                 evaluations=(*old.evaluations, *([evaluation] if evaluation else [])),
-                metrics=old.metrics | plain(metrics or {}),
-                problems=(*old.problems, *problems),
-                files=(*old.files, *(_copied(path, folder) for path in files if path.is_file())),
+                metrics=old.metrics | clean.value(plain(metrics or {})),
+                seeds=old.seeds | dict(seeds or {}),
+                problems=(*old.problems, *map(clean.text, problems)),
+                files=(*old.files, *(_copied(path, folder, clean) for path in files if path.is_file())),
             )
             self._write(folder)
         except (QuantlabError, OSError) as failure:  # hours of work must not fail with their record
@@ -199,6 +204,7 @@ class RunWriter:
         if self.folder is None:
             return
         status, line, code = _outcome(error)
+        line = self._clean.text(line)
         seconds = round(time.monotonic() - self._started, 3)
         self.record = replace(self.record, status=status, error=line, exit_code=code, ended=_now(), seconds=seconds)
         try:
@@ -223,14 +229,20 @@ class RunWriter:
         write_whole(folder / RECORD_NAME, self.record.to_json())
 
 
-def _named(path: Path) -> FileRef:
+def _directory_from(runs: Path, clean: Cleaner) -> str:
+    """Return the working directory as a run folder in `runs` sees it; empty where that has a private name."""
+    found = os.path.relpath(Path.cwd(), runs.absolute() / "run")
+    return found if clean.text(found) == found else ""
+
+
+def _named(path: Path, clean: Cleaner) -> FileRef:
     size, digest = hash_file(path)
-    return FileRef(path=str(path), bytes=size, sha256=digest)
+    return FileRef(path=clean.text(str(path)), bytes=size, sha256=digest)
 
 
-def _copied(path: Path, folder: Path) -> FileRef:
+def _copied(path: Path, folder: Path, clean: Cleaner) -> FileRef:
     """Copy a file into `folder` if it is small; return its path, size and hash."""
-    named = _named(path)
+    named = _named(path, clean)
     if named.bytes > MOST_COPIED_BYTES:
         return named
     write_whole(folder / path.name, path.read_bytes())

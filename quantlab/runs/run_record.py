@@ -25,7 +25,7 @@ class FileRef:
     """A file, named by its path and its content."""
 
     path: str
-    """Path as the command got it; relative to the run's working directory."""
+    """Path relative to the run's working directory, or from ~, the home of whoever ran it."""
     bytes: int
     sha256: str
     copy: str = ""
@@ -67,6 +67,7 @@ class Process:
     """The process that writes the run. It tells whether a run without an end is still at work."""
 
     host: str
+    """A hash that tells machines apart and does not name them."""
     pid: int
     birth: int | None = None
     """Clock ticks from boot to the start of the process, to tell apart two processes with one pid; None if not known."""
@@ -100,7 +101,7 @@ class RunRecord:
     exit_code: int | None = None
     command: tuple[str, ...] = ()
     directory: str = ""
-    """Working directory of the command."""
+    """Working directory of the command relative to the run folder, as `../..`; empty where that has a private name."""
     options: dict[str, Any] = field(default_factory=dict)
     """All options as resolved: defaults, presets and --set included."""
     seeds: dict[str, int] = field(default_factory=dict)

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -95,9 +95,12 @@ def whereabouts(run: Run, file: FileRef) -> str:
     """Return in words whether a file that a run names is unchanged; a large file is compared by size alone."""
     if file.copy:
         return f"copied as {file.copy}"
-    place = Path(run.record.directory) / file.path
-    if not place.exists():
-        return "not here"
+    place = Path(file.path).expanduser()
+    if not place.is_absolute() and not run.record.directory:
+        return "its folder is not recorded"
+    place = run.folder / run.record.directory / place
+    if not place.is_file() and not place.is_dir():
+        return "not a file" if place.exists() else "not here"
     if place.is_file() and place.stat().st_size == file.bytes > MOST_HASHED_BYTES:
         return "same size"
     return "unchanged" if hash_file(place) == (file.bytes, file.sha256) else "changed since"
@@ -136,7 +139,10 @@ class JoinedRun:
 
     @property
     def is_valid(self) -> bool:
-        """Whether the run is done, and its artifact fits the budget, decodes to the measured tensors and is the file scored."""
+        """Whether the run is done, and its artifact fits the budget, decodes to the measured tensors and is the file scored.
+
+        And the score, if there is one, has no problem of its own (`EvaluationRecord.problems`).
+        """
         return not self.problems
 
 
@@ -180,6 +186,11 @@ def own_scores(record: RunRecord) -> list[EvaluationRecord]:
     return [e for e in record.evaluations if record.artifact and e.target_sha256 == record.artifact.sha256]
 
 
+def newest_score(scores: Sequence[EvaluationRecord]) -> EvaluationRecord | None:
+    """Return the last score without a problem, else the last one; None if there is none."""
+    return next((score for score in reversed(scores) if not score.problems), scores[-1] if scores else None)
+
+
 def is_packed(record: RunRecord) -> bool:
     """Whether the run's artifact is a packed file, to which a budget applies."""
     return record.packing is not None or (record.artifact is not None and record.artifact.path.endswith(PACKED_SUFFIX))
@@ -221,7 +232,8 @@ def _joined(run: Run, known: Known) -> JoinedRun:
         packing, packing_lines = known.packing_of(record.artifact.sha256)
         if not is_packed(record) and packing is None:
             packing_lines = []  # float weights: no budget applies
-    others = known.scores[packing.artifact_sha256] if packing else []
-    evaluation = own[-1] if own else (others[-1][1] if others else None)
-    problems = [*run_problems(run), *packing_lines, *score_problems(record)]
+    others = [score for _, score in known.scores[packing.artifact_sha256]] if packing else []
+    evaluation = own[-1] if own else newest_score(others)
+    scored = evaluation.problems if evaluation else ()
+    problems = [*run_problems(run), *packing_lines, *score_problems(record), *scored]
     return JoinedRun(run, run.status, packing, evaluation, tuple(problems))

@@ -12,6 +12,8 @@ class KnownSplit:
     """Number of tokens that an evaluation scores: all but the first, cut to a multiple of its sequence length."""
     bytes: int
     """Raw bytes that the scored tokens stand for, to five digits."""
+    vocab_size: int
+    """Ids of its tokenizer."""
     documents: int | None = 50_000
     """Number of documents; None where the logs do not say."""
     has_table: bool = True
@@ -19,13 +21,13 @@ class KnownSplit:
 
 
 KNOWN_SPLITS = (
-    KnownSplit("sp1024", 62_021_632, 151_080_000),
-    KnownSplit("sp4096", 45_508_608, 151_074_000),
-    KnownSplit("sp4096 of pull request 1285", 45_514_752, 151_094_000),
-    KnownSplit("sp8192", 40_540_160, 151_078_000),
-    KnownSplit("CaseOps sp8192", 47_851_520, 151_074_000, has_table=False),
-    KnownSplit("byte260", 151_130_112, 151_080_000, has_table=False),
-    KnownSplit("sp1024 of the first baseline log", 63_779_840, 155_770_000, documents=None),
+    KnownSplit("sp1024", 62_021_632, 151_080_000, 1024),
+    KnownSplit("sp4096", 45_508_608, 151_074_000, 4096),
+    KnownSplit("sp4096 of pull request 1285", 45_514_752, 151_094_000, 4096),
+    KnownSplit("sp8192", 40_540_160, 151_078_000, 8192),
+    KnownSplit("CaseOps sp8192", 47_851_520, 151_074_000, 8192, has_table=False),
+    KnownSplit("byte260", 151_130_112, 151_080_000, 260, has_table=False),
+    KnownSplit("sp1024 of the first baseline log", 63_779_840, 155_770_000, 1024, documents=None),
 )
 """The public exports. Source: logs of merged records of openai/parameter-golf; bytes = tokens * val_loss / (ln 2 * val_bpb),
 to about 10,000; for pull request 1285 the bytes of sp4096 and of its 6,144 further tokens."""

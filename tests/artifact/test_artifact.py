@@ -146,6 +146,11 @@ def hostile(change) -> bytes:
     return write_container(manifest, sections)
 
 
+def _with_last_byte(section, value):
+    raw = section.decode()
+    return Section(0, len(raw), raw[:-1] + bytes([value]))
+
+
 def _set(manifest, index, **values):
     manifest["tensors"][index].update(values)
 
@@ -178,6 +183,7 @@ def _set(manifest, index, **values):
         (lambda m, s: _set(m, 10, exponent=1), "unknown key 'exponent'"),
         (lambda m, s: _set(m, 2, dtype="object"), "dtype 'object'"),
         (lambda m, s: _set(m, 2, dtype="float64"), "differ at section 2"),
+        (lambda m, s: s.__setitem__(2, _with_last_byte(s[2], 2)), "'mask': a bool is stored as 2, 0 or 1 are allowed"),
         (lambda m, s: _set(m, 1, name="gain"), "'gain' is listed twice"),
         (lambda m, s: m["tensors"].pop(0), "sections"),
         (lambda m, s: s.pop(), "sections"),
@@ -191,6 +197,16 @@ def _set(manifest, index, **values):
 def test_hostile_content_is_refused_by_name(change, message):
     with pytest.raises(FormatError, match=message):
         decode_artifact(*parse_artifact(hostile(change)))
+
+
+@pytest.mark.parametrize("number", [1, 3, 4])
+@pytest.mark.parametrize("codec", [1, 4, 2, 3])
+def test_nothing_hides_in_a_section_that_no_tensor_reads(number, codec):
+    data = encode_artifact(payloads()[:3]).data
+    manifest, sections = read_container(data)
+    sections[number] = Section(codec, 0, b"smuggled")
+    with pytest.raises(FormatError, match="stream"):
+        decode_artifact(*parse_artifact(write_container(manifest, sections)))
 
 
 FILES = {"tokenizer.json": b'{"model": {}}' * 40, "tokenizer_config.json": b"{}"}

@@ -137,3 +137,14 @@ def test_a_truncated_file_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(StatisticsError, match="cannot read statistics"):
         read_statistics(path)
+
+
+def test_a_shape_beyond_all_numbers_is_refused(tmp_path):
+    path = tmp_path / "s"
+    write_statistics(path, statistics())
+    text = json.loads(header(path))["__metadata__"]["quantlab_statistics"]
+    save_file(
+        load_file(path), path, {"quantlab_statistics": text.replace('"shapes": {"a": [2, 3]', '"shapes": {"a": [1e999, 3]')}
+    )
+    with pytest.raises(StatisticsError, match="are damaged: OverflowError"):
+        read_statistics(path)

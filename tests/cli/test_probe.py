@@ -131,11 +131,11 @@ def test_eval_says_whether_bytes_are_those_of_a_public_split(toy_checkpoint, tok
     assert run([*scoring, "--json"]) == 0
     score = json.loads(capsys.readouterr().out)
     assert (score["split"], score["bytes_match"]) == ("", None)
-    for size, code in ((score["bytes"], "those of the public validation split tiny"), (score["bytes"] + 9, "warning: ")):
-        monkeypatch.setattr(ledger, "KNOWN_SPLITS", (ledger.KnownSplit("tiny", score["tokens"], size),))
+    for size, code in ((score["bytes"], "those of the public validation split tiny"), (score["bytes"] + 9, "not valid: ")):
+        monkeypatch.setattr(ledger, "KNOWN_SPLITS", (ledger.KnownSplit("tiny", score["tokens"], size, 400, documents=None),))
         assert run(scoring) == 0
         out, err = capsys.readouterr()
-        assert code in (err if code == "warning: " else out) and ("warning" in err) == (size != score["bytes"])
+        assert code in (err if code == "not valid: " else out) and ("not valid" in err) == (size != score["bytes"])
 
 
 @pytest.mark.slow

@@ -317,7 +317,7 @@ def test_a_public_split_is_known_by_its_tokens_and_checked_by_its_bytes(monkeypa
     tokens = np.array([0, 1, 1, 2, 3, 4, 0, 1, 2], dtype=np.uint16)
     monkeypatch.setattr("quantlab.evaluation.ledger.SPLIT_TOKENS", 1)
     for known, verdict in ((15, True), (16, False)):
-        split = KnownSplit("tiny", 8, known)
+        split = KnownSplit("tiny", 8, known, 5)
         monkeypatch.setattr("quantlab.evaluation.ledger.KNOWN_SPLITS", (split,))
         for mode in MODES:
             stride = None if mode == "chunked" else 2

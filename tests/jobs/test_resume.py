@@ -10,7 +10,8 @@ from quantlab.errors import BudgetError, ConfigError
 from quantlab.jobs import packer
 from quantlab.jobs.pack import pack
 from quantlab.jobs.workspace import folder_of
-from quantlab.methods.trellis import effort, rounder
+from quantlab.methods.trellis import effort, refinement, rounder
+from quantlab.methods.trellis.solver import TrellisSolver
 from quantlab.models.loading import load
 
 CONFIG = {"budget": 50_000, "calib_tokens": 2048, "calib_seq_len": 64, "tune_steps": 2}
@@ -52,6 +53,17 @@ def test_a_stopped_packing_goes_on_to_the_same_bytes(toy_checkpoint, tmp_path, m
     packed(toy_checkpoint, tmp_path / "again.qlab")
     assert calls[0] == everything[0] - count  # finished tensors were not rounded again
     assert not folder_of(tmp_path / "m.qlab").exists()
+
+
+@pytest.mark.parametrize("count", [45, 52, 60])
+def test_a_packing_stopped_while_it_refines_goes_on_to_the_same_bytes(toy_checkpoint, tmp_path, monkeypatch, count):
+    config = CONFIG | {"refine_steps": 2}
+    whole = packed(toy_checkpoint, tmp_path / "whole.qlab", config)
+    with monkeypatch.context() as patch:
+        stop_after(patch, count)
+        with pytest.raises(KeyboardInterrupt):
+            packed(toy_checkpoint, tmp_path / "m.qlab", config)
+    assert packed(toy_checkpoint, tmp_path / "m.qlab", config, resume=True) == whole
 
 
 def test_the_work_folder_is_bounded_and_what_it_forgot_is_rounded_again(toy_checkpoint, tmp_path, monkeypatch):
@@ -98,3 +110,16 @@ def test_an_impossible_budget_leaves_nothing(toy_checkpoint, tmp_path):
     with pytest.raises(BudgetError):
         packed(toy_checkpoint, tmp_path / "m.qlab", CONFIG | {"budget": 3000})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_of_refinement_that_did_not_help_are_kept_too(toy_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(refinement, "RATE", -0.05)  # uphill
+    config = CONFIG | {"refine_steps": 2}
+    report = pack(toy_checkpoint, output=tmp_path / "whole.qlab", **config)
+    assert report.refined and not any(stage["accepted"] for stage in report.refined)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrellisSolver, "_tune", lambda *args: exec("raise KeyboardInterrupt"))
+        with pytest.raises(KeyboardInterrupt):
+            packed(toy_checkpoint, tmp_path / "m.qlab", config)
+    monkeypatch.setattr(refinement.Refinement, "_learn", None)  # learning again would fail
+    assert packed(toy_checkpoint, tmp_path / "m.qlab", config, resume=True) == (tmp_path / "whole.qlab").read_bytes()

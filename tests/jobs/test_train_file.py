@@ -1,5 +1,6 @@
 """The TOML file of quantlab train: both configs, and every way to get it wrong."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from quantlab.errors import ConfigError
 from quantlab.jobs.train import DataConfig
 from quantlab.jobs.train_file import ignored_variables, presets, read_train_config
+from quantlab.trainer.from_env import RULES
 from quantlab.trainer.train_config import TrainConfig
 
 PRESETS = sorted((Path(__file__).parents[2] / "trainer/presets").glob("*.toml"))
@@ -116,7 +118,6 @@ def test_a_published_command_of_the_challenge_carries_over():
         "ENABLE_LOOPING_AT": "0.5",
         "EMA_DECAY": "0.997",
         "MUON_WD": "0.085",
-        "PARALLEL_START_LAYER": "7",
         "DATA_PATH": "data/sp8192/",
         "RUN_ID": "x",
         "EMBED_LR": "0.6",
@@ -128,9 +129,9 @@ def test_a_published_command_of_the_challenge_carries_over():
     assert all(getattr(config.model, name) == getattr(wanted.model, name) for name in same)
     assert config.model.order() == wanted.model.order()
     assert (config.embed_lr, config.weight_decay, config.loop_from) == (0.03, 0.085, 0.5)
-    assert (config.average, config.ema_decay, config.model.parallel_last_n) == ("ema", 0.997, 4)
+    assert (config.average, config.ema_decay) == ("ema", 0.997)
     assert data.train == "tokens:data/sp8192/fineweb_train_*.bin" and data.val == "tokens:data/sp8192/fineweb_val_*.bin"
-    assert ignored_variables(environment, (config, data)) == ["RUN_ID", "EMBED_LR"]
+    assert ignored_variables(environment, (config, data)) == ["EMBED_LR", "RUN_ID"]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +165,54 @@ def test_an_embedding_of_another_width_and_both_warmdowns_are_refused():
         read_train_config("baseline", environment={"EMBEDDING_DIM": "256"})
     with pytest.raises(ConfigError, match="give warmdown_steps or warmdown_frac, not both: 1200 and 0.5"):
         read_train_config("baseline", changes=["warmdown_frac=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("PARALLEL_START_LAYER", "8", "must be 0 here, got 8: it makes a decoder of two lanes from layer 8 of 9 on"),
+        ("SPARSE_ATTN_GATE_ENABLED", "1", "must be 0 here, got '1': parts of the model that are not built here"),
+        ("ROPE_YARN", "1", "must be 0 here, got '1': model"),
+        ("CASEOPS_ENABLED", "1", "must be 0 here, got '1': data"),
+        ("MUON_BACKEND_STEPS", "6", "must be 5 here, got '6': optimizers"),
+        ("TTT_EVAL_ONLY", "1", "must be 0 here, got '1': evaluation"),
+        ("ROPE_TRAIN_SEQ_LEN", "512", "must be TRAIN_SEQ_LEN = 1024 or more here, got 512"),
+        ("VALUE_RESIDUAL", "1", "is not read by this trainer, and it may change the model"),
+        ("SWA_ENABLED", "1", "is not read by this trainer"),
+        ("PARALLEL_RESIDUAL", "0", "is not read by this trainer"),
+    ],
+)
+def test_a_variable_that_would_make_another_model_is_refused(name, value, message):
+    with pytest.raises(ConfigError, match=f"^{name} {re.escape(message)}") as caught:
+        read_train_config("baseline", environment={name: value})
+    assert "\n" not in str(caught.value)
+
+
+RECORD_DEFAULTS = dict(line.split("=", 1) for line in Path(__file__).with_name("record_1855.env").read_text().splitlines())
+"""Every variable that train_gpt.py of the record of 2026-04-27 (pull request 1855) reads, with its default value."""
+
+
+def test_every_variable_of_the_record_of_april_27_has_a_rule():
+    """Those that it sets to its own defaults: understood, named as without effect, or refused."""
+    refused, named = set(), set()
+    for name, value in RECORD_DEFAULTS.items():
+        try:
+            config, data = read_train_config("h1394", environment={name: value})
+        except ConfigError as error:
+            assert name in str(error)
+            refused.add(name)
+            continue
+        named.update(ignored_variables({name: value}, (config, data)))
+    understood = RECORD_DEFAULTS.keys() - refused - named
+    assert len(RECORD_DEFAULTS) == 120
+    assert refused == {"PARALLEL_START_LAYER"}
+    assert {"TTT_ENABLED", "LQER_RANK", "WARMUP_STEPS"} <= named and {"MUON_WD", "LOOP_END", "DATA_DIR"} <= understood
+    assert understood <= RULES.keys() and all(RULES[name] is not None for name in understood - {"EMBED_LR"})
+
+
+def test_variables_of_other_programs_are_passed_over():
+    config, data = read_train_config("baseline", environment={"HOME": "/", "PATH": "/bin", "TRAINER": "x", "LOOPBACK": "1"})
+    assert ignored_variables({"HOME": "/"}, (config, data)) == []
 
 
 def test_a_variable_of_the_wrong_type_is_named():

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord
+from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord, Probe
 from quantlab.report.entry import Entry, FileFacts, TensorFacts
 from quantlab.report.pack_report import PackReport, TensorReport
 
+PROBES = (Probe(name="flip", passed=True, detail="0 of 64 predictions change with later tokens"),)
 DATA = EvaluationData(
     tokens_sha256="5f" * 32,
     tokens=1000,
@@ -70,7 +71,7 @@ def evaluation(kl=0.002, bpb=1.61, sha256="ab" * 32, data=DATA, **more):
     )
     target = {"target": "m.qlab", "target_sha256": sha256, "target_bytes": 6000, "device": "cpu", "producer": "quantlab 0.1.0"}
     return EvaluationRecord(
-        **target | {"data": data, "val_bpb": bpb, "val_loss": 2.72, "nats": 2720.0, "against": against} | more
+        **target | {"data": data, "val_bpb": bpb, "val_loss": 2.72, "nats": 2720.0, "probes": PROBES, "against": against} | more
     )
 
 

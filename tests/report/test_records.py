@@ -120,3 +120,18 @@ def test_a_slope_is_that_of_the_measured_curve():
     assert chosen_slope([facts(*far), facts(), facts((900, 2.2e-4))]) == pytest.approx(
         (slope_of(facts(*far)) + slope_of(facts((900, 2.2e-4)))) / 2
     )
+
+
+@pytest.mark.parametrize(
+    ("tuned", "message"),
+    [
+        ({"kl_before": 0.1, "kl_after": 0.2}, "tuned: key 'accepted' is missing"),
+        ({"kl_before": "low", "kl_after": 0.2, "accepted": True}, 'tuned: kl_before must be a number, got "low"'),
+    ],
+)
+def test_what_tuning_did_is_checked_too(tmp_path, tuned, message):
+    path = tmp_path / "x.report.json"
+    path.write_bytes(report(tuned=tuned).to_json())
+    with pytest.raises(ReportError) as caught:
+        read_report(path)
+    assert str(caught.value) == f"{path}: {message}"

@@ -4,9 +4,11 @@ import hashlib
 import json
 from pathlib import Path
 
-from quantlab.evaluation.evaluation_record import EvaluationData, EvaluationRecord
+from quantlab.evaluation.evaluation_record import EvaluationData, EvaluationRecord, Probe
 from quantlab.runs.run_record import RECORD_NAME, Checkpoint, FileRef, Git, Packing, Process, RunRecord
 
+PASSED = (Probe(name="flip", passed=True, detail="0 of 64 predictions change with later tokens"),)
+FAILED = (Probe(name="flip", passed=False, detail="64 of 64 predictions change with later tokens"),)
 ELSEWHERE = Process(host="elsewhere", pid=1)
 
 
@@ -26,7 +28,7 @@ def data(tokens: int = 1000, **changes) -> EvaluationData:
 def score(artifact: str, bpb: float, on: EvaluationData | None = None, size: int = 900) -> EvaluationRecord:
     on = on or data()
     about = {"target": f"{artifact}.qlab", "target_sha256": sha_of(artifact), "target_bytes": size}
-    return EvaluationRecord(**about, data=on, val_bpb=bpb, val_loss=2 * bpb, nats=2 * bpb * on.tokens)
+    return EvaluationRecord(**about, data=on, val_bpb=bpb, val_loss=2 * bpb, nats=2 * bpb * on.tokens, probes=PASSED)
 
 
 def file_of(artifact: str, size: int = 900) -> FileRef:

@@ -1,6 +1,7 @@
 """train, pack and eval as a user types them: each leaves a run folder, and together they show which result is valid."""
 
 import json
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ num_kv_heads = 1
 mlp_hidden = 32
 [data]
 train = "text:TEXT"
-val = "text:TEXT"
+val = "text:OTHER"
 tokenizer = "TOKENIZER"
 """
 
@@ -41,7 +42,10 @@ def folder(tmp_path_factory, tokenizer_file):
     place = tmp_path_factory.mktemp("recorded")
     text = place / "t.txt"
     text.write_bytes((ROOT / "quantlab/cli/main.py").read_bytes())
-    (place / "c.toml").write_text(TRAIN_FILE.replace("TEXT", str(text)).replace("TOKENIZER", str(tokenizer_file)))
+    other = place / "v.txt"
+    other.write_bytes((ROOT / "quantlab/cli/options.py").read_bytes())
+    words = {"TEXT": text, "OTHER": other, "TOKENIZER": tokenizer_file}
+    (place / "c.toml").write_text(reduce(lambda known, word: known.replace(word, str(words[word])), words, TRAIN_FILE))
     runs = ["--runs", place / "runs"]
     model, packed = place / "out" / "model.safetensors", place / "out" / "m.qlab"
     packing = ["pack", model, "-o", packed, "--method", "rtn", "--widths", "6", "--calib-tokens", 128, "--calib-seq-len", 64]
@@ -49,7 +53,7 @@ def folder(tmp_path_factory, tokenizer_file):
     quantlab(*packing, "--budget", "300", *runs, code=3)
     quantlab(*packing, "--budget", "1MB", "--method", "magic", *runs, code=2)
     quantlab(*packing, "--budget", "1MB", "--code", place / "c.toml", *runs)
-    scoring = ["--text", text, "--seq-len", 32]
+    scoring = ["--text", other, "--seq-len", 32]
     quantlab("eval", model, *scoring, *runs)
     quantlab("eval", packed, *scoring, *runs)
     quantlab("eval", packed, *scoring, "--against", model, "--mode", "sliding", "--stride", 16, *runs)
@@ -81,7 +85,7 @@ def test_training_leaves_its_config_seed_and_logs(folder):
     trained = records(folder)[0]
     assert trained.seeds == {"seed": 7} and trained.options["model"]["num_layers"] == 1 and trained.options["steps"] == 3
     assert trained.metrics["steps"] == 3 and trained.metrics["val_bpb"] > 0
-    assert trained.command[:2] == ("quantlab", "train") and trained.directory == str(Path.cwd())
+    assert trained.command[:2] == ("quantlab", "train") and (folder / "runs" / "x" / trained.directory).resolve() == Path.cwd()
     (run_folder,) = (folder / "runs").glob("*-train-*")
     assert {"run.json", "metrics.jsonl", "train.log"} == {f.name for f in run_folder.iterdir()}
 

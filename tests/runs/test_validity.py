@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from run_samples import data, file_of, packed, packing, record, score, scored, write
+from run_samples import FAILED, data, file_of, packed, packing, record, score, scored, write
 
 from quantlab.runs.run_record import Process
 from quantlab.runs.store import UNKNOWN_PACKING, join, read_store
@@ -47,6 +47,29 @@ def test_a_score_must_be_of_the_runs_own_file(tmp_path):
 def test_one_valid_packing_of_the_bytes_is_enough(tmp_path):
     tight, roomy = packed(1, "a", budget=800), packed(2, "a", budget=1000)
     assert problems(tmp_path, tight, roomy, scored(3, "a", 1.5)) == [("100 bytes over the budget",), (), ()]
+
+
+def test_a_score_whose_probes_failed_or_were_not_run_is_not_valid(tmp_path):
+    flipped = replace(score("a", 0.058), probes=FAILED)
+    pack, evaluation = entries(tmp_path / "1", packed(1, "a"), scored(2, "a", 0.058, evaluations=(flipped,)))
+    line = f"flip: {FAILED[0].detail}"
+    assert pack.problems == evaluation.problems == (line,)
+    unprobed = replace(score("a", 1.5), probes=())
+    assert problems(
+        tmp_path / "2", scored(2, "w", 1.5, artifact=replace(file_of("a"), path="w.pt"), evaluations=(unprobed,))
+    ) == [("the predictions were not probed",)]
+
+
+def test_a_later_score_that_failed_does_not_hide_a_valid_one(tmp_path):
+    flipped = replace(score("a", 0.058), probes=FAILED)
+    pack, _, _ = entries(tmp_path, packed(1, "a"), scored(2, "a", 1.5), scored(3, "a", 0.058, evaluations=(flipped,)))
+    assert pack.is_valid and pack.evaluation == score("a", 1.5)
+
+
+def test_a_score_with_other_bytes_than_its_split_is_not_valid(tmp_path):
+    other = replace(score("a", 1.0), split="sp1024", bytes_match=False)
+    _, evaluation = entries(tmp_path, packed(1, "a"), scored(2, "a", 1.0, evaluations=(other,)))
+    assert evaluation.problems == ("as many tokens as the public validation split sp1024, but not its bytes",)
 
 
 def test_float_weights_have_no_budget(tmp_path):

@@ -147,7 +147,7 @@ def test_documents_and_bytes_of_a_public_export_must_be_its_own(
     splits, tokenizer, tokenizer_file, tmp_path, monkeypatch, documents, shift, is_ok
 ):
     train, val = (tokenizer.encode_documents(documents) for documents in splits)
-    known = KnownSplit("tiny", (len(val) - 1) // 16 * 16, sum(map(len, splits[1])) + shift, documents)
+    known = KnownSplit("tiny", (len(val) - 1) // 16 * 16, sum(map(len, splits[1])) + shift, 400, documents)
     monkeypatch.setattr(known_splits, "KNOWN_SPLITS", (known,))
     monkeypatch.setattr(known_splits, "SEQ_LENS", (16,))
     result = check_data(*pair(tmp_path, train, val), tokenizer_file)

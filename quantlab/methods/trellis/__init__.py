@@ -9,10 +9,11 @@ from quantlab.format_rules import STATES, WIDE, WIDTHS
 from quantlab.methods.method import Method, MethodOptions, Problem, Solver
 
 TUNE_STEPS = 12
+REFINE_STEPS = 12
 EFFORTS: dict[str, dict[str, Any]] = {
     "fast": {"states": 4, "tune": False},
     "default": {"states": 8, "tune": True, "tune_steps": TUNE_STEPS},
-    "best": {"states": 32, "tune": True, "tune_steps": 4 * TUNE_STEPS},
+    "best": {"states": 32, "tune": True, "tune_steps": 4 * TUNE_STEPS, "refine_steps": REFINE_STEPS},
 }
 """Options that each level of effort sets where they are not given."""
 NARROWEST = 4
@@ -35,6 +36,8 @@ class TrellisOptions(MethodOptions):
     """Whether norms, gains and scales are tuned after rounding by KL to the float model."""
     tune_steps: int = TUNE_STEPS
     """Batches of tuning."""
+    refine_steps: int = 0
+    """Batches of learning after each group of matrices is rounded; 0 rounds all of them at once."""
     time_limit: float | None = None
     """Seconds for the whole packing: less effort where it would take longer, and an error where the least would."""
     row_scales: bool = True
@@ -55,6 +58,8 @@ class TrellisOptions(MethodOptions):
             raise ConfigError(f"time limit must be above 0 seconds, got {self.time_limit:g}")
         if self.tune_steps < 0:
             raise ConfigError(f"tune_steps must be 0 or more, got {self.tune_steps}")
+        if self.refine_steps < 0:
+            raise ConfigError(f"refine_steps must be 0 or more, got {self.refine_steps}")
 
     @classmethod
     def with_presets(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -68,7 +73,9 @@ class TrellisOptions(MethodOptions):
         return self.time_limit
 
     def lighter(self) -> "TrellisOptions | None":
-        """Return the same without tuning, then with fewer and fewer states; None below plain rounding."""
+        """Return the same without refinement, then without tuning, then with fewer and fewer states; None at the least."""
+        if self.refine_steps:
+            return replace(self, refine_steps=0)
         if self.batches:
             return replace(self, tune=False)
         fewer = [states for states in STATES if states < self.states]

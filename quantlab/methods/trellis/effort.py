@@ -12,6 +12,7 @@ from quantlab.calib.fisher import Use
 from quantlab.calib.watch import FULL_ROWS
 from quantlab.format_rules import COLUMNS, LOG_STEPS, TABLE_CLASSES
 from quantlab.methods.trellis import TrellisOptions
+from quantlab.methods.trellis.refinement import refinement_passes
 from quantlab.methods.trellis.rounder import Rounder
 from quantlab.methods.trellis.slope_search import LEAST_PASSES
 from quantlab.methods.trellis.tuning import token_passes
@@ -27,7 +28,7 @@ SAMPLE_BITS = 8
 
 
 def stage_seconds(options: TrellisOptions, shapes: Mapping[str, tuple[int, ...]], token_s: float) -> dict[str, float]:
-    """Return the seconds of `rounding`, and of `tuning` if there will be any.
+    """Return the seconds of `rounding`, and of `tuning` and `refinement` if there will be any.
 
     Args:
         shapes: [O, I] of each matrix, by name.
@@ -36,6 +37,8 @@ def stage_seconds(options: TrellisOptions, shapes: Mapping[str, tuple[int, ...]]
     seconds = {"rounding": FORECAST_PASSES * _pass_seconds(shapes.values(), options.states)}
     if options.batches:
         seconds["tuning"] = token_passes(options.batches) * token_s
+    if options.refine_steps:
+        seconds["refinement"] = refinement_passes(options.refine_steps) * token_s
     return seconds
 
 

@@ -104,11 +104,11 @@ def factors(name: str, uses: tuple[Use, ...], *, row_feedback: bool = True, scra
     """
     if not all(bool(torch.isfinite(use.g_O).all()) and float(use.diagonal_O.mean()) > 0 for use in uses):
         raise StatisticsError(f"tensor {name}: its output gradient is zero or not finite")
-    columns, d_I = _factor(name, "Hessian", _damped(column_hessian(uses), COLUMN_DAMPING), scratch)
+    columns, d_I = _factor(name, "Hessian", damped(column_hessian(uses), COLUMN_DAMPING), scratch)
     if row_feedback and len(uses) == 1 and uses[0].g_O.ndim == 2:
         G_OO = uses[0].g_O.double()
         shrunk = G_OO * (1 - ROW_DAMPING)
-        rows, d_O = _factor(name, "output gradient", _damped(shrunk, ROW_DAMPING / (1 - ROW_DAMPING)), scratch)
+        rows, d_O = _factor(name, "output gradient", damped(shrunk, ROW_DAMPING / (1 - ROW_DAMPING)), scratch)
         return Factors(columns, rows, d_I, d_O)
     return Factors(columns, None, d_I, row_sensitivity(uses).sqrt())
 
@@ -124,10 +124,11 @@ def row_sensitivity(uses: tuple[Use, ...]) -> Tensor:
     return rho_O.clamp_min(ROW_FLOOR * float(rho_O.mean()))
 
 
-def _damped(matrix: Tensor, share: float) -> Tensor:
-    damped = matrix.clone()
-    damped.diagonal().add_(share * float(matrix.diagonal().mean()))
-    return damped
+def damped(matrix_NN: Tensor, share: float) -> Tensor:
+    """Return the matrix with a share of the mean of its diagonal added to the diagonal."""
+    result = matrix_NN.clone()
+    result.diagonal().add_(share * float(matrix_NN.diagonal().mean()))
+    return result
 
 
 def _factor(name: str, side: str, matrix: Tensor, scratch: Path | None) -> tuple[Panels, Tensor]:

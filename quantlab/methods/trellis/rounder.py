@@ -1,5 +1,6 @@
 """One matrix on its way into a trellis-coded file: factors and row and column scales once, then codes at any log-step index."""
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,6 +50,8 @@ class Rounder:
     ) -> None:
         self.name, self.uses, self.options, self.bits = name, uses, options, bits
         self.w_OI = w_OI.float().contiguous().numpy()
+        self.target_OI = self.w_OI
+        """What is rounded, float32 [O, I]: the weights, unless others took their place after other tensors were rounded."""
         self.parts = factors(name, uses(), row_feedback=options.row_feedback, scratch=scratch)
         self.scales = StepScales(w_OI, self.parts, rows=options.row_scales, columns=options.column_scales)
 
@@ -74,7 +77,7 @@ class Rounder:
         states = self.options.states
         slope = SCALAR_SLOPE if states == 1 else SLOPE
         rates = Rates(context.rows_O, context.columns_I, bits)
-        return round_with_feedback(self.w_OI, grid, self.parts, rates, states=states, slope=slope)
+        return round_with_feedback(self.target_OI, grid, self.parts, rates, states=states, slope=slope)
 
     def payload(self, level: int, classes: ScaleClasses, codes_OI: NDArray[np.int16]) -> TrellisPayload:
         """Return the codes ready for the file."""
@@ -104,8 +107,12 @@ class Rounder:
         return self._payload(flat, empty, np.zeros(self.w_OI.shape, np.int16))
 
     def predicted_kl(self, payload: TrellisPayload) -> float:
-        """Return the predicted KL of a payload in nats per token."""
-        return predicted_kl(torch.from_numpy(self.w_OI - weights(payload)), self.uses())
+        """Return the predicted KL of a payload's rounding errors in nats per token."""
+        return predicted_kl(torch.from_numpy(self.target_OI - weights(payload)), self.uses())
+
+    def target_key(self) -> bytes:
+        """Return what tells the target from others; nothing for the weights themselves."""
+        return b"" if self.target_OI is self.w_OI else hashlib.sha256(self.target_OI.data).digest()
 
 
 def weights(payload: TrellisPayload) -> NDArray[np.float32]:

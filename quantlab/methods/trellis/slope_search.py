@@ -8,7 +8,7 @@ until the file fits. Names `level` and `levels` stand for log-step indices.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -169,6 +169,8 @@ class SlopePlanner:
         self._progress = progress
         self.rounded_weights = 0
         """Weights that were rounded so far, each as often as it was."""
+        self.free: frozenset[int] = frozenset()
+        """Tensors that may still be rounded anew; empty for all of them."""
         self._rounded: dict[tuple[int, int], TrellisPayload] = {}
         """Payload of each tensor and log-step index with the settled entropy model."""
         self.passes: list[list[Point]] = []
@@ -251,13 +253,43 @@ class SlopePlanner:
     def refill(
         self, budget_bytes: int, payloads: Sequence[TrellisPayload], c: float
     ) -> tuple[EncodedArtifact, list[TrellisPayload]]:
-        """Return a file that fills the budget beside settled payloads, after what `assemble` adds has changed: few move."""
-        file = self.assemble(payloads)
-        slack = budget_bytes - len(file)
-        if slack < 0 or all(not p.codes_OI.any() for p in payloads):
+        """Return a file that fills the budget beside settled payloads, after what `assemble` adds has changed: few move.
+
+        Where some tensors are `free`, they alone are rounded anew, as long as that is enough.
+        """
+        levels = tuple(p.entry.level for p in payloads)
+        if all(not p.codes_OI.any() for p in payloads):
             return self.settle(budget_bytes, c)
         with worker_pool() as pool:
-            return self._fill(pool, FittingFile(slack, file, tuple(p.entry.level for p in payloads)))
+            for _ in range(FILL_TRIES if self.free else 1):
+                file = self.assemble(payloads)
+                slack = budget_bytes - len(file)
+                if slack >= 0:
+                    return self._fill(pool, FittingFile(slack, file, levels))
+                levels = tuple(self._moved(levels, self.free, -slack))
+                payloads = self._at(pool, levels)
+        return self.settle(budget_bytes, c)
+
+    def _moved(self, levels: Sequence[int], tensors: Collection[int], saved_bytes: int) -> Iterator[int]:
+        """Yield the levels after those of some tensors have moved so far that about so many bytes are saved."""
+        step = sum(_log_step_bytes(self.rounders[n]) for n in tensors)
+        for n, level in enumerate(levels):
+            yield level + (math.ceil(saved_bytes / step) if n in tensors else 0)
+
+    def take(self, targets: Mapping[int, NDArray[np.float32]], levels: Sequence[int]) -> list[TrellisPayload]:
+        """Return tensors rounded near targets instead of their weights; these stay their targets from then on."""
+        for n, target_OI in targets.items():
+            self.rounders[n].target_OI = target_OI
+        self._rounded = {key: payload for key, payload in self._rounded.items() if key[0] not in targets}
+        with worker_pool() as pool:
+            payloads = self._run(pool, [(n, levels[n], self.entropy_model) for n in targets])
+        self._rounded |= {(n, p.entry.level): p for n, p in zip(targets, payloads, strict=True)}
+        return payloads
+
+    def levels_to_come(self, payloads: Sequence[TrellisPayload], left: Collection[int], budget_bytes: int) -> list[int]:
+        """Return the levels of all tensors where those that are `left` make up for a file that misses the budget."""
+        levels = [p.entry.level for p in payloads]
+        return list(self._moved(levels, left, self._expected_bytes(payloads) - budget_bytes))
 
     def points(self, c: float, payloads: Sequence[TrellisPayload]) -> list[Point]:
         """Return width, step scale, coded bytes and predicted KL of each payload."""
@@ -283,7 +315,8 @@ class SlopePlanner:
             return file, self._zeros()
         budget_bytes, tried = len(file) + slack, set[int]()
         for _ in range(FILL_TRIES):
-            room = [n for n, r in enumerate(self.rounders) if n not in tried and _log_step_bytes(r) <= slack]
+            free = [n for n in (self.free or range(len(self.rounders))) if n not in tried]
+            room = [n for n in free if _log_step_bytes(self.rounders[n]) <= slack]
             if not room or slack <= SLACK / 4 * budget_bytes:
                 break
             finest = max(room, key=lambda n: _log_step_bytes(self.rounders[n]))
@@ -340,7 +373,7 @@ class SlopePlanner:
         def one(job: tuple[int, int, EntropyModel]) -> TrellisPayload:
             n, level, entropy_model = job
             rounder, classes, bits = self.rounders[n], entropy_model.classes[n], entropy_model.bits
-            key = b"%d %d " % (n, level) + classes.to_bytes() + bits.tobytes()
+            key = b"%d %d " % (n, level) + classes.to_bytes() + bits.tobytes() + rounder.target_key()
             codes = self._memo(key, lambda: rounder.codes(level, classes, bits))
             count(codes.size)
             payload = narrowest(rounder.payload(level, classes, codes), self.widths)

@@ -1,6 +1,6 @@
 """Solve a packing with the trellis method: round at one slope until the file is as long as the budget allows, then tune."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from quantlab.artifact.writer import EncodedArtifact, TrellisPayload, passthrough_payload
 from quantlab.methods.method import Problem, Solution
 from quantlab.methods.trellis import TrellisOptions
+from quantlab.methods.trellis.refinement import Inverse, Refinement, Stage
 from quantlab.methods.trellis.rounder import Rounder, weights
 from quantlab.methods.trellis.slope_search import SlopePlanner
 from quantlab.methods.trellis.tuning import HELD_OUT, Tuned, tune
@@ -47,12 +48,20 @@ class TrellisSolver:
         c, payloads = planner.approach(budget_bytes)
         room = sum(len(raw.raw) for raw in self.passthrough.values()) // TUNED_GROWTH if batches else 0
         file, payloads = planner.settle(max(budget_bytes - room, 1), c)
+        refined, payloads = self._refine(payloads, budget_bytes - room) if self.options.refine_steps else ([], payloads)
         tuned = self._tune(payloads, batches) if batches else None
-        if batches:  # codes stay: what is learned makes up for the very errors that they have
+        if batches or refined:  # codes stay: what is learned makes up for the very errors that they have
             file, payloads = planner.refill(budget_bytes, payloads, c)
-        return self._solution(file, payloads, c, tuned)
+        return self._solution(file, payloads, c, tuned, refined)
 
-    def _solution(self, file: EncodedArtifact, payloads: Sequence[TrellisPayload], c: float, tuned: Tuned | None) -> Solution:
+    def _solution(
+        self,
+        file: EncodedArtifact,
+        payloads: Sequence[TrellisPayload],
+        c: float,
+        tuned: Tuned | None,
+        refined: Sequence[Stage],
+    ) -> Solution:
         names, planner = list(self.problem.matrices), self.planner
         values = {payload.entry.name: torch.from_numpy(weights(payload)) for payload in payloads}
         return Solution(
@@ -62,9 +71,32 @@ class TrellisSolver:
             tensors=values | {name: raw.value for name, raw in self.passthrough.items()},
             effort={"states": self.options.states, "tune_steps": self.options.batches},
             tuned=_facts(tuned) if tuned else {},
+            refined=[_facts(stage) for stage in refined],
             rounded_weights=planner.rounded_weights,
             measured={name: [points[n] for points in planner.passes] for n, name in enumerate(names)},
         )
+
+    def _refine(self, payloads: list[TrellisPayload], goal_bytes: int) -> tuple[list[Stage], list[TrellisPayload]]:
+        """Round everything anew, group by group, while what is left learns; return what each stage bought, and the payloads."""
+        planner, ids_NT = self.planner, self.problem.statistics.ids_NT.long()
+        if len(ids_NT) < HELD_OUT or not any(p.codes_OI.any() for p in payloads):
+            return [], payloads
+        at = {rounder.name: n for n, rounder in enumerate(self.rounders)}
+        order = [name for name, _ in self.problem.model.named_parameters() if name in at]
+        inverses = {name: Inverse.of(self.problem.statistics.fisher_uses(name)) for name in order}
+        payloads = list(payloads)
+
+        def round_group(targets: dict[str, Tensor], left: Collection[str]) -> dict[str, Tensor]:
+            now, to_come = {at[name]: w.numpy() for name, w in targets.items()}, {at[name] for name in left}
+            levels = planner.levels_to_come(payloads, {*now, *to_come}, goal_bytes)
+            for n, payload in zip(now, planner.take(now, levels), strict=True):
+                payloads[n] = payload
+            planner.free = frozenset(now)
+            return {name: torch.from_numpy(weights(payloads[at[name]])) for name in targets}
+
+        refinement = Refinement(self.problem.model, inverses, self._tunable(), ids_NT, self.options.refine_steps)
+        weights_OI = {name: self.problem.matrices[name] for name in order}
+        return refinement.run(weights_OI, round_group, self.problem.progress, self.problem.memo), payloads
 
     def _tunable(self) -> dict[str, Tensor]:
         parameters = self.problem.parameters
@@ -92,5 +124,5 @@ def _stored(name: str, value: Tensor) -> Tensor:
     return passthrough_payload(name, value).value
 
 
-def _facts(tuned: Tuned) -> dict[str, Any]:
+def _facts(tuned: Tuned | Stage) -> dict[str, Any]:
     return {"kl_before": tuned.kl_before, "kl_after": tuned.kl_after, "accepted": tuned.is_better}

@@ -77,12 +77,11 @@ def tune(
         QuantlabError: rounding changes no prediction, see `RoundedModel.mean_kl`.
     """
     model = RoundedModel(reference, rounded)
-    is_held_N = torch.arange(len(ids_NT)) % HELD_OUT == HELD_OUT - 1
+    learn_NT, held_NT = held_out(ids_NT)
     model.mean_kl(start, passes_of(ids_NT)[0])  # an error where rounding changes nothing
     learned = {name: value.clone().requires_grad_() for name, value in start.items()}
-    _learn_(model, learned, ids_NT[~is_held_N], steps, progress)
+    _learn_(model, learned, learn_NT, steps, progress)
     after = {name: store(name, value.detach()) for name, value in learned.items()}
-    held_NT = ids_NT[is_held_N][: max(1, HELD_OUT_TOKENS // ids_NT.shape[1])]
     kl_before, kl_after = _compare(model, [start, after], held_NT)
     return Tuned(after if kl_after < kl_before else start, kl_before, kl_after)
 
@@ -122,3 +121,9 @@ def _compare(model: RoundedModel, choices: Sequence[Mapping[str, Tensor]], ids_N
         for n, values in enumerate(choices):
             sums[n] += float(model.kl(p_BTV, values, part).double().sum())
     return tuple(total / ids_NT.numel() for total in sums)
+
+
+def held_out(ids_NT: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sequences [N, T] that learning sees, and at most HELD_OUT_TOKENS of those that judge it."""
+    is_held_N = torch.arange(len(ids_NT)) % HELD_OUT == HELD_OUT - 1
+    return ids_NT[~is_held_N], ids_NT[is_held_N][: max(1, HELD_OUT_TOKENS // ids_NT.shape[1])]
