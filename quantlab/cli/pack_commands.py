@@ -215,6 +215,10 @@ def unpack(
             help="The folder of transformers that was packed: the written one gets its dtypes, config and tokenizer.",
         ),
     ] = None,
+    packed: Annotated[
+        bool,
+        typer.Option("--packed", help="Write a folder of transformers whose weights stay packed until it is loaded."),
+    ] = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -229,7 +233,7 @@ def unpack(
     from quantlab.artifact.decode import digest
     from quantlab.jobs.unpack import unpack as decode
 
-    tensors = decode(artifact, output, like=like, force=force)
+    tensors = decode(artifact, output, like=like, packed=packed, force=force)
     sha256 = digest({name: tensor.numpy() for name, tensor in tensors.items()})
     if as_json:
         print_json({"state": str(output), "tensors": len(tensors), "tensors_sha256": sha256})

@@ -10,7 +10,7 @@ from quantlab.artifact.reader import open_artifact
 from quantlab.errors import ConfigError
 from quantlab.files import refuse_existing, write_whole
 from quantlab.models.huggingface import ADAPTER
-from quantlab.models.huggingface_save import save_folder
+from quantlab.models.huggingface_save import save_folder, save_packed
 from quantlab.tensor_file import write_safetensors
 
 PICKLES = (".pt", ".pth", ".bin")
@@ -21,6 +21,7 @@ def unpack(
     output: str | Path | None = None,
     *,
     like: str | Path | None = None,
+    packed: bool = False,
     force: bool = False,
 ) -> dict[str, Tensor]:
     """Return the tensors of an artifact, bit for bit those that were measured when it was packed.
@@ -29,17 +30,25 @@ def unpack(
         output: .safetensors, .pt, .pth or .bin file to write them to; or a folder, for a model of transformers: with its config
             and the tokenizer that the artifact carries. Nothing is written without it.
         like: folder of transformers that was packed: the output, a folder, gets its names, dtypes, config and tokenizer.
+        packed: whether the weights stay packed in the folder: transformers decodes them when it loads it, after
+            `quantlab.models.huggingface_quantizer.register()`.
         force: whether an existing output is replaced.
     Raises:
         FormatError: the artifact is damaged.
         ConfigError: the output exists or has another suffix, or the artifact is of another model than `like`.
         CheckpointError: `like` is damaged.
     """
+    if packed and (output is None or like is not None):
+        raise ConfigError("a packed folder needs an output, and no like", hint="name the folder to write, leave out like")
     if output is None:
         if like is not None:
             raise ConfigError(f"like {like} is given without an output", hint="name the folder to write")
         return open_artifact(artifact).tensors()
     path, opened = Path(output), open_artifact(artifact)
+    if packed:
+        tensors = opened.tensors()  # which proves that they can be decoded
+        save_packed(opened.manifest.model, opened.files(), path, artifact=Path(artifact), force=force)
+        return tensors
     if like is not None or (not path.suffix and opened.manifest.model.get("adapter") == ADAPTER):
         tensors = opened.tensors()
         about, files, given = opened.manifest.model, opened.files(), None if like is None else Path(like)

@@ -15,6 +15,7 @@ from quantlab.errors import ConfigError
 from quantlab.files import whole_folder
 from quantlab.models.huggingface import ADAPTER, CONFIG, GENERATION, build_plain, library_for, read_about
 from quantlab.models.huggingface_files import WEIGHTS, TensorHeader, tensor_headers, usual_dtype
+from quantlab.models.huggingface_quantizer import METHOD, TENSOR, artifact_tensor
 from quantlab.tensor_file import write_safetensors
 
 COPIED = (CONFIG, GENERATION, *FILE_NAMES, "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
@@ -67,6 +68,29 @@ def save_folder(
                 (partial / name).write_bytes((like / name).read_bytes())
             elif name in files:
                 (partial / name).write_bytes(files[name])
+
+
+def save_packed(
+    about: Mapping[str, Any], files: Mapping[str, bytes], output: Path, *, artifact: Path, force: bool = False
+) -> None:
+    """Write a folder whose weights stay packed: transformers decodes them after `huggingface_quantizer.register`.
+
+    Args:
+        about, files, output, force: as of `save_folder`.
+        artifact: the file whose bytes become the folder's weights.
+    Raises:
+        ConfigError: the artifact is not of a model of transformers, or the output exists.
+    """
+    if about.get("adapter") != ADAPTER:
+        raise ConfigError(f"{artifact} was not packed from a model of transformers", hint="leave out --packed")
+    config = {**about["config"], "quantization_config": {"quant_method": METHOD}}
+    with whole_folder(output, replaceable=_WRITTEN, force=force) as partial:
+        write_safetensors(partial / WEIGHTS, {TENSOR: artifact_tensor(artifact.read_bytes())}, {"format": "pt"})
+        for name, content in ((CONFIG, config), (GENERATION, about.get("generation_config"))):
+            if content:
+                (partial / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        for name, data in files.items():
+            (partial / name).write_bytes(data)
 
 
 def _config_dtype(config: Mapping[str, Any]) -> torch.dtype:
