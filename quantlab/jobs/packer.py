@@ -30,7 +30,7 @@ from quantlab.models.loading import LoadedModel, carried_files, in_eval_mode, ow
 from quantlab.models.provenance import Provenance
 from quantlab.models.weights import split_state
 from quantlab.progress import Progress, silent
-from quantlab.report.pack_report import PackReport, TensorReport
+from quantlab.report.pack_report import HeldOut, PackReport, TensorReport
 from quantlab.text.document_sample import DocumentSample
 from quantlab.text.tokenizer import Tokenizer
 
@@ -113,7 +113,7 @@ def pack_with(
                 drawn = config.calibration if given is None else calibration_of(stats, config.calibration)
                 values = solution.tensors
                 measured = workspace.note(
-                    "measured", lambda: measure_held_out(loaded, values, drawn, tokenizer, collapse, progress)
+                    "measured", lambda: asdict(measure_held_out(loaded, values, drawn, tokenizer, collapse, progress))
                 )
         except QuantlabError:
             workspace.remove()  # it would fail again: nothing to resume
@@ -126,7 +126,9 @@ def pack_with(
             workspace.remove()  # packing again would give the same file
             _verify(trial, wanted)
         result = _report(loaded, config, forecast, stats, solution, wanted, output, watch.timings_s)
-        result = replace(result, measured=measured, calibration=result.calibration | {"collapse": collapse.to_dict()})
+        result = replace(
+            result, measured=HeldOut(**measured), calibration=result.calibration | {"collapse": collapse.to_dict()}
+        )
         if report is not None:
             write_whole(report, result.to_json())
         trial.replace(output)
@@ -325,7 +327,7 @@ def _report(
         forecast=forecast,
         rounded_weights=solution.rounded_weights,
         tuned=solution.tuned,
-        refined=solution.refined,
+        refined=tuple(solution.refined),
         seed=_seed(stats, config),
         training_documents=loaded.provenance.training,
         budget_bytes=config.budget_bytes,
