@@ -21,7 +21,7 @@ SMOKE := tests/artifact/test_artifact.py tests/coding/test_rans.py tests/docs/te
 LOWEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 LOWEST := build/lowest-torch-$(LOWEST_TORCH)
 
-.PHONY: demo test quick fuzz types lowest lint docs notebooks clean
+.PHONY: demo test quick fuzz faults types lowest lint docs notebooks clean
 
 demo: $(VENV)/.ready
 	$(BIN)/quantlab demo $(DEMO_ARGS)
@@ -34,6 +34,9 @@ quick: $(VENV)/.ready  # under a minute
 
 fuzz: $(VENV)/.ready  # damaged files for every reader, for FUZZ_SECONDS (60) from FUZZ_SEED (0); findings are saved in build/fuzz
 	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz.py
+
+faults: $(VENV)/.ready  # full disks, kills, damaged work, two writers: FAULT_ROUNDS (100) moments of a kill from FUZZ_SEED (0)
+	FAULT_ROUNDS=$(or $(FAULT_ROUNDS),100) FAULT_KILLS=$(or $(FAULT_KILLS),10) $(PYTEST) -n auto tests/faults
 
 types: $(VENV)/.ready  # mypy, strict, on the checkout
 	$(BIN)/mypy -p quantlab

@@ -69,6 +69,8 @@ PACKS: dict[int, tuple[str, dict[str, Any]]] = {
 }
 """Options of `quantlab.pack` by row of the table."""
 LINES = {
+    PLAIN_PUBLISHED: ("record pipeline without LQER, published k", "0.7", "x"),
+    PLAIN_BEST: ("record pipeline without LQER, best k by group", "0.4", "+"),
     PUBLISHED: ("record pipeline, published k", "0.6", "s"),
     BEST: ("record pipeline, best k by group", "0.25", "D"),
     GPTQ: ("quantlab --method gptq", "tab:blue", "o"),

@@ -229,7 +229,7 @@ def _brotli(raw: bytes) -> bytes:
 def _smallest(raw: bytes) -> tuple[str, bytes]:
     streams = [("b", _brotli(raw))]
     if shutil.which("lrzip"):
-        streams.append(("z", _lrzip(raw, "-z", "-L", "9")))
+        streams.append(("z", _lrzip(raw, "-z", "-L", "9", "-N", "0")))  # its default is the lowest priority
     return min(streams, key=lambda s: len(s[1]))
 
 

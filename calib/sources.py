@@ -3,7 +3,7 @@
 The model's own text is the default: it needs no data at all.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,12 @@ def sample_sequences(
     length: int,
     *,
     bos_id: int = 1,
+    prompt: Sequence[int] = (),
     temperature: float = 1.0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Return sequences int64 [count, length] drawn from the model, each of which begins with BOS.
+    """Return sequences int64 [count, length] drawn from the model, each of which begins with BOS and the prompt.
 
     A model with `new_cache(batch, length)` and `forward(ids, cache=...)` reads each token once; any other reads its whole
     prefix again for every token, which is slower by the length. On a GPU the model runs in bfloat16 autocast, as it is scored.
@@ -46,7 +47,8 @@ def sample_sequences(
 
     Args:
         model: maps ids [B, T] to logits [B, T, V].
-        temperature: logits are divided by it; 1 draws from the model's own distribution.
+        prompt: ids that follow BOS.
+        temperature: logits are divided by it; 1 draws from the model's own distribution, 0 takes the likeliest token.
         seed: seed of the draws.
         progress: called with (tokens done, count · length).
     Raises:
@@ -56,6 +58,7 @@ def sample_sequences(
     was_training = model.training
     model.eval()
     ids_NT = torch.full((count, length), bos_id, dtype=torch.int64)
+    ids_NT[:, 1 : 1 + len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
     uniform_NT = torch.rand(count, length, generator=torch.Generator().manual_seed(seed))
     for lo in range(0, count, BATCH):
         ids_BT, uniform_BT = (x[lo : lo + BATCH].to(device) for x in (ids_NT, uniform_NT))
@@ -63,7 +66,9 @@ def sample_sequences(
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             read = _reader(model, ids_BT)
             for t in range(1, length):
-                ids_BT[:, t] = _draw(read(t).float() / temperature, uniform_BT[:, t])
+                logits_BV = read(t)  # also of a prompt's tokens, for the cache
+                if t > len(prompt):
+                    ids_BT[:, t] = _draw(logits_BV.float(), uniform_BT[:, t], temperature)
                 if progress and t % 16 == 0:
                     progress(lo * length + t * rows, count * length)
         ids_NT[lo : lo + BATCH] = ids_BT
@@ -73,9 +78,11 @@ def sample_sequences(
     return ids_NT
 
 
-def _draw(logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
+def _draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float) -> Tensor:
     """Return tokens int64 [B]: the first at which the cumulated probability exceeds a uniform number below 1."""
-    total_BV = logits_BV.softmax(-1).cumsum(-1)
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    total_BV = (logits_BV / temperature).softmax(-1).cumsum(-1)
     if not bool(total_BV[:, -1].isfinite().all()):
         raise CheckpointError("the model predicts values that are not finite")
     bound_B1 = uniform_B[:, None] * total_BV[:, -1:]  # below the last total, so a token is always found

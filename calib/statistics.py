@@ -15,6 +15,8 @@ from quantlab.calib.collapse import Collapse, measure_collapse
 from quantlab.calib.fisher import Use
 from quantlab.calib.triangle import pack_triangle, triangle_size, unpack_triangle
 from quantlab.errors import StatisticsError, first_line
+from quantlab.fields import parse_json
+from quantlab.files import check_regular
 from quantlab.tensor_file import Layout, write_safetensors_in_parts
 
 STATISTICS_VERSION = 3
@@ -207,8 +209,10 @@ class _StatisticsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_regular(path, StatisticsError, "statistics")
         self._file = cast(Any, safe_open(path, framework="pt", device="cpu"))  # type: ignore[no-untyped-call]
-        self.about: dict[str, Any] = json.loads((self._file.metadata() or {}).get("quantlab_statistics", "null"))
+        text = (self._file.metadata() or {}).get("quantlab_statistics", "null")
+        self.about: dict[str, Any] = parse_json(text, f"statistics {path}", StatisticsError)
         if not isinstance(self.about, dict) or self.about.get("version") != STATISTICS_VERSION:
             raise StatisticsError(f"{path} is not a statistics file of version {STATISTICS_VERSION}")
         self._shapes = {str(name): (int(rows), int(columns)) for name, (rows, columns) in self.about["shapes"].items()}

@@ -15,21 +15,25 @@ if TYPE_CHECKING:
     from quantlab.artifact.reader import open_artifact
     from quantlab.jobs.calibrate import calibrate
     from quantlab.jobs.compare import compare
+    from quantlab.jobs.estimate import estimate
     from quantlab.jobs.evaluate import evaluate
     from quantlab.jobs.pack import pack
+    from quantlab.jobs.sample import sample
     from quantlab.jobs.unpack import unpack
     from quantlab.models.loading import load
 
 __version__ = "0.1.0"
-__all__ = ["calibrate", "compare", "evaluate", "load", "open_artifact", "pack", "unpack"]
+__all__ = ["calibrate", "compare", "estimate", "evaluate", "load", "open_artifact", "pack", "sample", "unpack"]
 
 _HOMES = {
     "calibrate": "quantlab.jobs.calibrate",
     "compare": "quantlab.jobs.compare",
+    "estimate": "quantlab.jobs.estimate",
     "evaluate": "quantlab.jobs.evaluate",
     "load": "quantlab.models.loading",
     "open_artifact": "quantlab.artifact.reader",
     "pack": "quantlab.jobs.pack",
+    "sample": "quantlab.jobs.sample",
     "unpack": "quantlab.jobs.unpack",
 }
 

@@ -19,10 +19,10 @@ def parse_bytes(text: str) -> int:
     Raises:
         ConfigError: the text is no number of bytes, or less than 1 byte.
     """
-    match = re.fullmatch(r"(\d[\d_]{0,20}(?:\.\d{1,9})?)\s*([A-Za-z]*)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,20}(?:_[0-9]{1,20}){0,6}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)", text.strip())
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None:
-        raise ConfigError(f"budget must be a number of bytes like 16000000, 16MB or 16MiB, got {text!r}")
+        raise ConfigError(f"budget must be a number of bytes like 16000000, 16MB or 16MiB, got {text!r:.60}")
     size = int(Fraction(match[1].replace("_", "")) * unit)
     if size < 1:
         raise ConfigError(f"budget must be at least 1 byte, got {text!r}")

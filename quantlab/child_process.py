@@ -6,6 +6,7 @@ child writes on stdout or stderr is for people: its last line is shown only wher
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from types import FrameType
 from typing import IO, Any, NoReturn
 
 from quantlab import errors
-from quantlab.errors import QuantlabError
+from quantlab.errors import QuantlabError, is_out_of_memory
 from quantlab.progress import Progress, silent
 
 Work = Callable[[dict[str, Any], Progress], Any]
@@ -151,18 +152,22 @@ def serve(work: Work) -> NoReturn:
     except QuantlabError as error:
         say(error={"kind": type(error).__name__, "message": str(error), "hint": error.hint})
         sys.exit(error.exit_code)
-    except (MemoryError, OSError) as error:
-        say(error={"kind": "QuantlabError", "message": _system_error(error), "hint": None})
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not (isinstance(error, OSError) or is_out_of_memory(error)):
+            raise
+        say(error={"kind": "QuantlabError", "message": system_error(error), "hint": None})
         sys.exit(1)
     if speaks:
         say(result=result)
     sys.exit(0)
 
 
-def _system_error(error: MemoryError | OSError) -> str:
-    if isinstance(error, MemoryError):
-        return "out of memory"
-    return f"{error.filename or 'input or output'}: {error.strerror or error}"
+def system_error(error: BaseException) -> str:
+    """Return as one line what the system, or an allocator, refused."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'input or output'}: {error.strerror or error}"
+    asked = re.search(r"allocate ([0-9.]+ ?(bytes|[KMGTP]iB))", str(error))
+    return f"out of memory: {asked[1]} were asked for" if asked else "out of memory"
 
 
 def raise_interrupt(number: int, frame: FrameType | None) -> None:

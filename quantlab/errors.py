@@ -7,6 +7,19 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is exhausted; torch says so by RuntimeErrors."""
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+
+
+def why_not(error: ValueError | RecursionError) -> str:
+    """Return on one line why JSON or TOML cannot be read, without Python's advice on how to allow longer numbers."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    return "it has a number of more than 4,300 digits" if "int_max_str" in str(error) else " ".join(str(error).split())
+
+
 class QuantlabError(Exception):
     """Base of all quantlab errors; the command line returns `exit_code` and prints `hint` below the error."""
 

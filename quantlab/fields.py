@@ -4,6 +4,7 @@ One reader serves both. A `Reader` holds what differs: the class of its errors, 
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -12,21 +13,36 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from quantlab.errors import ConfigError, QuantlabError, ReportError
+from quantlab.errors import ConfigError, QuantlabError, ReportError, why_not
+from quantlab.files import read_regular
 
 MOST = 2**63
 """Bound on the size of numbers in records: no byte count is larger, and every smaller integer has a float."""
+
+MOST_SHOWN = 40
+"""Characters of a value that an error shows."""
 
 T = TypeVar("T")
 
 
 def _as_json(value: Any) -> str:
-    """Return a value as short JSON text."""
+    """Return a value as JSON text."""
     try:
-        text = json.dumps(value)
-    except RecursionError:
-        return f"a deeply nested {type(value).__name__}"
-    return text if len(text) <= 40 else f"{text[:37]}..."
+        return json.dumps(value)
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__} that cannot be shown"
+
+
+def _as_repr(value: Any) -> str:
+    """Return a value as Python writes it, as TOML nearly does."""
+    try:
+        return repr(value)
+    except (RecursionError, ValueError):  # whole numbers of more than 4,300 digits have no text
+        return f"a {type(value).__name__} that cannot be shown"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +85,7 @@ JSON = Notation(
 TOML = Notation(
     mapping="a table",
     types={int: "int", float: "float", str: "str", bool: "bool"},
-    show=repr,
+    show=_as_repr,
     separator=".",
     missing="{place} is missing",
     unknown="unknown key {place}",
@@ -139,6 +155,8 @@ class Reader:
         is_allowed = type(raw) is kind or (kind is float and type(raw) is int)
         if is_allowed and kind in (int, float) and self.refuses_large_numbers:
             is_allowed = abs(raw) < MOST  # false for infinity and NaN
+        if is_allowed and kind is float and type(raw) is int:
+            is_allowed = abs(raw) <= sys.float_info.max  # else it has no float
         if not is_allowed:
             raise self._mismatch(where, self.notation.types[kind], raw)
         return kind(raw)
@@ -165,7 +183,7 @@ class Reader:
         return raw
 
     def _mismatch(self, where: str, wanted: str, raw: Any) -> QuantlabError:
-        return self.error(f"{where} must be {wanted}, got {self.notation.show(raw)}")
+        return self.error(f"{where} must be {wanted}, got {_cut(self.notation.show(raw))}")
 
 
 @cache
@@ -214,34 +232,34 @@ MOST_JSON_BYTES = 1 << 26
 
 def read_json(path: Path, error: type[QuantlabError] = ReportError) -> Any:
     """Return what a JSON file holds. `error` if it is missing or not JSON, or if a string in it is not valid Unicode."""
-    try:
-        return _from_json(path.read_bytes(), str(path), error)
-    except OSError as found:
-        raise error(f"cannot read {path}: {found.strerror or found}") from found
+    return parse_json(read_regular(path, error), str(path), error)
 
 
-def _from_json(text: bytes, name: str, error: type[QuantlabError]) -> Any:
+def parse_json(text: bytes | str, what: str, error: type[QuantlabError]) -> Any:
+    """Return what JSON text in UTF-8 stands for; of a key that is there twice the last value counts.
+
+    Args:
+        what: names the text in errors.
+    Raises:
+        error: it is not JSON in UTF-8, is nested too deep, or has a number of more than 4,300 digits or a string that is not
+            valid Unicode.
+    """
     try:
-        raw = json.loads(text)
+        raw = json.loads(text.decode() if isinstance(text, bytes) else text)  # json alone would guess UTF-16 and UTF-32 too
         json.dumps(raw, ensure_ascii=False).encode()
         return raw
     except (ValueError, RecursionError) as found:
-        raise error(f"{name} is not JSON: {' '.join(str(found).split())}") from found
+        raise error(f"{what} is not JSON: {why_not(found)}") from found
 
 
 def read_json_object(path: Path, error: type[QuantlabError]) -> dict[str, Any]:
     """Return the object that a JSON file holds. `error` as in `read_json`, or if it is too large, no object, or not finite."""
-    if path.is_file() and (size := path.stat().st_size) > MOST_JSON_BYTES:
-        raise error(f"{path} has {size} bytes, at most {MOST_JSON_BYTES} are read")
-    return _checked_object(read_json(path, error), str(path), error)
+    return json_object(read_regular(path, error, most=MOST_JSON_BYTES), str(path), error)
 
 
 def json_object(text: bytes, name: str, error: type[QuantlabError]) -> dict[str, Any]:
     """Return the object that JSON text holds, which comes from the file `name`; `error` as in `read_json_object`."""
-    return _checked_object(_from_json(text, name, error), name, error)
-
-
-def _checked_object(raw: Any, name: str, error: type[QuantlabError]) -> dict[str, Any]:
+    raw = parse_json(text, name, error)
     if not isinstance(raw, dict):
         raise error(f"{name} must be a JSON object, got {type(raw).__name__}")
     try:
@@ -253,4 +271,17 @@ def _checked_object(raw: Any, name: str, error: type[QuantlabError]) -> dict[str
 
 def json_file(record: Any) -> bytes:
     """Return a dataclass as the bytes of a JSON file, indented by two spaces."""
-    return (json.dumps(asdict(record), indent=2) + "\n").encode()
+    return (json.dumps(_in_unicode(asdict(record)), indent=2) + "\n").encode()
+
+
+def _in_unicode(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {in_unicode(key): _in_unicode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_unicode(item) for item in value]
+    return in_unicode(value) if isinstance(value, str) else value
+
+
+def in_unicode(text: str) -> str:
+    """Return valid Unicode: bytes of a path that are not UTF-8 become escapes, since records are UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()

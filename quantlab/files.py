@@ -1,17 +1,69 @@
-"""Files and folders that appear whole or not at all: single files, hashes, checks of output paths, whole folders, one lock."""
+"""Files and folders that appear whole or not at all: single files, hashes, whole folders, one lock."""
 
+import errno
 import fcntl
 import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from quantlab.errors import ConfigError, QuantlabError
+
+PARTIAL = ".partial"
+"""End of the names of files and folders that are being written."""
+
+
+@contextmanager
+def open_regular(path: Path, error: type[QuantlabError], what: str = "") -> Iterator[IO[bytes]]:
+    """Yield a regular file, opened for reading: neither a pipe, which may never end, nor a device is read.
+
+    Args:
+        what: kind of file, for the errors.
+    Raises:
+        error: the file is missing, cannot be read, or is anything else.
+    """
+    name = f"{what} {path}".lstrip()
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its writer
+    except (OSError, ValueError) as found:  # ValueError: the path has a zero byte
+        raise error(f"cannot read {name}: {getattr(found, 'strerror', None) or found}") from found
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise error(f"cannot read {name}: {_kind_of(mode)}")
+    with os.fdopen(descriptor, "rb") as file:
+        try:
+            yield file
+        except OSError as found:
+            raise error(f"cannot read {name}: {found.strerror or found}") from found
+
+
+def read_regular(path: Path, error: type[QuantlabError], what: str = "", *, most: int | None = None) -> bytes:
+    """Return the bytes of a regular file. `error` as in `open_regular`, or if there are more bytes than `most`."""
+    with open_regular(path, error, what) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise error(f"{path} has {size:,} bytes, at most {most:,} are read")
+        return file.read()
+
+
+def check_regular(path: Path, error: type[QuantlabError], what: str = "") -> None:
+    """Raise `error` unless a regular file can be read at `path`: for libraries that open files themselves."""
+    with open_regular(path, error, what):
+        pass
+
+
+def _kind_of(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return os.strerror(errno.EISDIR)
+    kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+    return f"it is a {kind}, a regular file is needed"
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -28,14 +80,17 @@ def write_whole(path: Path, data: bytes) -> None:
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Yield a file that becomes `path` when the block ends without an error; until then there is the old file or none.
 
-    The bytes go to a temporary file in the same folder, are synced, and take the name by one rename.
+    The bytes go to a temporary file in the same folder, are synced, and take the name by one rename. A killed process leaves
+    the temporary file, which `remove_leftovers` removes.
 
     Raises:
+        ConfigError: `path` is a device, a pipe or a folder, which a file may not replace.
         QuantlabError: the folder is missing or not writable, or the disk is full. No temporary file stays behind.
     """
+    refuse_special(path)
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL, delete=False) as file:
             temporary = Path(file.name)
             yield file
             file.flush()
@@ -49,6 +104,22 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
+def refuse_special(path: Path) -> None:
+    """Raise ConfigError if `path` is a folder, a device, a pipe or a socket, also through a symbolic link."""
+    if path.is_dir():
+        raise ConfigError(f"output {path} is a folder, but a file is written", hint="name a file in an existing folder")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"output {path} is a device, pipe or socket, not a file", hint="name a file in an existing folder")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files that killed writers of `path` left; for a process that knows of no other writer."""
+    temporary = re.compile(rf"\.{re.escape(path.name)}\.(\w{{8}}{re.escape(PARTIAL)}|\d+\.trial)")
+    for left in path.parent.iterdir():
+        if temporary.fullmatch(left.name) and left.is_file():
+            left.unlink(missing_ok=True)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -56,7 +127,11 @@ def _umask() -> int:
 
 
 def hash_file(path: Path) -> tuple[int, str]:
-    """Return the size in bytes and the hex SHA-256 of a file, or of all files in a folder together with their names."""
+    """Return the size in bytes and the hex SHA-256 of a file, or of all files in a folder together with their names.
+
+    Raises:
+        QuantlabError: a file cannot be read, or is no regular file.
+    """
     digest, size = hashlib.sha256(), 0
     if path.is_dir():
         for part in sorted(p for p in path.rglob("*") if p.is_file()):
@@ -64,24 +139,11 @@ def hash_file(path: Path) -> tuple[int, str]:
             digest.update(f"{part.relative_to(path).as_posix()}\0{part_sha256}\n".encode())
             size += part_size
         return size, digest.hexdigest()
-    with path.open("rb") as file:
+    with open_regular(path, QuantlabError) as file:
         while block := file.read(1 << 20):
             digest.update(block)
             size += len(block)
     return size, digest.hexdigest()
-
-
-def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:
-    """Raise ConfigError if an output exists and `force` is off, or if it is no file name in an existing folder."""
-    for path in paths:
-        if not path.name:
-            raise ConfigError(f"output {path} is not a file name", hint="name a file in an existing folder")
-        if path.is_dir():
-            raise ConfigError(f"output {path} is a folder, but a file is written", hint="name a file in an existing folder")
-        if path.exists() and not force:
-            raise ConfigError(f"output {path} exists", hint="pass --force to replace it")
-        if not path.parent.is_dir():
-            raise ConfigError(f"output folder {path.parent} does not exist", hint="make it, or name another")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from quantlab.errors import CheckpointError
-from quantlab.files import whole_file, write_whole
+from quantlab.files import whole_file
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Dtype and shape of each tensor of a file, in the order in which they lie there."""
@@ -25,7 +25,23 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
     Raises:
         QuantlabError: the file cannot be written.
     """
-    write_whole(path, save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata))
+    data = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+    header, start = _sorted_header(data)
+    with whole_file(path) as file:
+        file.write(header)
+        file.write(memoryview(data)[start:])
+
+
+def _sorted_header(data: bytes) -> tuple[bytes, int]:
+    """Return the header with its strings in order of their keys, which safetensors writes in any, and where tensors start."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    if len(header.get("__metadata__", {})) < 2:
+        return data[:start], start
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, start
 
 
 def write_safetensors_in_parts(path: Path, layout: Layout, tensors: Iterable[Tensor], metadata: dict[str, str]) -> None:

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantlab.errors import ConfigError
+from quantlab.errors import ConfigError, why_not
+from quantlab.files import read_regular
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """Return what a TOML file holds. ConfigError, which calls the file a `what`, if it cannot be read or is not TOML."""
+    text = read_regular(path, ConfigError, what)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{what} {path} is not TOML: {error}") from error
+        return tomllib.loads(text.decode())
+    except (ValueError, RecursionError) as error:  # errors of TOML, of UTF-8, and of numbers with too many digits
+        raise ConfigError(f"{what} {path} is not TOML: {why_not(error)}") from error
 
 
 def apply_changes_(raw: dict[str, Any], changes: Sequence[str], *, option: str = "--set") -> None:
@@ -42,11 +42,17 @@ def set_key_(raw: dict[str, Any], key: str, value: Any) -> None:
 
 
 def parse_value(text: str) -> Any:
-    """Return the TOML value that `text` stands for; text that is not TOML is a string."""
+    """Return the TOML value that `text` stands for; text that is not TOML is a string.
+
+    Raises:
+        ConfigError: it is nested too deep, or a number has more than 4,300 digits.
+    """
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"value {text[:40]}... cannot be read: {why_not(error)}") from error
 
 
 def to_toml(values: Mapping[str, Any]) -> str:

@@ -29,7 +29,10 @@ def test_plain_numbers_are_bytes(size):
     assert parse_bytes(str(size)) == parse_bytes(f"{size:_}") == size
 
 
-@pytest.mark.parametrize("text", ["", "MB", "16XB", "-5", "0", "0.1B", "1e6", "16 MB 3", "nan", "_", "9" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    ["", "MB", "16XB", "-5", "0", "0.1B", "1e6", "16 MB 3", "nan", "_", "9" * 5000, "1__0KB", "10_KB", "_1KB", "\uff11KB"],
+)
 def test_anything_else_is_refused(text):
     with pytest.raises(ConfigError, match="budget must be"):
         parse_bytes(text)

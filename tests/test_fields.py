@@ -1,5 +1,6 @@
 """One reader of dataclasses: the same checks for records, configs and the manifest, with each one's errors and words."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -7,7 +8,17 @@ from typing import Any, Literal
 import pytest
 
 from quantlab.errors import ConfigError, FormatError, ReportError
-from quantlab.fields import CONFIGS, JSON, RECORDS, Reader, check_keys, dataclass_from_dict, read_fields
+from quantlab.fields import (
+    CONFIGS,
+    JSON,
+    RECORDS,
+    Reader,
+    check_keys,
+    dataclass_from_dict,
+    json_file,
+    parse_json,
+    read_fields,
+)
 
 STRICT = Reader(error=FormatError, refuses_unknown_keys=True, refuses_large_numbers=True, notation=JSON)
 
@@ -99,3 +110,35 @@ def test_numbers_of_records_are_finite_and_have_a_bound():
     with pytest.raises(FormatError, match="x: inner: size must be a whole number, got 9223372036854775808"):
         STRICT.read(Outer, WHOLE | {"inner": {"size": 2**63}}, "x")
     assert dataclass_from_dict(Outer, WHOLE | {"limit": math.inf}).limit == math.inf
+
+
+@pytest.mark.parametrize("cls", [Outer, Inner])
+def test_a_whole_number_without_a_float_is_refused(cls):
+    raw = {"name": "a", "size": 1, "limit": 10**400, "rate": 10**400}
+    known = {key: value for key, value in raw.items() if key in cls.__dataclass_fields__}
+    with pytest.raises(ConfigError, match=r"must be float, got 1000.*\.\.\.$") as caught:
+        dataclass_from_dict(cls, known)
+    assert len(str(caught.value)) < 100
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\xff\xfe1\0", "can't decode"),
+        (b"\xef\xbb\xbf1", "BOM"),
+        (b'"\\ud800"', "surrogates not allowed"),
+        (b"[" * 100_000, "it is nested too deep"),
+        (b"1" * 5000, "it has a number of more than 4,300 digits"),
+        (b"{", "Expecting"),
+    ],
+)
+def test_json_that_cannot_be_read_is_told_in_our_words(text, message):
+    with pytest.raises(ReportError, match=f"x is not JSON: .*{message}") as caught:
+        parse_json(text, "x", ReportError)
+    assert "set_int_max_str_digits" not in str(caught.value)
+
+
+def test_json_files_are_utf_8_whatever_the_names_of_files():
+    odd = Inner(size=1)
+    object.__setattr__(odd, "rate", {"m\udcff.py": ["\ud800"]})
+    assert json.loads(json_file(odd)) == {"size": 1, "rate": {r"m\udcff.py": [r"\ud800"]}}

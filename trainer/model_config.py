@@ -12,6 +12,8 @@ INITS = ("uniform", "orthogonal", "spectral")
 """Initializations of matrices, see `GPTConfig.init`."""
 SMEAR_WINDOW = 12
 """Number of channels that a smear gate reads."""
+MAX_PASSES = 4096
+"""Most passes through blocks, loops included: a config from a file must not keep a model running for hours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +104,9 @@ class GPTConfig:
                 f"a loop needs 0 <= loop_start <= loop_end < num_layers = {self.num_layers} and num_loops of 0 or more, got "
                 f"{self.loop_start}, {self.loop_end} and {self.num_loops}"
             )
+        if self.num_passes > MAX_PASSES:
+            passes = f"{self.num_layers} layers and {self.num_loops} loops make {self.num_passes} passes through blocks"
+            raise ConfigError(f"{passes}, at most {MAX_PASSES} are allowed")
         if self.bigram_buckets == 1 or self.bigram_buckets < 0:
             raise ConfigError(f"bigram_buckets must be 0, or 2 or more, got {self.bigram_buckets}")
         if self.smear_gate and self.model_dim < SMEAR_WINDOW:
@@ -121,9 +126,14 @@ class GPTConfig:
         return blocks[: self.loop_end + 1] + loop + blocks[self.loop_end + 1 :]
 
     @property
+    def num_passes(self) -> int:
+        """Number of passes through blocks, with all loops running: the length of `order`."""
+        return self.num_layers + self.num_loops * (self.loop_end - self.loop_start + 1)
+
+    @property
     def num_skips(self) -> int:
         """Number of passes whose output is added again later, with all loops running."""
-        return len(self.order()) // 2
+        return self.num_passes // 2
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values: all fields of the baseline, and those later fields that are not off."""

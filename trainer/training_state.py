@@ -1,9 +1,11 @@
 """Training checkpoints: one safetensors file of weights and optimizer state, without pickle, whole or not at all.
 
 Tensors are named `model.<parameter>`, `optimizer.<parameter>.<state>` and `extra.<name>`; the header's metadata holds
-`TrainState` as JSON under "quantlab_train".
+`TrainState` as JSON under "quantlab_train", and a digest of it and of the tensors under "digest": training never goes on from a
+damaged file.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,9 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from quantlab.errors import TrainingError
-from quantlab.tensor_file import write_safetensors
+from quantlab.files import check_regular
+from quantlab.tensor_file import fingerprint, write_safetensors
 
-_KEY = "quantlab_train"
+_KEY, _DIGEST = "quantlab_train", "digest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +50,8 @@ def save_checkpoint(
     tensors |= {f"extra.{name}": t for name, t in (extra or {}).items()}
     for (name, key), t in _optimizer_tensors(model, optimizers).items():
         tensors[f"optimizer.{name}.{key}"] = t
-    write_safetensors(path, tensors, {_KEY: json.dumps(asdict(state), sort_keys=True)})
+    about = json.dumps(asdict(state), sort_keys=True)
+    write_safetensors(path, tensors, {_KEY: about, _DIGEST: _digest(about, tensors)})
 
 
 def load_checkpoint_(
@@ -58,14 +62,20 @@ def load_checkpoint_(
     Args:
         expected: has the config and the tokens that the checkpoint must have been trained with.
     Raises:
-        TrainingError: the file is damaged, or belongs to a training with other tokens or another config (the first key that
-            differs is named).
+        TrainingError: the file is damaged, and nothing is filled; or it belongs to a training with other tokens or another
+            config (the first key that differs is named).
     """
+    check_regular(path, TrainingError, "training checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
-            state = _parse_state(path, file.metadata() or {})
+            metadata = file.metadata() or {}
+            state = _parse_state(path, metadata)
             _check_same_training(path, state, expected)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if metadata.get(_DIGEST) != _digest(metadata[_KEY], tensors):
+            raise TrainingError(
+                f"training checkpoint {path} is damaged: its digest does not fit", hint="remove it, and train anew"
+            )
     except (SafetensorError, OSError) as error:
         raise TrainingError(f"training checkpoint {path} is damaged: {error}") from error
     try:
@@ -74,6 +84,10 @@ def load_checkpoint_(
         raise TrainingError(f"training checkpoint {path} is damaged: its tensors do not fit its own config") from error
     _fill_optimizers_(model, optimizers, _under(tensors, "optimizer."))
     return state, _under(tensors, "extra.")
+
+
+def _digest(about: str, tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(f"{about}\n{fingerprint(tensors)}".encode()).hexdigest()
 
 
 def _check_finite(tensors: Mapping[str, Tensor], step: int) -> None:
@@ -104,7 +118,7 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _parse_state(path: Path, metadata: Mapping[str, str]) -> TrainState:
     try:
         return TrainState(**json.loads(metadata[_KEY]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise TrainingError(f"{path} is not a training checkpoint of this version") from error
 
 

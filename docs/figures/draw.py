@@ -129,8 +129,8 @@ def ladder() -> Figure:
     figure, axes = plt.subplots(figsize=(6, 3.8))
     web, demo = sources("rate_distortion", "rate_distortion_demo")
     for data, colour, label in ((web, "tab:red", "web4, 1,367,000 B"), (demo, "tab:blue", "demo, 250,000 B")):
-        rows = [row for row in data["rows"] if row["step"] <= 9]
-        names = [row["method"] for row in rows]
+        rows = [row for row in data["rows"] if row["step"] != 10]
+        names = [row["method"].replace(" without LQER", "\nwithout LQER") for row in rows]
         axes.plot([row["kl_mean"] for row in rows], range(len(rows)), "o-", ms=5, lw=1, color=colour, label=label)
     axes.set(xscale="log", xlabel="KL to the float model, nats per token", yticks=range(len(names)), yticklabels=names)
     axes.invert_yaxis()

@@ -4,8 +4,8 @@
 //     const { manifest, tensors } = await load(new Uint8Array(await (await fetch("model.qlab")).arrayBuffer()));
 //     tensors["tok_emb.weight"];                // { shape: [V, C], data: Float32Array }
 //
-// It knows the kinds trellis_grid and raw. It checks magic, version and digest, not each rule of the format: use it for files that
-// you trust.
+// It knows the kinds trellis_grid and raw. It checks magic, version and digest, and that time and memory are bounded by the length
+// of the file, not each rule of the format: a file that was made to deceive may give wrong weights or an error of another kind.
 
 const START = [0x89, 0x51, 0x4c, 0x41, 0x42, 0x0d, 0x0a, 0x1a, 1, 0]; // magic, version 1
 const PROBLEM = "damaged, or no trellis artifact of version 1";
@@ -24,15 +24,16 @@ export async function load(data) {
   const count = view.getUint16(10, true);
   let at = 28 + count * 13;
   const take = (size) => data.subarray(at, (at += size));
-  const manifest = JSON.parse(new TextDecoder().decode(await inflate(take(view.getUint32(12, true)))));
+  const manifest = JSON.parse(new TextDecoder().decode(await inflate(take(view.getUint32(12, true)), 2 ** 16 + 64 * data.length)));
   if (count !== 6 + ("files" in manifest)) throw new Error(PROBLEM); // files of a tokenizer are passed over
+  checkBound(view, manifest);
   const sections = [];
   for (let line = 28; line < 28 + 6 * 13; line += 13) {
     const [stored, unpacked] = [view.getUint32(line + 1, true), view.getUint32(line + 5, true)];
     sections.push(await unpack(data[line], take(stored), unpacked));
   }
   const weights = readWeights(manifest, sections);
-  const tensors = {};
+  const tensors = Object.create(null); // without __proto__, which is a name like any other
   let used = 0;
   for (const { name, kind, shape, dtype } of manifest.tensors) {
     if (kind !== "raw") tensors[name] = { shape, data: weights.next().value };
@@ -48,14 +49,41 @@ export async function load(data) {
 const viewOf = (bytes) => new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
 const product = (shape) => shape.reduce((a, b) => a * b, 1);
 
-async function inflate(bytes) {
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+// docs/format.md, "Bounds": what sections and codes may come to for a file of this length.
+function checkBound(view, { tensors, lanes = 16 }) {
+  const allowed = 64 * view.byteLength;
+  let [bytes, codes, values, isSlow] = [0, 0, 0, lanes < 16 || lanes > 2048];
+  for (let line = 28; line < 28 + 6 * 13; line += 13) {
+    const [stored, unpacked] = [view.getUint32(line + 1, true), view.getUint32(line + 5, true)];
+    bytes += unpacked;
+    isSlow ||= view.getUint8(line) === 5 && unpacked > 16 * stored + 2 ** 20;
+    isSlow ||= line === 28 + 4 * 13 && unpacked > 4 * view.byteLength + 2 ** 11; // frequency tables
+  }
+  for (const { kind, shape } of tensors) {
+    if (!shape.every((n) => Number.isInteger(n) && n >= 0)) throw new Error("a shape is not of whole numbers");
+    if (kind !== "raw") codes += Math.max(shape[0] * Math.max(shape[1], 64), shape[1], 64);
+    else values += product(shape);
+  }
+  if (isSlow || bytes > allowed + 2 ** 22 || !(codes <= allowed + 2 ** 20) || !(values <= bytes))
+    throw new Error("the file decodes to more than one of its length may");
+}
+
+async function inflate(bytes, most) {
+  const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw")).getReader();
+  const parts = [];
+  let size = 0;
+  for (let part; !(part = await reader.read()).done; size += part.value.length) {
+    if (size > most) throw new Error("a deflate stream holds more than the file says");
+    parts.push(part.value);
+  }
+  const out = new Uint8Array(size);
+  for (let at = 0, part; (part = parts.shift()); at += part.length) out.set(part, at);
+  return out;
 }
 
 async function unpack(codec, stored, size) {
   if (codec === 0 || size === 0) return stored;
-  if (codec === 1) return inflate(stored);
+  if (codec === 1) return inflate(stored, size);
   if (codec === 4) return lzma2(stored, size);
   if (codec === 5) return ransBytes(stored, size);
   throw new Error(`codec ${codec} is not for this reader`);
@@ -344,7 +372,9 @@ function lzma2(input, size) {
     if (reset) [state, distances, odds] = [0, [0, 0, 0, 0], new Uint16Array(LITERAL + (0x300 << (lc + lp))).fill(1024)];
     [range, code] = [2 ** 32 - 1, viewOf(input).getUint32(at + 1)];
     at += 5;
-    for (const end = done + (control & 31) * 65536 + low; done < end; ) {
+    const end = done + (control & 31) * 65536 + low;
+    if (end > size) throw new Error("damaged LZMA2 stream");
+    while (done < end) {
       const position = done & (2 ** pb - 1);
       if (bit(MATCH + 16 * state + position)) match(position);
       else literal();

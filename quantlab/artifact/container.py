@@ -8,11 +8,13 @@ import hashlib
 import json
 import struct
 import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from quantlab.coding.codecs import CODECS, DEFLATE, decode
-from quantlab.errors import ExpansionError, FormatError
+from quantlab.errors import ExpansionError, FormatError, first_line
+from quantlab.fields import parse_json
 
 MAGIC = b"\x89QLAB\r\n\x1a"
 VERSION = 1
@@ -20,10 +22,16 @@ HEADER = struct.Struct("<8sHHIIQ")  # magic, version, sections, manifest stored 
 SECTION = struct.Struct("<BIII")  # codec, stored bytes, raw bytes, crc32 of the stored bytes
 DIGEST_BYTES = 16  # first half of SHA-256
 MANIFEST_MAX_BYTES = 1 << 24
-MANIFEST_EXPANSION = 256  # the manifest may unpack to at most this many times its stored bytes ...
-MANIFEST_FLOOR = 1 << 16  # ... plus this many
-EXPANSION = 64  # sections may decode to at most this many times the file ...
-EXPANSION_FLOOR = 1 << 24  # ... plus this many bytes
+EXPANSION = 64
+"""Decoded bytes, or codes, that a stored byte of the file may stand for, besides a floor."""
+MANIFEST_FLOOR = 1 << 16
+"""Bytes to which the manifest of any file may unpack."""
+EXPANSION_FLOOR = 1 << 22
+"""Bytes to which the sections of any file may decode."""
+CODES_FLOOR = 1 << 20
+"""Trellis codes that any file may hold: a code takes longer to decode than a byte."""
+TABLES_EXPANSION, TABLES_FLOOR = 4, 1 << 11
+"""Bytes to which the frequency tables of a file may decode, for each of its bytes and besides: one takes 32 KiB of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +51,10 @@ def write_container(manifest: dict[str, Any], sections: list[Section]) -> bytes:
     """Return the whole file: the same manifest and sections always give the same bytes.
 
     Raises:
-        FormatError: the manifest is too large.
+        FormatError: the manifest is too large, or has a number or a string that JSON in UTF-8 cannot express.
         ExpansionError: the sections decode to more bytes than a file of this size may hold.
     """
-    text = json.dumps(manifest, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True).encode()
+    text = manifest_text(manifest)
     packed = CODECS[DEFLATE].encode(text)
     table = b"".join(SECTION.pack(s.codec, len(s.stored), s.raw_bytes, zlib.crc32(s.stored)) for s in sections)
     body = table + packed + b"".join(s.stored for s in sections)
@@ -103,29 +111,53 @@ def _read_header(data: bytes) -> tuple[int, int, int]:
 
 def _read_manifest(packed: bytes, text_bytes: int) -> dict[str, Any]:
     text = decode(DEFLATE, packed, text_bytes)
-    try:
-        manifest = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"manifest is not JSON: {error}") from error
+    manifest = parse_json(text, "manifest", FormatError)
     if not isinstance(manifest, dict):
         raise FormatError(f"manifest must be a JSON object, got {type(manifest).__name__}")
+    if manifest_text(manifest) != text:
+        raise FormatError("manifest is not canonical: a key is there twice or out of order, or there are spaces or escapes")
     return manifest
 
 
+def manifest_text(manifest: dict[str, Any]) -> bytes:
+    """Return the only bytes that may stand for a manifest: sorted keys, no spaces, UTF-8, finite numbers as Python writes them.
+
+    Raises:
+        FormatError: it has a number that is not finite, or a string with half a surrogate pair.
+    """
+    try:
+        return json.dumps(manifest, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True).encode()
+    except (ValueError, RecursionError) as error:  # UnicodeEncodeError is a ValueError
+        raise FormatError(f"manifest cannot be written as JSON: {first_line(error)}") from error
+
+
 def _check_manifest_size(packed_bytes: int, text_bytes: int) -> None:
-    allowed = min(MANIFEST_MAX_BYTES, MANIFEST_FLOOR + MANIFEST_EXPANSION * packed_bytes)
+    allowed = min(MANIFEST_MAX_BYTES, MANIFEST_FLOOR + EXPANSION * packed_bytes)
     if text_bytes > allowed:
         raise FormatError(f"manifest has {text_bytes} bytes in {packed_bytes} stored ones, at most {allowed} are allowed")
 
 
 def check_expansion(raw_total: int, file_bytes: int) -> None:
-    """Raise ExpansionError where sections decode to more bytes, or a stream to more codes, than a file of this size may hold.
+    """Raise ExpansionError where sections decode to more bytes than a file of this size may hold."""
+    _check_share(raw_total, file_bytes, EXPANSION, EXPANSION_FLOOR, "sections decode to {} bytes")
 
-    Args:
-        raw_total: decoded bytes, or codes.
+
+def check_codes(shapes: Iterable[Sequence[int]], file_bytes: int) -> None:
+    """Raise ExpansionError where trellis tensors of these shapes have more codes than a file of this size may hold.
+
+    A tensor counts as O · max(I, 64) codes, and as 64 at least: rows and tensors take time to decode, however short they are.
     """
-    allowed = EXPANSION_FLOOR + EXPANSION * file_bytes
-    if raw_total > allowed:
-        least = -(-(raw_total - EXPANSION_FLOOR) // EXPANSION)
-        message = f"sections decode to {raw_total} bytes, a file of {file_bytes} bytes may hold {allowed}"
-        raise ExpansionError(message, least_bytes=least)
+    total = sum(max(rows * max(columns, EXPANSION), columns, EXPANSION) for rows, columns in shapes)
+    _check_share(total, file_bytes, EXPANSION, CODES_FLOOR, "sections decode to {} codes")
+
+
+def check_tables(raw_bytes: int, file_bytes: int) -> None:
+    """Raise ExpansionError where frequency tables decode to more bytes than those of a file of this size may."""
+    _check_share(raw_bytes, file_bytes, TABLES_EXPANSION, TABLES_FLOOR, "frequency tables decode to {} bytes")
+
+
+def _check_share(total: int, file_bytes: int, expansion: int, floor: int, what: str) -> None:
+    allowed = floor + expansion * file_bytes
+    if total > allowed:
+        message = f"{what.format(total)}, a file of {file_bytes} bytes may hold {allowed}"
+        raise ExpansionError(message, least_bytes=-(-(total - floor) // expansion))

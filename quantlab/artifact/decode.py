@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.artifact.container import Section, check_expansion, read_container
-from quantlab.artifact.manifest import CodedTensor, GridTensor, Manifest, RawTensor, TrellisTensor
+from quantlab.artifact.container import Section, check_codes, check_tables, manifest_text, read_container
+from quantlab.artifact.manifest import CodedTensor, GridTensor, Manifest, RawTensor, Tensor, TrellisTensor
 from quantlab.artifact.shaped_grid import context_of, weights_of
 from quantlab.coding import rans
 from quantlab.coding.codecs import bytes_to_codes, from_byte_planes
@@ -37,16 +37,20 @@ def parse_artifact(data: bytes) -> tuple[Manifest, list[Section]]:
     """Return the manifest and the undecoded sections of a whole file in memory.
 
     Raises:
-        FormatError: read_container refuses the file, or the lengths of its sections do not agree with the tensors.
+        FormatError: read_container refuses the file, the lengths of its sections do not agree with the tensors, or it has more
+            codes than its length justifies.
     """
     raw_manifest, sections = read_container(data)
     manifest = Manifest.from_dict(raw_manifest)
+    if manifest_text(manifest.to_dict()) != manifest_text(raw_manifest):
+        raise FormatError("manifest is not canonical: a key holds what its absence means")
+    check_codes((t.shape for t in manifest.tensors if isinstance(t, TrellisTensor)), len(data))
     expected = section_lengths(manifest, sections)
     got = [s.raw_bytes for s in sections]
     if got != expected:
         at = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected)))
         raise FormatError(f"the tensors need {len(expected)} sections, the file has {len(got)}; they differ at section {at}")
-    check_expansion(sum(math.prod(t.shape) for t in manifest.tensors if isinstance(t, TrellisTensor)), len(data))
+    check_tables(got[TABLES], len(data))
     return manifest, sections
 
 
@@ -67,7 +71,7 @@ def decode_artifact(manifest: Manifest, sections: list[Section]) -> dict[str, Ar
     """Return all tensors in the manifest's order: floats of 16 and 32 bits as float32, others in their own dtype.
 
     Raises:
-        FormatError: damaged streams, codes beyond their width, or scales that are negative or not finite.
+        FormatError: damaged streams, codes beyond their width, scales that are negative, or values that are not finite.
     """
     arrays = decode_passthrough(manifest, sections)
     for grid, codes_OI, step_O in decode_row_grids(manifest, sections):
@@ -122,12 +126,13 @@ def decode_row_grids(manifest: Manifest, sections: list[Section]) -> Iterator[tu
 
 
 def decode_passthrough(manifest: Manifest, sections: list[Section]) -> dict[str, Array]:
-    """Return the unquantized tensors by name, float16 and bfloat16 as float32."""
-    raw, arrays = sections[RAW].decode(), {}
+    """Return the unquantized tensors by name, float16 and bfloat16 as float32. FormatError for a value that is not finite."""
+    raw, at, arrays = sections[RAW].decode(), 0, {}
     for tensor in manifest.tensors:
         if isinstance(tensor, RawTensor):
             size = math.prod(tensor.shape) * itemsize(tensor.dtype)
-            arrays[tensor.name], raw = _from_raw(tensor, raw[:size]), raw[size:]
+            arrays[tensor.name] = _checked(tensor, _from_raw(tensor, raw[at : at + size]))
+            at += size
     return arrays
 
 
@@ -152,10 +157,12 @@ def _check_width(tensor: CodedTensor, q_OI: Array) -> None:
         raise FormatError(f"tensor {tensor.name!r}: a code lies beyond ±{limit}, the range of {tensor.bits} bits")
 
 
-def _checked(tensor: CodedTensor, weights: Array) -> Array:
-    if not np.isfinite(weights).all():
-        raise FormatError(f"tensor {tensor.name!r}: a weight is beyond the range of float32")
-    return weights
+def _checked(tensor: Tensor, values: Array) -> Array:
+    """Return the values. A checkpoint with a value that is not finite is never packed, so a file has none."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        what = "a value is not finite" if isinstance(tensor, RawTensor) else "a weight is beyond the range of float32"
+        raise FormatError(f"tensor {tensor.name!r}: {what}")
+    return values
 
 
 def _from_raw(tensor: RawTensor, raw: bytes) -> Array:

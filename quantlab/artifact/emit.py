@@ -10,6 +10,7 @@ import io
 import itertools
 import keyword
 import lzma
+import re
 import string
 import tokenize
 import zlib
@@ -35,6 +36,11 @@ def emit_decoder() -> bytes:
 def _wrapped(module: str, packed: bytes, options: str) -> bytes:
     text = base64.b85encode(packed).decode()
     return f'import base64,{module}\nexec({module}.decompress(base64.b85decode("{text}"),{options}))\n'.encode()
+
+
+def is_decoder(data: bytes) -> bool:
+    """Return whether a file looks like one that `emit_decoder` wrote, in this version or another."""
+    return re.match(rb"import base64,(lzma|zlib)\nexec\(", data) is not None
 
 
 def minify(source: str) -> str:

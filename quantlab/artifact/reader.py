@@ -16,6 +16,7 @@ from quantlab.artifact.decode import decode_artifact, decode_files, decode_row_g
 from quantlab.artifact.layout import Layout, layout_of
 from quantlab.artifact.manifest import Manifest, RawTensor, TrellisTensor
 from quantlab.errors import FormatError
+from quantlab.files import read_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,11 +98,9 @@ class Artifact:
 def open_artifact(path: str | Path) -> Artifact:
     """Return the artifact at `path`. FormatError, naming the file, if it cannot be read or is damaged."""
     path = Path(path)
+    data = read_regular(path, FormatError)
     try:
-        data = path.read_bytes()
         manifest, sections = parse_artifact(data)
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
     return Artifact(

@@ -1,10 +1,10 @@
 """A whole reader of trellis artifacts in one file: from a .qlab file to a state dict, with numpy and torch alone.
 
 `emit.py` makes a short file of this module that is counted as code. So it imports nothing of quantlab (the constants of
-format_rules.py are repeated as numbers), and checks only what tells a whole file from any other: magic, version, number of
-sections, digest. It passes over files of a tokenizer. decode.py and its modules check everything else and say why each step is
-as it is; both readers give the same tensors bit for bit. This one knows the kinds trellis_grid and raw, and the codecs stored,
-deflate, lzma and rans-0. It needs a little-endian machine.
+format_rules.py are repeated as numbers), and checks only what tells a whole file from any other (magic, version, number of
+sections, digest) and what bounds its time and memory by the length of the file. It passes over files of a tokenizer. decode.py
+and its modules check everything else and say why each step is as it is; both readers give the same tensors bit for bit. This
+one knows the kinds trellis_grid and raw, and the codecs stored, deflate, lzma and rans-0. It needs a little-endian machine.
 
 O: rows, I: columns.
 """
@@ -36,7 +36,8 @@ def load(path: "str | PathLike[str]") -> dict[str, torch.Tensor]:
     """Return the tensors of the artifact at `path`: those that `quantlab unpack` gives, in the file's order.
 
     Raises:
-        ValueError: the file is of another kind or version, has row grids, or was altered.
+        ValueError: the file is of another kind or version, has row grids, was altered, or decodes to more than a file of its
+            length may.
     """
     with open(path, "rb") as file:
         data = file.read()
@@ -46,14 +47,16 @@ def load(path: "str | PathLike[str]") -> dict[str, torch.Tensor]:
     count, manifest_bytes = struct.unpack_from("<HI", data, 10)
     table_end = 28 + count * 13
     at = table_end + manifest_bytes
-    manifest = json.loads(zlib.decompress(data[table_end:at], -15))
+    manifest = json.loads(zlib.decompressobj(-15).decompress(data[table_end:at], 65536 + 64 * len(data)))
     if count != 6 + ("files" in manifest):
         raise ValueError(problem)
+    rows = list(struct.iter_unpack("<BIII", data[28 : 28 + 6 * 13]))
+    _check_bound(rows, manifest, 64 * len(data))
     sections = []
-    for codec, stored_bytes, raw_bytes, _ in struct.iter_unpack("<BIII", data[28 : 28 + 6 * 13]):
+    for codec, stored_bytes, raw_bytes, _ in rows:
         sections.append(_unpacked(codec, data[at : at + stored_bytes], raw_bytes))
         at += stored_bytes
-    weights, raw = _weights(manifest, sections), sections[2]
+    weights, raw = _weights(manifest, sections), memoryview(sections[2])  # slices of it are not copied
     tensors = {}
     for entry in manifest["tensors"]:
         if entry["kind"] == "raw":
@@ -63,12 +66,26 @@ def load(path: "str | PathLike[str]") -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _check_bound(rows: list[Any], manifest: Entry, expanded: int) -> None:
+    """Raise ValueError where sections and codes are more than docs/format.md allows for a file of this length."""
+    shapes = [entry["shape"] for entry in manifest["tensors"] if entry["kind"] != "raw"]
+    codes = sum(max(O * max(I, 64), I, 64) for O, I in shapes)
+    is_slow = any(codec == 5 and raw_bytes > 16 * stored_bytes + (1 << 20) for codec, stored_bytes, raw_bytes, _ in rows)
+    is_slow |= rows[4][2] > expanded // 16 + 2048
+    raw_total = sum(row[2] for row in rows)
+    values = sum(abs(math.prod(entry["shape"])) for entry in manifest["tensors"] if entry["kind"] == "raw")
+    is_large = raw_total > expanded + (1 << 22) or codes > expanded + (1 << 20) or values > raw_total
+    if is_slow or is_large or manifest.get("lanes", 16) < 16:
+        raise ValueError("the file decodes to more than one of its length may")
+
+
 def _unpacked(codec: int, stored: bytes, raw_bytes: int) -> bytes:
     """Return the bytes that a section holds (coding/codecs.py)."""
     if codec == 1:
-        return zlib.decompress(stored, -15)
+        return zlib.decompressobj(-15).decompress(stored, raw_bytes + 1)
     if codec == 4:
-        return lzma.decompress(stored, lzma.FORMAT_RAW, None, [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 26}])
+        filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 26}]
+        return lzma.LZMADecompressor(lzma.FORMAT_RAW, None, filters).decompress(stored, raw_bytes + 1)
     if codec == 5 and raw_bytes:
         return _rans_bytes(stored, raw_bytes)
     return stored
@@ -89,7 +106,7 @@ def _rans_bytes(stored: bytes, raw_bytes: int) -> bytes:
     return bytes(values)
 
 
-def _passthrough(entry: Entry, raw: bytes) -> tuple[torch.Tensor, bytes]:
+def _passthrough(entry: Entry, raw: memoryview) -> tuple[torch.Tensor, memoryview]:
     """Return an unquantized tensor from its byte planes, and the bytes after it."""
     dtype = {name: getattr(torch, name) for name in _DTYPES.split()}[entry["dtype"]]
     tensor = torch.empty(math.prod(entry["shape"]), dtype=dtype)
@@ -137,22 +154,22 @@ def _all_symbols(entries: list[Entry], classes: list[Array], slots: Array, lanes
 def _sides(entries: list[Entry], section: bytes) -> list[list[Array]]:
     """Return one int16 array a tensor for the rows, and one for the columns; the section has all rows first."""
     ends = np.cumsum([entry["shape"][side] for side in (0, 1) for entry in entries])
-    parts = np.split(np.frombuffer(section, np.int8).astype(np.int16), ends[:-1])
-    return [parts[: len(entries)], parts[len(entries) :]]
+    parts = np.split(np.frombuffer(section, np.int8).astype(np.int16), ends)
+    return [parts[: len(entries)], parts[len(entries) : -1]]
 
 
 def _slots_of_sets(raw: bytes) -> Array:
     """Return the slots of all tables of all stored sets (coding/frequency_tables.py)."""
     at = 1 + 3 * 28 * raw[0]
     heads = np.cumsum(np.frombuffer(raw[1:at], np.uint8).reshape(3, -1), 1, np.uint8)
-    latest, slots = [96] * 256, []
+    latest, slots = [96] * 256, [np.empty(0, np.int64)]
     for low, n, escape in heads.T.tolist():
         column = low ^ 128  # low is a signed byte, symbol 0 in column 128
         for i in range(column, column + n):
             latest[i] = latest[i] + raw[at] & 255
             at += 1
-        slots += _slots(column - 128, [escape, *latest[column : column + n]])
-    return np.array(slots)
+        slots.append(np.array(_slots(column - 128, [escape, *latest[column : column + n]])))
+    return np.concatenate(slots)
 
 
 def _slots(low: int, logs: list[int]) -> list[int]:
@@ -162,11 +179,13 @@ def _slots(low: int, logs: list[int]) -> list[int]:
     """
     weights = [round(2 ** (40 - log % 8 / 8)) >> log // 8 for log in logs]
     total = sum(weights)
-    frequencies = [max(1, (8192 * weight + total) // (2 * total)) for weight in weights]
-    while excess := sum(frequencies) - 4096:
-        frequencies[frequencies.index(max(frequencies))] -= min(excess, 1)
+    rounded = [max(1, (8192 * weight + total) // (2 * total)) for weight in weights]
+    frequencies, excess = np.array(rounded), sum(rounded) - 4096
+    while excess:
+        frequencies[frequencies.argmax()] -= min(excess, 1)
+        excess -= min(excess, 1)
     symbols = [-128, *range(low, low + len(logs) - 1)]
-    pairs = zip(frequencies, symbols, strict=True)
+    pairs = zip(frequencies.tolist(), symbols, strict=True)
     return [frequency << 24 | (symbol & 255) << 16 | place for frequency, symbol in pairs for place in range(frequency)]
 
 

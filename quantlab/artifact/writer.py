@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantlab.artifact.container import Section, check_expansion, write_container
+from quantlab.artifact.container import Section, check_codes, check_tables, write_container
 from quantlab.artifact.layout import Layout, layout_of
 from quantlab.artifact.manifest import GridTensor, Manifest, RawTensor, TrellisTensor, check_files
 from quantlab.artifact.shaped_grid import context_of
@@ -19,6 +19,7 @@ from quantlab.coding.codecs import SELF_CONTAINED, STORED, encode_smallest, to_b
 from quantlab.coding.contexts import TensorContext
 from quantlab.coding.frequency_tables import TableSet, fit_tables, sets_to_bytes
 from quantlab.coding.rans import code_bits, lanes_for, stream_bytes
+from quantlab.errors import FormatError
 from quantlab.format_rules import COLUMNS, TABLE_CLASSES
 
 
@@ -111,7 +112,8 @@ def encode_artifact(
         sections.append(_cached_section(b"".join(files[name] for name in sizes), codecs))
     manifest = Manifest(tensors=tuple(p.entry for p in payloads), lanes=coded.lanes, files=sizes, **about)
     data = write_container(manifest.to_dict(), sections)
-    check_expansion(sum(p.codes_OI.size for p in trellises), len(data))
+    check_codes((p.entry.shape for p in trellises), len(data))
+    check_tables(len(coded.tables), len(data))
     code_bytes = {p.entry.name: round(bits / 8) for p, bits in zip(trellises, coded.bits, strict=True)}
     return EncodedArtifact(data, layout_of(manifest, sections, len(data), code_bytes))
 
@@ -179,8 +181,13 @@ def passthrough_payload(name: str, tensor: Tensor, *, exact: bool = False) -> Ra
 
     float16 and bfloat16 stay as they are; float32 and float64 become float16 if every value survives to
     2**-11 of the tensor's largest, else float32. Integers and bools stay. With `exact` floats keep their own dtype.
+
+    Raises:
+        FormatError: a value is not finite, which readers refuse.
     """
     tensor = tensor.detach().cpu().contiguous()
+    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        raise FormatError(f"tensor {name!r}: a value is not finite")
     if tensor.dtype in (torch.float32, torch.float64) and not exact:
         tensor = tensor.half() if _fits_half(tensor) else tensor.float()
     dtype = str(tensor.dtype).removeprefix("torch.")

@@ -3,12 +3,15 @@
 import json
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 from rich.progress import Progress, TextColumn
+from rich.segment import Segment
 
+from quantlab.printable import printable, printable_json
 from quantlab.progress import duration_text, rate_text, unit_of
 
 PLAIN_SECONDS = 15.0
@@ -97,17 +100,23 @@ class StageMeter:
                 parts.append(f"{duration_text((self._total - self._done) * seconds / made)} left")
         if self.is_finished:
             parts.append(f"took {duration_text(seconds)}")
-        return "  ".join(part for part in (*parts, self._note) if part)[:WIDTH].rstrip()
+        return printable("  ".join(part for part in (*parts, self._note) if part))[:WIDTH].rstrip()
 
 
 def note(text: str) -> None:
     """One line for the person at the terminal, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def say(*lines: str) -> None:
+    """Lines of a result, on stdout."""
+    for line in lines:
+        print(printable(line))
 
 
 def print_json(value: Any) -> None:
     """A result for a program, on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(printable_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def show_whole(result: RenderableType) -> None:
@@ -120,4 +129,16 @@ def show_whole(result: RenderableType) -> None:
 def console() -> Console:
     """Return the console for results; wide enough that tables are not cut when stdout is a file."""
     width = None if sys.stdout.isatty() else 140
-    return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True, force_jupyter=False)
+    return _SafeConsole(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True, force_jupyter=False)
+
+
+class _SafeConsole(Console):
+    """A console that shows escapes for characters of cells and lines that would steer the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else "\n".join(map(printable, segment.text.split("\n")))
+            yield segment if text == segment.text else Segment(text, segment.style)
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # as print does; the exit code is for the caller to choose

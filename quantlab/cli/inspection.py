@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator
 
 from quantlab.jobs.inspect import CODED, REASONS, InspectedTensor, Inspection
-from quantlab.report.tables import printable
+from quantlab.printable import printable
 
 WIDTH = 80
 SHORT = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}

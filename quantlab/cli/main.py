@@ -1,48 +1,73 @@
 """The `quantlab` command: its subcommands, and how a failure ends."""
 
 import logging
+import os
 import signal
 import sys
+from collections.abc import Callable
 
 import typer
 
 from quantlab import __version__
-from quantlab.child_process import raise_interrupt
-from quantlab.cli import pack_commands, run_command, runs_commands, score_commands, start_commands, train_commands
+from quantlab.child_process import raise_interrupt, system_error
+from quantlab.cli import (
+    look_commands,
+    pack_commands,
+    run_command,
+    runs_commands,
+    score_commands,
+    start_commands,
+    train_commands,
+)
+from quantlab.cli.display import note, say
 from quantlab.cli.options import COMMAND
-from quantlab.errors import QuantlabError
+from quantlab.errors import QuantlabError, is_out_of_memory
+from quantlab.printable import printable
 
 app = typer.Typer(
     name="quantlab",
     help="Pack a trained language model into a byte budget and prove the score it still has.",
     epilog="Exit codes: 0 done, 1 failed, 2 misused, 3 the budget cannot be met.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("demo")(start_commands.demo)
-app.command("pack")(pack_commands.pack)
-app.command("unpack")(pack_commands.unpack)
-app.command("inspect")(pack_commands.inspect)
-app.command("eval")(score_commands.evaluate)
-app.command("compare")(score_commands.compare)
-app.command("probe")(score_commands.probe)
-app.command("calibrate")(pack_commands.calibrate)
-app.command("train")(train_commands.train)
-app.command("run")(run_command.run)
-app.command("doctor")(start_commands.doctor)
-app.add_typer(train_commands.app, name="data")
-app.add_typer(runs_commands.app, name="runs")
+_COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "demo": (start_commands.demo, "Train a small model, pack it, score the file. No downloads."),
+    "pack": (pack_commands.pack, "Pack a checkpoint into a byte budget."),
+    "unpack": (pack_commands.unpack, "Turn an artifact back into a state dict or a folder."),
+    "inspect": (pack_commands.inspect, "Show what is in a file: model, origin, tensors, sizes."),
+    "eval": (score_commands.evaluate, "Score a model in bits per byte, and compare it with another."),
+    "compare": (score_commands.compare, "Compare packed models: sizes, scores, every tensor."),
+    "probe": (score_commands.probe, "Check that a model scores honestly."),
+    "calibrate": (pack_commands.calibrate, "Measure calibration statistics once, for any number of packs."),
+    "estimate": (look_commands.estimate, "Say what several sizes would lose, before any is packed."),
+    "sensitivity": (look_commands.sensitivity, "Show where bytes would go, and where more would help."),
+    "sample": (look_commands.sample, "Show what a model writes, beside another from the same draws."),
+    "card": (look_commands.card, "Write a model card of a packed model."),
+    "train": (train_commands.train, "Train the challenge's architectures, here or under torchrun."),
+    "run": (run_command.run, "Train, calibrate, pack, evaluate and report as a file says."),
+    "doctor": (start_commands.doctor, "Say what this machine can do, and check it."),
+}
+"""Every command, and its line in the list of commands, which is cut beyond 60 characters."""
+for _name, (_command, _line) in _COMMANDS.items():
+    app.command(_name, short_help=_line)(_command)
+app.add_typer(
+    train_commands.app, name="data", short_help="Make token shards from text, and check shards.", no_args_is_help=True
+)
+app.add_typer(runs_commands.app, name="runs", short_help="List, compare and draw recorded runs.", no_args_is_help=True)
 
 # typer's usage errors: the base class is found through one that typer exports, because some versions bring their own click
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+MOST_SHOWN = 1000
+"""Characters of an error line: names in it may be as long as a file likes."""
 _TYPER_INTERRUPTED = 130  # what newer versions return after Ctrl-C; older ones raise Abort
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"quantlab {__version__}")
+        say(f"quantlab {__version__}")
         raise typer.Exit()
 
 
@@ -56,8 +81,33 @@ def _root(
 def main() -> None:
     """Run the command line and exit: one line on stderr for what went wrong, and the exit code that says which kind."""
     signal.signal(signal.SIGTERM, raise_interrupt)  # clean up as after Ctrl-C, also where a shell has SIGINT ignored
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    sys.exit(run(sys.argv[1:]))
+    if sys.stderr is None:  # it is closed; print would take stdout instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (open until the end)
+    if sys.stdout is None:
+        sys.exit(_fail("standard output is closed", "send it to /dev/null if the result is not wanted", 1))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # both are of the interpreter's own making
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    sys.exit(_flushed(run(sys.argv[1:])))
+
+
+class _OneLine(logging.Formatter):
+    """Messages as they may be shown: they may hold text of a file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _flushed(code: int) -> int:
+    """Return the exit code once all output is out: 1 where it cannot be written, without a word where the reader has left."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again at its end
+        return code or (1 if isinstance(error, BrokenPipeError) else _fail(f"standard output: {error.strerror}", None, 1))
+    return code
 
 
 def run(arguments: list[str]) -> int:
@@ -71,20 +121,32 @@ def run(arguments: list[str]) -> int:
     except QuantlabError as error:
         return _fail(str(error), error.hint, error.exit_code)
     except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a command that has only subcommands was given none
+            print(error.ctx.get_help())  # type: ignore[attr-defined]
+            return 0
         return _fail(error.format_message(), "see quantlab --help", 2)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing half-written was left", None, 1)
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]  # the reader left; nothing more to say, also not at exit
-        return 1
-    except OSError as error:
-        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", None, 1)
-    except MemoryError:
-        return _fail("out of memory", None, 1)
+        return 1  # the reader left: nothing more to say
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "quantlab":
+            raise
+        package = error.name.partition(".")[0]
+        return _fail(f"this needs the package {package}, which is not installed", f"pip install {package}", 1)
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not (isinstance(error, OSError) or is_out_of_memory(error)):
+            raise
+        return _fail(system_error(error), None, 1)
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            return 1  # typer's way to end where the reader left
+        return _fail(f"the model's own code called sys.exit({error.code!r})", None, 1)
 
 
 def _fail(message: str, hint: str | None, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+    for label, text in (("error", " ".join(message.split())), ("hint", hint)):
+        if text:
+            shown = printable(text)
+            note(f"{label}: {shown if len(shown) <= MOST_SHOWN else shown[: MOST_SHOWN - 3] + '...'}")
     return code

@@ -117,7 +117,7 @@ EmitDecoder = Annotated[
     ),
 ]
 ReportOut = Annotated[Path | None, typer.Option("--report", metavar="R.json", help="Default: M.report.json beside M.qlab.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where a killed packing with the same options stopped.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a killed or failed packing with the same options stopped.")]
 
 # scoring
 Against = Annotated[
@@ -142,6 +142,13 @@ Packed = Annotated[
     typer.Option(
         "--packed/--decoded",
         help="Whether the weights of a packed model stay packed in memory.  [default: packed on a GPU, decoded on a CPU]",
+    ),
+]
+Sandbox = Annotated[
+    bool,
+    typer.Option(
+        "--sandbox",
+        help="Score in a process without network that can read TARGET, tokenizer, tokens and your --model file alone (Linux).",
     ),
 ]
 Save = Annotated[

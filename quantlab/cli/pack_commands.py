@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantlab.cli import options
-from quantlab.cli.display import ProgressDisplay, console, note, print_json
+from quantlab.cli.display import ProgressDisplay, console, note, print_json, say
 from quantlab.errors import ConfigError
+from quantlab.printable import printable
 
 if TYPE_CHECKING:
     from quantlab.calib.statistics import Statistics
@@ -75,12 +76,12 @@ def _wait_passively() -> None:
 
 
 def _print_statistics(stats: "Statistics", output: Path, calib: str) -> None:
-    print(f"wrote {output}: {stats.matrices} tensors measured on {stats.tokens:,} tokens ({calib})")
-    print(f"calibration text: {stats.collapse.line()}{'; it has collapsed' if stats.collapse.is_collapsed else ''}")
+    say(f"wrote {output}: {stats.matrices} tensors measured on {stats.tokens:,} tokens ({calib})")
+    say(f"calibration text: {stats.collapse.line()}{'; it has collapsed' if stats.collapse.is_collapsed else ''}")
     if stats.row_agreement:
         name, low = min(stats.row_agreement.items(), key=lambda item: item[1])
         middle = median(stats.row_agreement.values())
-        print(f"row sensitivities of two halves of the sample correlate by {middle:.3f} (median), {low:.3f} at worst ({name})")
+        say(f"row sensitivities of two halves of the sample correlate by {middle:.3f} (median), {low:.3f} at worst ({name})")
 
 
 def pack(
@@ -121,6 +122,7 @@ def pack(
         raise ConfigError("pack runs in one process", hint="share calibrate over torchrun, then pack with --stats")
     _wait_passively()
     from quantlab.calib.sources import CalibrationConfig
+    from quantlab.jobs.input_files import input_files
     from quantlab.jobs.pack import plan_pack
 
     recorder = options.recorder_of(runs, no_run, mirror)
@@ -135,12 +137,14 @@ def pack(
         emit_decoder=emit_decoder,
         report=report,
         device=device,
+        inputs=input_files(checkpoint, stats=stats, tokenizer=tokenizer, model=model, calib=calib),
+        resume=resume,
         with_tokenizer=with_tokenizer,
         force=force,
     )
     note(f"budget {plan.config.budget_bytes:,} bytes, counted code {plan.config.code_bytes:,}")
-    result = _pack(plan, checkpoint, model, tokenizer, recorder, resume=resume)
-    _print_packing(result, plan, emit_decoder, as_json)
+    result = _pack(plan, checkpoint, model, tokenizer, recorder)
+    _print_packing(result, plan, as_json)
 
 
 def _method_options(given: Sequence[str], *, widths: str | None, **known: Any) -> dict[str, Any]:
@@ -165,40 +169,41 @@ def _parse_widths(text: str) -> list[int]:
         raise ConfigError(f"widths must be whole numbers like 5,6,8, got {text!r}") from error
 
 
-def _pack(
-    plan: "PackPlan", checkpoint: Path, model: str | None, tokenizer: Path | None, recorder: "Recorder", *, resume: bool
-) -> "PackReport":
+def _pack(plan: "PackPlan", checkpoint: Path, model: str | None, tokenizer: Path | None, recorder: "Recorder") -> "PackReport":
     """Pack as planned, recorded as one run."""
     from quantlab.models.loading import load, load_tokenizer
     from quantlab.runs.run_record import Checkpoint, packing_of
 
-    asked = {"checkpoint": checkpoint, "output": plan.output, "model": model, "tokenizer": tokenizer, "stats": plan.stats}
+    outputs = plan.outputs
+    asked = {"checkpoint": checkpoint, "output": outputs.artifact, "model": model, "tokenizer": tokenizer, "stats": plan.stats}
     with recorder.run("pack", asked | plan.to_dict()) as run, ProgressDisplay() as progress:
         loaded = load(checkpoint, model=model)
         run.result(checkpoint=Checkpoint(path=str(checkpoint), fingerprint=loaded.fingerprint))
         known = load_tokenizer(tokenizer, loaded) if tokenizer else None
-        result = plan.run(loaded, known, resume=resume, progress=progress)
+        result = plan.run(loaded, known, progress=progress)
         run.result(
-            artifact=plan.output,
+            artifact=outputs.artifact,
             packing=packing_of(result),
             metrics={
                 "timings_s": result.timings_s,
                 "calibration": result.calibration,
             },  # of the statistics, where they were given
             seeds={"seed": result.seed},
-            files=[plan.report],
+            files=[outputs.report],
         )
     return result
 
 
-def _print_packing(result: "PackReport", plan: "PackPlan", decoder: Path | None, as_json: bool) -> None:
+def _print_packing(result: "PackReport", plan: "PackPlan", as_json: bool) -> None:
     from quantlab.report.tables import render_report
 
     if as_json:
         print_json(result.to_dict())
         return
     console().print(render_report(result))
-    note(f"wrote {plan.output} and {plan.report}" + (f", decoder {decoder}" if decoder else ""))
+    outputs = plan.outputs
+    decoder = f", decoder {outputs.decoder}" if outputs.decoder else ""
+    note(f"wrote {outputs.artifact} and {outputs.report}{decoder}")
 
 
 def unpack(
@@ -238,7 +243,7 @@ def unpack(
     if as_json:
         print_json({"state": str(output), "tensors": len(tensors), "tensors_sha256": sha256})
     else:
-        print(f"wrote {output}: {len(tensors)} tensors, sha256 {sha256}")
+        say(f"wrote {output}: {len(tensors)} tensors, sha256 {sha256}")
 
 
 def inspect(
@@ -270,7 +275,7 @@ def inspect(
     if as_json:
         print_json(found.to_dict())
     else:
-        print("\n".join(inspection_lines(found)))
+        say(*inspection_lines(found))
 
 
 def _inspect_artifact(artifact: Path, as_json: bool) -> None:
@@ -292,10 +297,10 @@ def _print_description(about: dict[str, Any]) -> None:
         table.add_column(column, no_wrap=True, justify="right" if column == "bytes" else "left")
     for t in about["tensors"]:
         size = f"{t['bytes']:,}" if "bytes" in t else ""
-        table.add_row(t["name"], "x".join(map(str, t["shape"])), t["kind"], t["stored"], size)
+        table.add_row(printable(t["name"]), "x".join(map(str, t["shape"])), t["kind"], t["stored"], size)
     out.print(table)
-    out.print(f"\n{about['artifact']}: {about['artifact_bytes']:,} bytes, version {about['version']}, {about['producer']}")
-    out.print("size breakdown: " + ", ".join(f"{part} {count:,}" for part, count in about["size_breakdown"].items()))
+    say("", f"{about['artifact']}: {about['artifact_bytes']:,} bytes, version {about['version']}, {about['producer']}")
+    say("size breakdown: " + ", ".join(f"{part} {count:,}" for part, count in about["size_breakdown"].items()))
     for key in ("model", "tokenizer", "origin"):
         if about[key]:
-            out.print(f"{key}: " + ", ".join(f"{k} {v}" for k, v in about[key].items()))
+            say(f"{key}: " + ", ".join(f"{k} {v}" for k, v in about[key].items()))

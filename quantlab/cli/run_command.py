@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantlab.cli import options
-from quantlab.cli.display import ProgressDisplay, note, print_json
+from quantlab.cli.display import ProgressDisplay, note, print_json, say
 from quantlab.errors import BudgetError, ConfigError, QuantlabError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _print_plan(plans: "Sequence[CellPlan]", root: Path, as_json: bool) -> None:
     if as_json:
         print_json({"out": str(root), "cells": _plan_dict(plans)})
     else:
-        print("\n".join(_plan_lines(plans)))
+        say(*_plan_lines(plans))
 
 
 def _print_results(results: "Sequence[Result]", root: Path, as_json: bool) -> None:
@@ -79,7 +79,7 @@ def _print_results(results: "Sequence[Result]", root: Path, as_json: bool) -> No
     if as_json:
         print_json({"out": str(root), "cells": [result.to_dict() for result in results]})
     else:
-        print("\n".join(_result_lines(results)))
+        say(*_result_lines(results))
     late = [result for result in results if result.limit_problems]
     if invalid := [result for result in results if result.problems]:
         first = (late or invalid)[0]

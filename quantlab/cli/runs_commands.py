@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from quantlab.cli import options
-from quantlab.cli.display import note, print_json
+from quantlab.cli.display import note, print_json, say
 from quantlab.cli.options import folder_of_runs
 from quantlab.errors import ConfigError
 from quantlab.runs.run_record import KINDS
@@ -51,7 +51,7 @@ def list_runs(
         names = keys.summary(found[0]) if shown else {}
         print_json([{name: row[name] for name in names} for row in shown])
     elif shown:
-        print("\n".join(keys.list_lines(shown)))
+        say(*keys.list_lines(shown))
     if len(rows) > len(shown) or not rows:
         note(f"{len(rows) - len(shown)} of {len(rows)} runs are not valid: --all shows them" if rows else "no runs")
 
@@ -73,11 +73,9 @@ def show(name: Name, runs: options.Runs = None, as_json: options.Json = False) -
     if as_json:
         print_json(row | {"folder": str(run.folder), "record": plain(run.record)})
         return
-    print("\n".join(show_lines(row)))
+    say(*show_lines(row))
     for file in (*([run.record.artifact] if run.record.artifact else []), *run.record.files):
-        print(
-            f"file {shown(file.path)}: {file.bytes:,} bytes, sha256 {shown(file.sha256[:12])}, {shown(whereabouts(run, file))}"
-        )
+        say(f"file {shown(file.path)}: {file.bytes:,} bytes, sha256 {shown(file.sha256[:12])}, {shown(whereabouts(run, file))}")
 
 
 @app.command()
@@ -96,7 +94,7 @@ def diff(left: Name, right: Name, runs: options.Runs = None, as_json: options.Js
     if as_json:
         print_json({"runs": [one, other], "differences": {key: [a, b] for key, a, b in found}})
     elif found:
-        print("\n".join(diff_lines(one, other, found)))
+        say(*diff_lines(one, other, found))
     else:
         note("no difference in config and results")
 
@@ -120,7 +118,7 @@ def export(
     if as_json:
         print_json([str(path) for path in written])
     else:
-        print("\n".join(str(path) for path in written))
+        say(*map(str, written))
 
 
 @app.command()
@@ -145,8 +143,8 @@ def best(
         print_json([{**c.to_dict(), "among": among} for c, among in found])
         return
     for c, among in found:
-        print(f"data {describe_data(c.evaluation.data)}")
-        print(
+        say(f"data {describe_data(c.evaluation.data)}")
+        say(
             f"  {c.bpb:.6f} BPB  {c.total_bytes:,} of {c.budget_bytes:,} bytes  {c.run}  {shown(c.artifact)}  (best of {among})"
         )
 
@@ -174,21 +172,22 @@ def frontier(
     Example: quantlab runs frontier -o frontier.png
     """
     from quantlab.budget import parse_bytes
-    from quantlab.files import refuse_existing, write_whole
+    from quantlab.files import write_whole
+    from quantlab.outputs import check_outputs
     from quantlab.runs.frontier import by_data, candidates, describe_data, one_group
     from quantlab.runs.frontier_picture import check_format, draw, frontier_of
     from quantlab.runs.listing import shown
 
     check_format(output)
-    refuse_existing([output], force=force)
+    check_outputs([output], force=force)
     found = frontier_of(*one_group(by_data(candidates(_store(runs).runs)), data), parse_bytes(budget) if budget else None)
     write_whole(output, draw(found, output.suffix))
     if as_json:
         print_json([c.to_dict() for c in found.envelope])
         return
-    print(f"lower envelope on {describe_data(found.data)}")
+    say(f"lower envelope on {describe_data(found.data)}")
     for c in found.envelope:
-        print(f"  {c.bpb:.6f} BPB  {c.total_bytes:,} bytes  {c.run}  {shown(c.artifact)}")
+        say(f"  {c.bpb:.6f} BPB  {c.total_bytes:,} bytes  {c.run}  {shown(c.artifact)}")
     note(f"wrote {output}: {len(found.valid)} valid, {len(found.invalid)} not valid")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantlab.cli import options
-from quantlab.cli.display import ProgressDisplay, note, print_json, show_whole
+from quantlab.cli.display import ProgressDisplay, note, print_json, say, show_whole
 from quantlab.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def evaluate(
     stride: options.Stride = None,
     packed: options.Packed = None,
     model: options.Model = None,
+    sandbox: options.Sandbox = False,
     save: options.Save = False,
     force: options.Force = False,
     runs: options.Runs = None,
@@ -49,19 +50,28 @@ def evaluate(
     """
     import os
 
-    from quantlab.jobs.evaluate import check_options, refuse_record
+    from quantlab.jobs.evaluate import check_options, refuse_record, save_record
     from quantlab.jobs.evaluate import evaluate as score
+    from quantlab.jobs.sandbox import evaluate_in_sandbox
 
     check_options(text, tokens, mode, seq_len, stride)
     asked: dict[str, Any] = {"text": text, "tokens": tokens, "tokenizer": tokenizer, "against": against}
     asked |= {"seq_len": seq_len, "mode": mode, "packed": packed, "model": model}
     recorder = options.recorder_of(runs, no_run, mirror)
     if save:
-        refuse_record(target, force=force)
-    with recorder.run("eval", {"target": target, **asked, "stride": stride}) as run, ProgressDisplay() as progress:
+        refuse_record(target, text, force=force)
+    with (
+        recorder.run("eval", {"target": target, **asked, "stride": stride, "sandbox": sandbox}) as run,
+        ProgressDisplay() as progress,
+    ):
         if target.exists():
             run.result(artifact=target)
-        record = score(target, **asked, stride=stride, save=save, force=force, progress=progress)
+        if sandbox:
+            record = evaluate_in_sandbox(target, {**asked, "stride": stride}, progress=progress)
+            if save:
+                save_record(target, record)
+        else:
+            record = score(target, **asked, stride=stride, save=save, force=force, progress=progress)
         run.result(evaluation=record, metrics=asdict(record.memory) if record.memory else {})
     if os.environ.get("RANK", "0") == "0":
         _print_evaluation(record, target, against, save, as_json)
@@ -78,7 +88,7 @@ def _print_evaluation(record: "EvaluationRecord", target: Path, against: Path | 
         return
     _print_score(record)
     if memory := record.memory:
-        print(
+        say(
             f"weights {memory.weights}: {memory.weight_bytes:,} bytes in memory, peak {memory.peak_bytes:,} bytes "
             f"({memory.device})"
         )
@@ -90,26 +100,26 @@ def _print_score(record: "EvaluationRecord") -> None:
     stride = "" if data.mode == "chunked" else f", stride {data.stride}"
     way = f"{data.mode}, sequences of {data.seq_len}{stride}"
     if record.val_bpb is None:
-        print(f"val_loss {record.val_loss:.6f}  tokens {data.tokens:,}  documents {data.documents:,}  ({way})")
+        say(f"val_loss {record.val_loss:.6f}  tokens {data.tokens:,}  documents {data.documents:,}  ({way})")
         return
-    print(
+    say(
         f"val_bpb {record.val_bpb:.6f}  val_loss {record.val_loss:.6f}  tokens {data.tokens:,}  "
         f"bytes {data.bytes:,}  documents {data.documents:,}  ({data.bytes / data.tokens:.4f} bytes per token, {way})"
     )
     if record.bytes_match:
-        print(f"tokens and bytes are those of the public validation split {record.split}")
+        say(f"tokens and bytes are those of the public validation split {record.split}")
     for deviation in record.deviations:
         note(f"warning: {deviation}")
     if record.problems:
         for problem in record.problems:
             note(f"not valid: {problem}")
     else:
-        print(f"checks passed: {', '.join(probe.name for probe in record.probes)}")
+        say(f"checks passed: {', '.join(probe.name for probe in record.probes)}")
 
 
 def _print_comparison(record: "EvaluationRecord", against: Path | None) -> None:
     if found := record.against:
-        print(
+        say(
             f"against {against}: KL {found.kl_mean:.6f} nats (99 % of tokens below {found.kl_q99:.4f}), "
             f"top token differs at {100 * found.top1_flips:.2f} %, loss {found.loss_difference:+.6f} nats "
             f"(95 %: {found.loss_difference_low:+.6f} to {found.loss_difference_high:+.6f})"
@@ -141,7 +151,7 @@ def probe(
         print_json({"failed": failed, "probes": [p.to_dict() for p in probes]})
     else:
         for p in probes:
-            print(f"{_PROBE_WORDS[p.passed]}  {p.name:<13}  {p.detail}")
+            say(f"{_PROBE_WORDS[p.passed]}  {p.name:<13}  {p.detail}")
     if failed:
         raise typer.Exit(1)
 
@@ -165,8 +175,9 @@ def compare(
 
     Example: quantlab compare a.qlab b.qlab --sort predicted_kl --html compare.html
     """
-    from quantlab.files import refuse_existing, write_whole
-    from quantlab.jobs.compare import comparison_page, read_entry
+    from quantlab.files import write_whole
+    from quantlab.jobs.compare import comparison_page, files_beside, read_entry
+    from quantlab.outputs import check_outputs
     from quantlab.report.comparison import compare_entries
     from quantlab.report.tables import render_comparison
 
@@ -176,7 +187,8 @@ def compare(
         from quantlab.report.page import check_packages
 
         check_packages()
-        refuse_existing([html], force=force)
+        inputs = [beside for path in files for beside in files_beside(path)]
+        check_outputs([html], inputs=inputs, force=force)
     entries = [read_entry(path) for path in files]
     comparison = compare_entries(entries, sort=sort)  # type: ignore[arg-type]  # checked there
     if html is not None:

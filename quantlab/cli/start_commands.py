@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from quantlab.cli import options
-from quantlab.cli.display import ProgressDisplay, console, note, print_json
+from quantlab.cli.display import ProgressDisplay, console, note, print_json, say
 
 
 def demo(
@@ -32,7 +32,7 @@ def demo(
         return
     s = result.summary
     console().print(render_report(result.report))
-    print(
+    say(
         f"bits per byte on held-out text: {s['fp_bpb']:.4f} from {s['fp_bytes']:,} bytes, "
         f"{s['packed_bpb']:.4f} from {s['total_bytes']:,} bytes read back ({s['seconds']:.0f} s in all)"
     )
@@ -53,9 +53,9 @@ def doctor(
         return
     kernels = found.pop("kernels")
     for key, value in found.items():
-        print(f"{key:<14} {'none' if value is None else value}")
+        say(f"{key:<14} {'none' if value is None else value}")
     for check in kernels:
-        print(f"kernel         {check['kernel']:<22} {check['runs_as']:<9} {_agreement(check)}")
+        say(f"kernel         {check['kernel']:<22} {check['runs_as']:<9} {_agreement(check)}")
 
 
 def _agreement(check: dict[str, Any]) -> str:

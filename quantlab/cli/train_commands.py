@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quantlab.cli import options
-from quantlab.cli.display import ProgressDisplay, print_json
+from quantlab.cli.display import ProgressDisplay, note, print_json, say
 
 if TYPE_CHECKING:
     from quantlab.runs.recording import RunWriter
@@ -37,18 +37,18 @@ def train(
 
     Example: torchrun --standalone --nproc_per_node=8 -m quantlab train baseline --out runs/baseline
     """
-    from quantlab.files import refuse_existing
     from quantlab.jobs.train import train_to_folder
     from quantlab.jobs.train_file import ignored_variables, read_train_config
+    from quantlab.outputs import check_outputs
     from quantlab.trainer.training_loop import CHECKPOINT_NAME, MODEL_NAME
 
     environment = dict(os.environ) if from_env else None
     configs = read_train_config(config, changes=changes, environment=environment)
     is_main = os.environ.get("RANK", "0") == "0"
     if is_main and environment is not None and (ignored := ignored_variables(environment, configs)):
-        typer.echo(f"these variables have no effect here: {', '.join(ignored)}", err=True)
+        note(f"these variables have no effect here: {', '.join(ignored)}")
     if is_main and not resume:
-        refuse_existing([out / MODEL_NAME, out / CHECKPOINT_NAME] if out.exists() else [], force=force)
+        check_outputs([out / MODEL_NAME, out / CHECKPOINT_NAME] if out.exists() else [], force=force)
     settings, data = configs
     asked = {"config": config, "out": out, "resume": resume, **settings.to_dict(), "data": data}
     recorder = options.recorder_of(runs, no_run, mirror)
@@ -67,7 +67,7 @@ def train(
     if as_json:
         print_json(summary)
     else:
-        print(f"wrote {result.model_path}: {result.steps} steps in {result.elapsed_seconds:.0f} s")
+        say(f"wrote {result.model_path}: {result.steps} steps in {result.elapsed_seconds:.0f} s")
 
 
 def _record(run: "RunWriter", result: "TrainResult", out: Path) -> None:
@@ -129,8 +129,8 @@ def prepare(
     stats = manifest["datasets"][0]["stats"]
     for split in ("train", "val"):
         docs, tokens, text_bytes, files = (stats[f"{kind}_{split}"] for kind in ("docs", "tokens", "bytes", "files"))
-        print(f"{split:<5} {docs:,} documents, {text_bytes:,} bytes of text, {tokens:,} tokens, {files:,} shards")
-    print(f"wrote {out}")
+        say(f"{split:<5} {docs:,} documents, {text_bytes:,} bytes of text, {tokens:,} tokens, {files:,} shards")
+    say(f"wrote {out}")
 
 
 @app.command()
@@ -156,6 +156,6 @@ def check(
         print_json(result.to_dict())
     else:
         for finding in result.findings:
-            print(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.check}: {finding.text}")
+            say(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.check}: {finding.text}")
     if not result.is_ok:
         raise typer.Exit(1)

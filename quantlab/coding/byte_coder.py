@@ -21,12 +21,19 @@ _LANE_SYMBOLS = 2048  # a lane costs 3 bytes and saves the time of as many piece
 _LOW = 1 - OFFSET  # symbol of the first value of the support
 _HEAD_BYTES = 3
 _EXPONENTS = 4  # packed logarithms have an exponent below this
+_FLOOR = 1 << 20  # bytes that any stream may hold ...
+_EXPANSION = 16  # ... besides this many a stored byte
 _CHUNK = 1 << 16  # values decoded at a time, a multiple of all numbers of lanes: a hostile length stops with the words
 
 
 def lanes_of(raw_bytes: int) -> int:
     """Return the number of lanes of an array: a power of two, 1 below 4 KiB to 16 from 32 KiB on."""
     return min(1 << max((raw_bytes // _LANE_SYMBOLS).bit_length() - 1, 0), MAX_LANES)
+
+
+def most_bytes(stored_bytes: int) -> int:
+    """Return the most bytes that a stream of this length may hold: few lanes read them one after the other."""
+    return _FLOOR + _EXPANSION * stored_bytes
 
 
 def encode_bytes(raw: bytes) -> bytes:
@@ -84,8 +91,10 @@ def decode_bytes(stored: bytes, raw_bytes: int) -> bytes:
     """Return the `raw_bytes` bytes that `encode_bytes` turned into `stored`.
 
     Raises:
-        FormatError: truncated, altered or trailing data.
+        FormatError: truncated, altered or trailing data, or more bytes than a stream of this length may hold.
     """
+    if raw_bytes > most_bytes(len(stored)):
+        raise FormatError(f"{len(stored)} coded bytes hold {raw_bytes}, at most {most_bytes(len(stored))} are allowed")
     if not raw_bytes:
         if stored:
             raise FormatError(f"coded bytes of an empty array must be empty, got {len(stored)} bytes")

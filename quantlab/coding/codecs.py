@@ -18,7 +18,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from quantlab.coding.byte_coder import decode_bytes, encode_bytes
+from quantlab.coding.byte_coder import decode_bytes, encode_bytes, most_bytes
 from quantlab.errors import FormatError
 
 _CHUNK = 1 << 20  # bytes asked of a decompressor at a time
@@ -147,10 +147,11 @@ SELF_CONTAINED = (0, 1, 4, 5)
 def encode_smallest(raw: bytes, allowed: Sequence[int] | None = None) -> tuple[int, bytes]:
     """Return the number of the codec, of those `allowed`, whose stream of `raw` is smallest, and that stream.
 
-    Of equal streams the lower number wins. None allows all codecs.
+    Of equal streams the lower number wins. None allows all codecs. A stream of rans-0 that readers refuse is left out.
     """
     streams = ((number, CODECS[number].encode(raw)) for number in allowed or CODECS)
-    return min(streams, key=lambda item: (len(item[1]), item[0]))
+    readable = (item for item in streams if item[0] != RANS or len(raw) <= most_bytes(len(item[1])))
+    return min(readable, key=lambda item: (len(item[1]), item[0]))
 
 
 def decode(number: int, stored: bytes, raw_bytes: int) -> bytes:

@@ -7,6 +7,7 @@ arithmetic alone turns them into frequencies, so every machine decodes alike.
 C: tables, n: symbols of a support.
 """
 
+import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -139,8 +140,15 @@ def _frequencies(logs: bytes) -> list[int]:
     weights = [_SIGNIFICANDS[log & 7] >> (log >> 3) for log in logs]
     total = sum(weights)
     values = [max(1, (2 * TOTAL * weight + total) // (2 * total)) for weight in weights]
-    while (excess := sum(values) - TOTAL) != 0:
-        values[values.index(max(values))] -= 1 if excess > 0 else excess
+    excess = sum(values) - TOTAL
+    if excess < 0:
+        values[values.index(max(values))] -= excess
+    largest_first = [(-value, index) for index, value in enumerate(values)] if excess > 0 else []
+    heapq.heapify(largest_first)
+    for _ in range(excess):
+        negative, index = largest_first[0]
+        values[index] -= 1
+        heapq.heapreplace(largest_first, (negative + 1, index))
     return values
 
 

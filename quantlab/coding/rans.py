@@ -29,6 +29,8 @@ from quantlab.format_rules import ESCAPE, LANE_GROUP, LOWEST, TABLE_CLASSES, lan
 MIN_LANES, MAX_LANES = 16, 2048
 _LANE_BYTES = 3  # that a lane wastes on average: 16 bits to begin with, 8 unused ones of its stored state
 _LANE_WASTE = 0.0005  # largest share of the stream that lanes may waste
+MAX_STEPS = 1 << 20
+"""Most symbols of one lane: each takes a reader some fixed time, however many lanes there are. Writers stay below it."""
 _COUNTS = struct.Struct("<II")
 
 
@@ -59,6 +61,8 @@ def check_contexts(contexts: Sequence[TensorContext], sets: Sequence[TableSet], 
     """Raise FormatError where contexts, tables and lanes do not belong together."""
     if not 1 <= lanes <= MAX_LANES or (lanes > LANE_GROUP and lanes % LANE_GROUP):
         raise FormatError(f"{lanes} lanes: 1 to {LANE_GROUP}, or a multiple of {LANE_GROUP} to {MAX_LANES}, are allowed")
+    if (codes := sum(math.prod(context.shape) for context in contexts)) > MAX_STEPS * lanes:
+        raise FormatError(f"{lanes} lanes hold {codes} codes, at most {MAX_STEPS * lanes} are allowed")
     for tables in sets:
         if len(tables.classes) != TABLE_CLASSES:
             raise FormatError(f"a table set has {len(tables.classes)} tables, {TABLE_CLASSES} expected")
@@ -130,7 +134,8 @@ def decode(
     tables = [np.zeros(0, np.uint16), *(_numbers_of_tables(*pair) for pair in zip(classes, contexts, strict=True))]
     ends = np.cumsum(counts)
     used = ends - counts
-    symbol_N = read(np.concatenate(tables), joined(sets).entries, np.append(words, np.uint16(0)), used, states).astype(np.int16)
+    entries = np.concatenate([np.zeros(0, np.int64), *(one.entries for one in sets)])
+    symbol_N = read(np.concatenate(tables), entries, np.append(words, np.uint16(0)), used, states).astype(np.int16)
     if (used != ends).any() or (states != LOWEST).any():
         raise FormatError(f"code stream is damaged: its lane groups end after {used.tolist()} words, {ends.tolist()} expected")
     _fill_escapes_(symbol_N, escapes)

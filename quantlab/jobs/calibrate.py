@@ -1,17 +1,20 @@
 """Measure a model's statistics, or take those that were measured before."""
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from quantlab.calib.collect import collect
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens
 from quantlab.calib.statistics import Statistics, read_statistics, write_statistics
 from quantlab.errors import CheckpointError
-from quantlab.files import refuse_existing
 from quantlab.jobs.evaluate import on_device
+from quantlab.jobs.input_files import input_files
 from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_tokenizer, own_tokenizer
 from quantlab.models.weights import MIN_MATRIX_ELEMENTS, split_state
+from quantlab.outputs import check_outputs, claimed
 from quantlab.progress import Progress, silent, stage
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.world import World, close_world, open_world
@@ -53,26 +56,29 @@ def calibrate(
     Raises:
         CheckpointError: the checkpoint cannot be read, or has no matrix to quantize.
         StatisticsError: a matrix was never used, or its statistics are zero or not finite.
-        ConfigError: an option is out of range, or the output exists.
+        ConfigError: an option is out of range, or the output exists, is an input too, or is being written by another process.
     """
     config = CalibrationConfig(
         source=calib, tokens=calib_tokens, seq_len=calib_seq_len, temperature=calib_temperature, seed=seed
     )
-    if output is not None:
-        refuse_existing([Path(output)], force=force)
+    outputs = [] if output is None else [Path(output)]
+    inputs = input_files(source, tokenizer=tokenizer, model=model, calib=calib)
+    check = partial(check_outputs, outputs, inputs=inputs, force=force)
+    check()
     world = open_world(device)
     try:
-        loaded = load(source, model=model)
-        known = load_tokenizer(tokenizer, loaded) if tokenizer else None
-        progress = progress if world.is_main else silent
-        with on_device(loaded.model, world.device):
-            scratch = None if output is None else Path(output).parent
-            config = within_context(config, loaded)
-            stats = measure_statistics(loaded, config, known, progress, scratch=scratch, world=world)
-        if output is not None and world.is_main:
-            write_statistics(Path(output), stats)
-            stats = read_statistics(Path(output))
-        world.wait()  # a process that ends early would take the others' connection with it
+        with claimed(outputs, check) if world.is_main else nullcontext():
+            loaded = load(source, model=model)
+            known = load_tokenizer(tokenizer, loaded) if tokenizer else None
+            progress = progress if world.is_main else silent
+            with on_device(loaded.model, world.device):
+                scratch = None if output is None else Path(output).parent
+                config = within_context(config, loaded)
+                stats = measure_statistics(loaded, config, known, progress, scratch=scratch, world=world)
+            if output is not None and world.is_main:
+                write_statistics(Path(output), stats)
+                stats = read_statistics(Path(output))
+            world.wait()  # a process that ends early would take the others' connection with it
     finally:
         close_world(world)
     return stats

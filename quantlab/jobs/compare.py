@@ -43,19 +43,24 @@ def read_entry(path: Path) -> Entry:
         FormatError: there is no artifact, or a damaged one.
         ReportError: a report or record is damaged or belongs to another file.
     """
-    is_report = path.suffix == ".json"
-    stem = path.name.removesuffix(".json").removesuffix(".report")
-    artifact = path.with_name(f"{stem}.qlab") if is_report else path
+    artifact, beside, record = files_beside(path)
+    is_report = path == beside
     facts = file_facts(open_artifact(artifact)) if artifact.is_file() or not is_report else None
-    beside = path if is_report else report_path(path)
     report = read_report(beside) if is_report or beside.is_file() else None
     if facts and report:
         _check_report(beside, report, artifact, facts)
-    record = record_path(artifact)
     evaluation = read_evaluation(record) if record.is_file() else None
     if evaluation:
         _check_evaluation(record, evaluation, artifact, facts, report)
     return Entry(path=str(artifact if facts else path), file=facts, report=report, evaluation=evaluation)
+
+
+def files_beside(path: Path) -> tuple[Path, Path, Path]:
+    """Return where the artifact, the report and the evaluation's record lie of which `path` is the artifact or the report."""
+    is_report = path.suffix == ".json"
+    stem = path.name.removesuffix(".json").removesuffix(".report")
+    artifact = path.with_name(f"{stem}.qlab") if is_report else path
+    return artifact, path if is_report else report_path(path), record_path(artifact)
 
 
 def file_facts(artifact: Artifact) -> FileFacts:

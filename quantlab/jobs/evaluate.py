@@ -30,7 +30,8 @@ from quantlab.evaluation.scoring import Score, device_of, score_tokens
 from quantlab.evaluation.window_sample import WindowSample
 from quantlab.evaluation.windows import DEFAULT_STRIDE, Mode, as_mode, scored_part, stride_of
 from quantlab.fields import json_file
-from quantlab.files import hash_file, refuse_existing, write_whole
+from quantlab.files import hash_file, write_whole
+from quantlab.jobs.input_files import input_files
 from quantlab.models.loading import (
     LoadedModel,
     Source,
@@ -41,6 +42,7 @@ from quantlab.models.loading import (
     own_tokenizer,
     stays_packed,
 )
+from quantlab.outputs import check_outputs
 from quantlab.progress import Progress, silent, stage
 from quantlab.report.pack_report import read_report, report_path
 from quantlab.text.document_sample import DocumentSample
@@ -102,7 +104,7 @@ def evaluate(
     """
     check_options(text, tokens, mode, seq_len, stride)
     if save:
-        refuse_record(target, force=force)
+        refuse_record(target, text, force=force)
     world = open_world()
     try:
         loaded = _load_target(target, model, packed, world.device)
@@ -123,8 +125,13 @@ def evaluate(
     record = _record(place if world.is_main else None, score, ids, known, memory, [*probes, *checks], found)
     record = replace(record, deviations=tuple(_deviations(loaded, score)))
     if save and world.is_main and place is not None:
-        write_whole(record_path(place), json_file(replace(record, memory=None)))  # the same work gives the same file
+        save_record(place, record)
     return record
+
+
+def save_record(target: Path, record: EvaluationRecord) -> None:
+    """Write the record beside the target; without the memory, so that the same work gives the same file."""
+    write_whole(record_path(target), json_file(replace(record, memory=None)))
 
 
 def _check_context(loaded: LoadedModel, seq_len: int) -> None:
@@ -359,14 +366,14 @@ def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
         model.to(home)
 
 
-def refuse_record(target: Source, *, force: bool) -> None:
+def refuse_record(target: Source, text: str | Path | None, *, force: bool) -> None:
     """Raise unless there is a target and the record of its evaluation can be written: before hours are spent on one."""
     place = file_of(target)
     if place is None:
         raise ConfigError("a module in memory has no place for its record", hint="evaluate a file, or leave out save")
     if not place.exists():
         raise CheckpointError(f"{place} does not exist", hint="check the path")
-    refuse_existing([record_path(place)], force=force)
+    check_outputs([record_path(place)], inputs=input_files(others=[text] if text else []), force=force)
 
 
 def _load_target(target: Source, model: str | None, packed: bool | None, device: torch.device) -> LoadedModel:

@@ -1,21 +1,25 @@
 """The main job: a model and a number of bytes in, one file that never exceeds the number out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from quantlab.artifact.emit import emit_decoder as decoder_source
+from quantlab.artifact.emit import is_decoder
 from quantlab.budget import code_bytes, parse_bytes
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
 from quantlab.errors import ConfigError
-from quantlab.files import refuse_existing, write_whole
+from quantlab.jobs.input_files import input_files
 from quantlab.jobs.packer import PackConfig, pack_with
+from quantlab.jobs.workspace import folder_of
 from quantlab.methods.method import find_method, method_options, methods, options_dict
 from quantlab.models.loading import LoadedModel, Source, load, load_tokenizer
+from quantlab.outputs import check_outputs, claimed, is_same_file
 from quantlab.progress import Progress, silent
 from quantlab.report.pack_report import PackReport, report_path
+from quantlab.runs.run_record import RECORD_NAME
 from quantlab.text.tokenizer import Tokenizer
 
 
@@ -44,7 +48,8 @@ def pack(
 ) -> PackReport:
     """Pack a model into a byte budget: write the artifact and its report, and prove that the file decodes to what was measured.
 
-    A killed packing leaves its finished work in a folder beside the output; with `resume` the next one goes on from there.
+    A packing that is killed, or that runs out of disk or memory, leaves its finished work in a folder beside the output; with
+    `resume` the next one goes on from there. The outputs appear together at the end.
 
     Args:
         source: a checkpoint's path or a module (see `quantlab.load`).
@@ -65,16 +70,18 @@ def pack(
         report: the JSON file of the report; default: M.report.json beside M.qlab.
         device: cpu or cuda, where the model samples, is measured and tuned; None for a GPU where there is one. Rounding is work
             for processors.
-        resume: whether to go on where a killed packing with the same options stopped.
-        force: whether existing outputs are replaced.
+        resume: whether to go on where a killed packing with the same options stopped; a report that it left without its
+            artifact is replaced.
+        force: whether existing outputs are replaced, if they are regular files and no inputs.
         options: options of the method, such as effort (fast, default or best), states, tune, time_limit (seconds) and widths
             of the trellis.
     Raises:
         BudgetError: the budget is below the smallest reachable size, which it names.
         TimeLimitError: not even the least effort is forecast to keep the time limit; nothing was begun.
-        ConfigError: an option is unknown or out of range, there is no such device, or an output exists.
+        ConfigError: an option is unknown or out of range, there is no such device, or an output exists, is an input too, or is
+            being written by another process.
         StatisticsError, CheckpointError, DataError: see `quantlab.calibrate`.
-        FormatError: the written file does not decode to the measured tensors; nothing is left behind.
+        FormatError: the written file does not decode to the measured tensors; nothing but the work folder is left behind.
     """
     plan = plan_pack(
         budget=budget,
@@ -87,12 +94,55 @@ def pack(
         emit_decoder=emit_decoder,
         report=report,
         device=device,
+        inputs=input_files(source, stats=stats, tokenizer=tokenizer, model=model, calib=calib),
+        resume=resume,
         with_tokenizer=with_tokenizer,
         force=force,
     )
     loaded = load(source, model=model)
     known = load_tokenizer(tokenizer, loaded) if tokenizer else None
-    return plan.run(loaded, known, resume=resume, progress=progress)
+    return plan.run(loaded, known, progress=progress)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackOutputs:
+    """The files that a packing writes."""
+
+    artifact: Path
+    report: Path
+    decoder: Path | None = None
+    inputs: Sequence[Path] = ()
+    """Files that the packing reads, but for counted code."""
+    code: Sequence[Path] = ()
+    """Counted code; the decoder may be among it."""
+    resume: bool = False
+    force: bool = False
+
+    def check(self) -> None:
+        """Raise ConfigError unless all may be written: before any work, and again when no other process writes them."""
+        if not self.artifact.name:  # of which there is no report either
+            check_outputs([self.artifact], force=self.force)
+        if self.report.name == RECORD_NAME:
+            raise ConfigError(f"the report {self.report} has the name of a run's record", hint="name another report")
+        others = [self.report] if self.decoder is None else [self.report, self.decoder]
+        check_outputs([self.artifact, *others], inputs=self.inputs, force=True)
+        check_outputs([self.artifact, self.report], inputs=self.code, force=True)
+        check_outputs([self.artifact], force=self.force)
+        check_outputs([self.report], force=self.force or self._is_left_over())
+        if self.decoder is not None:
+            self._check_decoder(self.decoder)
+
+    def _is_left_over(self) -> bool:
+        """Return whether the report is what a killed packing wrote just before its artifact."""
+        is_own = self.report == report_path(self.artifact) or folder_of(self.artifact).is_dir()
+        return self.resume and is_own and not self.artifact.exists()
+
+    def _check_decoder(self, path: Path) -> None:
+        """Raise ConfigError if the decoder would replace another file, without force or though it is counted code."""
+        old = path.read_bytes() if path.is_file() else None
+        if old is not None and not is_decoder(old) and any(is_same_file(path, code) for code in self.code):
+            raise ConfigError(f"the decoder would replace the code file {path}", hint="name another file for the decoder")
+        check_outputs([path], force=self.force or old == decoder_source())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,24 +150,24 @@ class PackPlan:
     """A packing whose options and outputs are checked."""
 
     config: PackConfig
-    output: Path
-    report: Path
+    outputs: PackOutputs
     stats: str | Path | Statistics | None
 
-    def run(
-        self, loaded: LoadedModel, tokenizer: Tokenizer | None, *, resume: bool = False, progress: Progress = silent
-    ) -> PackReport:
-        """Do the work."""
-        return pack_with(
-            self.config,
-            loaded,
-            self.output,
-            report=self.report,
-            tokenizer=tokenizer,
-            statistics=self.stats,
-            resume=resume,
-            progress=progress,
-        )
+    def run(self, loaded: LoadedModel, tokenizer: Tokenizer | None, *, progress: Progress = silent) -> PackReport:
+        """Do the work, as the only process that writes these outputs."""
+        outputs = self.outputs
+        with claimed([outputs.artifact, outputs.report], outputs.check):
+            return pack_with(
+                self.config,
+                loaded,
+                outputs.artifact,
+                report=outputs.report,
+                decoder=outputs.decoder,
+                tokenizer=tokenizer,
+                statistics=self.stats,
+                resume=outputs.resume,
+                progress=progress,
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that decides the packing besides model and tokenizer, as a recorded run keeps it."""
@@ -141,13 +191,17 @@ def plan_pack(
     emit_decoder: str | Path | None = None,
     report: str | Path | None = None,
     device: str | None = None,
+    inputs: Sequence[Path] = (),
+    resume: bool = False,
     with_tokenizer: bool | None = None,
     force: bool = False,
 ) -> PackPlan:
-    """Check what `pack` was asked for, then write the decoder if one is wanted; the arguments are those of `pack`."""
-    output = Path(output)
-    report = report_path(output) if report is None else Path(report)
+    """Check what `pack` was asked for; nothing is written. The arguments are those of `pack`, and `inputs`: what it reads."""
+    artifact = Path(output)
+    counted = [Path(file) for file in ([code] if isinstance(code, str | Path) else code)]
     decoder = None if emit_decoder is None else Path(emit_decoder)
+    if report is None:
+        report = report_path(artifact) if artifact.name else artifact
     calibration = calibration or CalibrationConfig()
     chosen, budget_bytes = method_options(method, options or {}), _budget_bytes(budget)
     if stats is not None and calibration != CalibrationConfig(seed=calibration.seed):
@@ -156,20 +210,22 @@ def plan_pack(
             f"sequences of {calibration.seq_len} cannot be used with them",
             hint="leave out either the statistics or the options of calibration",
         )
-    _check_outputs(output, report, decoder, method, force=force)
     if decoder is not None:
-        _write_decoder(decoder, force=force)  # before code is counted: it may be one of the files
-    files = [code] if isinstance(code, str | Path) else code
+        _check_has_decoder(method)
+    outputs = PackOutputs(
+        artifact=artifact, report=Path(report), decoder=decoder, inputs=inputs, code=counted, resume=resume, force=force
+    )
+    outputs.check()
     config = PackConfig(
         budget_bytes=budget_bytes,
         method=method,
         options=chosen,
-        code=code_bytes(map(Path, files)),
+        code=_code_bytes(counted, decoder),
         calibration=calibration,
         device=device,
         with_tokenizer=with_tokenizer,
     )
-    return PackPlan(config=config, output=output, report=report, stats=stats)
+    return PackPlan(config=config, outputs=outputs, stats=stats)
 
 
 def _budget_bytes(budget: int | str) -> int:
@@ -181,23 +237,16 @@ def _budget_bytes(budget: int | str) -> int:
     return budget
 
 
-def _check_outputs(output: Path, report: Path, decoder: Path | None, method: str, *, force: bool) -> None:
-    """Raise ConfigError where an output exists, two are one file, or the method has no decoder."""
-    if report.resolve() == output.resolve():
-        raise ConfigError(f"artifact and report are both {output}", hint="name another report")
-    refuse_existing([output, report], force=force)
-    if decoder is None:
-        return
+def _check_has_decoder(method: str) -> None:
     if not find_method(method).has_decoder:
         able = ", ".join(name for name, known in methods().items() if known.has_decoder)
         raise ConfigError(f"the decoder is for artifacts of method {able}, got {method}", hint="leave out the decoder")
-    if decoder.resolve() in (output.resolve(), report.resolve()):
-        raise ConfigError(f"the decoder and another output are both {decoder}", hint="name another file for the decoder")
 
 
-def _write_decoder(path: Path, *, force: bool) -> None:
-    """Write the decoder, unless the file holds it already, as it does where a killed packing goes on."""
-    data = decoder_source()
-    if not path.is_file() or path.read_bytes() != data:
-        refuse_existing([path], force=force)
-        write_whole(path, data)
+def _code_bytes(files: Iterable[Path], decoder: Path | None) -> dict[str, int]:
+    """Return the bytes of each counted file, by path; the decoder among them may not be written yet."""
+    sizes: dict[str, int] = {}
+    for file in files:
+        is_emitted = decoder is not None and is_same_file(file, decoder)
+        sizes |= {str(file): len(decoder_source())} if is_emitted else code_bytes([file])
+    return sizes

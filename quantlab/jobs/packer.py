@@ -3,9 +3,8 @@
 import hashlib
 import json
 import logging
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,13 +12,23 @@ from typing import Any
 
 from quantlab import __version__
 from quantlab.artifact.decode import digest
+from quantlab.artifact.emit import emit_decoder
 from quantlab.artifact.layout import TensorBytes
 from quantlab.artifact.verify import digest_in_fresh_process
 from quantlab.artifact.writer import EncodedArtifact, Payload, encode_artifact, passthrough_payload
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
-from quantlab.errors import BudgetError, ConfigError, DataError, FormatError, QuantlabError, StatisticsError
-from quantlab.files import write_whole
+from quantlab.errors import (
+    BudgetError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FormatError,
+    QuantlabError,
+    ShapeError,
+    StatisticsError,
+)
+from quantlab.files import whole_file, write_whole
 from quantlab.jobs.calibrate import measure_statistics, reuse_statistics, warn_of_collapse, within_context
 from quantlab.jobs.evaluate import find_device, on_device
 from quantlab.jobs.forecast import Forecast, changes, plan_effort
@@ -36,6 +45,8 @@ from quantlab.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
+_OF_THE_INPUT = (BudgetError, CheckpointError, ConfigError, DataError, ShapeError, StatisticsError)
+"""Errors that the same packing would meet again."""
 KEPT_DOCUMENTS = 16
 """Documents of training and of calibration that an artifact names; its report names more."""
 KEPT_CODES = 8
@@ -83,12 +94,16 @@ def pack_with(
     output: Path,
     *,
     report: Path | None = None,
+    decoder: Path | None = None,
     tokenizer: Tokenizer | None = None,
     statistics: str | Path | Statistics | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> PackReport:
-    """Do what `pack` does, with options that are checked and a model that is loaded; existing outputs are replaced."""
+    """Do what `pack` does, with options that are checked and a model that is loaded; existing outputs are replaced.
+
+    The work folder goes when the artifact has its name, or with an error that the next attempt would meet again.
+    """
     watch = _Stopwatch()
     files = carried_files(loaded, tokenizer, config.with_tokenizer)
     tokenizer = tokenizer or _own_tokenizer(loaded)
@@ -115,25 +130,51 @@ def pack_with(
                 measured = workspace.note(
                     "measured", lambda: asdict(measure_held_out(loaded, values, drawn, tokenizer, collapse, progress))
                 )
-        except QuantlabError:
-            workspace.remove()  # it would fail again: nothing to resume
+
+            def report_of(tensors_sha256: str) -> PackReport:
+                found = _report(loaded, config, forecast, stats, solution, tensors_sha256, output, watch.timings_s)
+                calibration = found.calibration | {"collapse": collapse.to_dict()}
+                return replace(found, measured=HeldOut(**measured), calibration=calibration)
+
+            result = _publish(solution, output, report_of, report, decoder, watch)
+        except QuantlabError as error:
+            if _would_come_again(error):
+                workspace.remove()
+            elif error.hint is None and workspace.folder.is_dir():
+                error.hint = "the finished work is kept: go on with --resume"
             raise
+    workspace.remove()
+    return result
+
+
+def _would_come_again(error: QuantlabError) -> bool:
+    """Return whether the input is to blame, not the disk, the memory or another process."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    return isinstance(error, _OF_THE_INPUT) and not any(isinstance(cause, OSError | MemoryError) for cause in causes)
+
+
+def _publish(
+    solution: Solution,
+    output: Path,
+    report_of: Callable[[str], PackReport],
+    report: Path | None,
+    decoder: Path | None,
+    watch: "_Stopwatch",
+) -> PackReport:
+    """Write the file, let a fresh process read it back, then give all outputs their names, the artifact last."""
     wanted = digest({name: tensor.numpy() for name, tensor in solution.tensors.items()})
-    trial = output.with_name(f".{output.name}.{os.getpid()}.trial")
-    try:
+    with whole_file(output) as file:
         with watch.time("verify"):
-            write_whole(trial, solution.data)
-            workspace.remove()  # packing again would give the same file
-            _verify(trial, wanted)
-        result = _report(loaded, config, forecast, stats, solution, wanted, output, watch.timings_s)
-        result = replace(
-            result, measured=HeldOut(**measured), calibration=result.calibration | {"collapse": collapse.to_dict()}
-        )
+            file.write(solution.data)
+            file.flush()
+            _verify(Path(file.name), wanted)
+        result = report_of(wanted)
+        if decoder is not None:
+            write_whole(decoder, emit_decoder())
         if report is not None:
             write_whole(report, result.to_json())
-        trial.replace(output)
-    finally:
-        trial.unlink(missing_ok=True)
     return result
 
 

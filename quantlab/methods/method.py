@@ -182,11 +182,29 @@ class Solution:
     """Other points that the search measured of each quantized tensor."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What a file of about a number of bytes would cost and lose, without the file."""
+
+    file_bytes: int
+    """Length of the file, nearly."""
+    points: dict[str, Point]
+    """Setting, bytes and predicted KL of each quantized tensor."""
+
+    @property
+    def predicted_kl(self) -> float:
+        """Predicted KL of all tensors, nats per token."""
+        return sum(point.predicted_kl for point in self.points.values())
+
+
 class Solver(Protocol):
     """One method at work on one problem."""
 
     def smallest_bytes(self) -> int:
         """Return the length of the smallest file that the method can make."""
+
+    def estimate(self, budget_bytes: int) -> Estimate:
+        """Return what a file of about `budget_bytes`, no less than the smallest, would be, in a fraction of the time."""
 
     def solve(self, budget_bytes: int) -> Solution:
         """Return the best file of at most `budget_bytes`. BudgetError if none was found."""

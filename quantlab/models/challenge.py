@@ -20,7 +20,7 @@ from quantlab.artifact.decode import decode_passthrough, decode_row_grids, decod
 from quantlab.artifact.manifest import Manifest, RawTensor, TrellisTensor
 from quantlab.coding import rans, rans_device
 from quantlab.coding.contexts import TensorContext
-from quantlab.errors import CheckpointError, ConfigError
+from quantlab.errors import CheckpointError, ConfigError, FormatError
 from quantlab.format_rules import LOG_STEPS, SCALE_UNITS
 from quantlab.kernels.packed import Packed, pack
 from quantlab.models.banks import check_supported
@@ -181,6 +181,14 @@ def _no_match(what: str) -> CheckpointError:
     return CheckpointError(f"no model matches: {what}", hint=HINT)
 
 
+def stored_config(manifest: Manifest) -> GPTConfig:
+    """Return the config of the built-in model that an artifact holds. FormatError where it is none."""
+    try:
+        return GPTConfig.from_dict(manifest.model)
+    except ConfigError as error:
+        raise FormatError(f"the model config of the artifact is wrong: {error}") from error
+
+
 def packed_gpt(manifest: Manifest, sections: list[Section], device: torch.device) -> GPT:
     """Return the built-in model in eval mode on `device`, its matrices packed; unquantized tensors are float32.
 
@@ -191,7 +199,7 @@ def packed_gpt(manifest: Manifest, sections: list[Section], device: torch.device
         FormatError: a section is damaged.
         CheckpointError: the tensors are not those of the manifest's model.
     """
-    config = GPTConfig.from_dict(manifest.model)
+    config = stored_config(manifest)
     check_state_dict(_meta_tensors(manifest), config)
     matrices = dict(packed_matrices(manifest, sections, device))
     model = GPT(config)

@@ -1,6 +1,5 @@
 """Read the state dict of any common checkpoint file without executing anything that is in it, and check every tensor."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from quantlab.errors import CheckpointError, first_line
+from quantlab.errors import CheckpointError
+from quantlab.files import check_regular
+from quantlab.models.huggingface_files import weight_files
 from quantlab.models.mlx import read_npz
 from quantlab.models.ptz import read_ptz
 from quantlab.models.torch_files import read_torch_file
@@ -27,6 +28,10 @@ DTYPES = (
 """The dtypes that a tensor may have."""
 LARGEST_VALUE = 1e30
 """Largest absolute value of a tensor: no trained weight comes near it, and below it every grid step is a normal float32."""
+MOST_SHARING = 64
+"""Bytes of tensors for each byte of a .pt file, besides `FREE_BYTES`: tied weights are stored once."""
+FREE_BYTES = 1 << 20
+"""Bytes of tensors that any .pt file may have."""
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile put before every name."""
 
@@ -51,6 +56,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         tensors = _read_safetensors(path)
     elif path.suffix in (".pt", ".pth", ".bin"):
         tensors = _find_tensors(path, read_torch_file(path))
+        _check_total(path, tensors)
     elif path.suffix == ".ptz":
         tensors = read_ptz(path)
     elif path.suffix == ".npz":
@@ -65,6 +71,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    check_regular(path, CheckpointError, "checkpoint")
     try:
         return dict(load_file(path, device="cpu"))
     except (SafetensorError, OSError, ValueError) as error:
@@ -85,18 +92,7 @@ def _shards(folder: Path) -> list[Path]:
     """Return the files that the index lists; without an index, all .safetensors files but quantlab's own that hold no model."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            places = [folder / name for name in names]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"checkpoint index {index} is damaged: {first_line(error)}") from error
-        for place in places:
-            if place.parent != folder or not place.is_file():
-                raise CheckpointError(
-                    f"checkpoint folder {folder}: shard {place.name} is missing ({len(names)} shards are listed)",
-                    hint="fetch the folder again",
-                )
-        return places
+        return weight_files(folder)
     found = [f for f in sorted(folder.glob("*.safetensors")) if not NOT_SHARDS & read_metadata(f).keys()]
     if not found:
         raise CheckpointError(f"checkpoint folder {folder} holds no .safetensors files of a model")
@@ -116,6 +112,20 @@ def _find_tensors(path: Path, loaded: Any) -> dict[str, Tensor]:
     raise CheckpointError(f"checkpoint {path} has no state dict among its keys: {keys}")
 
 
+def _check_total(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError where views repeat memory so often that copies of them would take far more than the file."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+            continue  # refused by `checked_state`
+        stored, shown = tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size()
+        if shown > stored:
+            what = f"tensor {name} {list(tensor.shape)} is a view that makes {shown} bytes of {stored}"
+            raise CheckpointError(f"checkpoint {path}: {what}", hint="save contiguous tensors")
+    total, size = sum(t.numel() * t.element_size() for t in tensors.values()), path.stat().st_size
+    if total > (most := FREE_BYTES + MOST_SHARING * size):
+        raise CheckpointError(f"checkpoint {path}: its tensors have {total} bytes, a file of {size} may have {most}")
+
+
 def _strip_wrappers(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     stripped: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -133,10 +143,12 @@ def checked_state(path: Path | str, tensors: dict[str, Tensor]) -> dict[str, Ten
     """Return the tensors, detached and contiguous, after checking each; `path` names their source in errors.
 
     Raises:
-        CheckpointError: a tensor is sparse, quantized or of another dtype than `DTYPES`, or has a value that is not finite or
-            beyond `LARGEST_VALUE`.
+        CheckpointError: a tensor has no values (device meta), is sparse, quantized or of another dtype than `DTYPES`, or has a
+            value that is not finite or beyond `LARGEST_VALUE`.
     """
     for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise CheckpointError(f"checkpoint {path}: tensor {name} is on the device meta, which holds no values")
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise CheckpointError(f"checkpoint {path}: tensor {name} is sparse or quantized, but a plain tensor is needed")
         if tensor.dtype not in DTYPES:

@@ -67,8 +67,8 @@ def check_model(model: nn.Module) -> int:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
         logits: Any = model(torch.zeros(1, PROBE_TOKENS, dtype=torch.int64, device=device))
-    except Exception as error:
-        raise ShapeError(f"the model fails on ids [1, {PROBE_TOKENS}]: {first_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ShapeError(f"the model fails on ids [1, {PROBE_TOKENS}]: {_told(error)}") from error
     expected = f"[1, {PROBE_TOKENS}, vocabulary]"
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from quantlab.errors import CheckpointError, first_line
 from quantlab.fields import read_json_object
+from quantlab.files import check_regular
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
@@ -75,6 +76,7 @@ def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
     """
     headers: dict[str, TensorHeader] = {}
     for path in weight_files(folder):
+        check_regular(path, CheckpointError)
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from quantlab.artifact.container import MAGIC
 from quantlab.artifact.manifest import Manifest
 from quantlab.artifact.reader import open_artifact
-from quantlab.errors import CheckpointError, ConfigError, DataError, first_line
+from quantlab.errors import CheckpointError, ConfigError, DataError, FormatError
+from quantlab.fields import parse_json
+from quantlab.files import open_regular
 from quantlab.models.banks import is_banked, without_banks
-from quantlab.models.challenge import config_from_state_dict, gpt_from_state_dict, packed_gpt
+from quantlab.models.challenge import config_from_state_dict, gpt_from_state_dict, packed_gpt, stored_config
 from quantlab.models.checkpoint import checked_state, read_checkpoint
 from quantlab.models.factory import build_model, check_model
 from quantlab.models.huggingface import ADAPTER, build, is_folder, read_folder
@@ -115,7 +117,8 @@ def load(source: Source, *, model: str | None = None) -> LoadedModel:
 def _from_module(module: nn.Module) -> LoadedModel:
     while isinstance(inner := getattr(module, "_orig_mod", None) or getattr(module, "module", None), nn.Module):
         module = inner  # of torch.compile, DataParallel, DistributedDataParallel
-    state = checked_state("in memory", {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()})
+    live = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    state = checked_state("in memory", {name: tensor if tensor.is_meta else tensor.cpu() for name, tensor in live.items()})
     config = module.config.to_dict() if isinstance(module, GPT) else {}
     with in_eval_mode(module):
         vocab_size = check_model(module)
@@ -150,9 +153,9 @@ def _gpt_config(path: Path, state: dict[str, Tensor], preset: str | None, is_rec
     if known is None:
         return config_from_state_dict(state, model_options(preset) if preset else None, is_record=is_record)
     try:
-        return GPTConfig.from_dict(json.loads(known))
-    except (ValueError, AttributeError, ConfigError) as error:
-        raise CheckpointError(f"checkpoint {path}: its gpt_config is damaged: {first_line(error)}") from error
+        return GPTConfig.from_dict(parse_json(known, f"checkpoint {path}: its gpt_config", CheckpointError))
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {path}: its gpt_config is damaged: {error}") from error
 
 
 def _from_artifact(path: Path, spec: str | None) -> LoadedModel:
@@ -161,10 +164,11 @@ def _from_artifact(path: Path, spec: str | None) -> LoadedModel:
     config = manifest.model
     if spec is not None and is_code(spec):
         model = build_model(state, spec)
+        _check_about(config, path)
     elif config.get("adapter") == ADAPTER:
         model, config = build(config, state, path)
     elif config:
-        model = gpt_from_state_dict(state, GPTConfig.from_dict(config))
+        model = gpt_from_state_dict(state, stored_config(manifest))
     else:
         raise ConfigError(f"{path} was packed from a model of its own", hint="pass --model path/to/file.py:factory")
     return LoadedModel(
@@ -177,6 +181,13 @@ def _from_artifact(path: Path, spec: str | None) -> LoadedModel:
         provenance=of_origin(manifest.origin, str(path)),
         tokenizer_files=artifact.files(),
     )
+
+
+def _check_about(config: dict[str, Any], path: Path) -> None:
+    """Raise FormatError where what an artifact says of a model of the user's own is not of the type that its readers take."""
+    for key in ("bos_id", "context_length"):
+        if key in config and type(config[key]) is not int:
+            raise FormatError(f"{path}: the model's {key} must be a whole number, got {config[key]!r:.40}")
 
 
 def load_packed(path: Path, spec: str | None, device: torch.device) -> LoadedModel:
@@ -219,7 +230,7 @@ def is_artifact(path: Path) -> bool:
         raise CheckpointError(f"{path} does not exist")
     if path.is_dir():
         return False
-    with path.open("rb") as file:
+    with open_regular(path, CheckpointError) as file:
         return path.suffix == ".qlab" or file.read(len(MAGIC)) == MAGIC
 
 

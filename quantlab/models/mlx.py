@@ -13,6 +13,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from quantlab.errors import CheckpointError, first_line
+from quantlab.files import check_regular
 
 BFLOAT16 = np.dtype("V2")
 """Type that MLX writes for bfloat16, which numpy lacks: two bytes without a meaning."""
@@ -27,6 +28,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is damaged, or an array is compressed or of another type.
     """
+    check_regular(path, CheckpointError, "checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from quantlab.coding.codecs import BROTLI, CODECS
 from quantlab.errors import CheckpointError, FormatError
+from quantlab.files import read_regular
 from quantlab.models.dequantize import INT8_FORMAT, dequantize_int8, dequantize_mixed
 from quantlab.models.torch_files import read_torch_bytes
 
@@ -36,7 +37,7 @@ def read_ptz(path: Path) -> dict[str, Tensor]:
         CheckpointError: the file is damaged, of another kind, or decompresses to more than `most_bytes`; or see
             `dequantize_int8` and `dequantize_mixed`.
     """
-    raw = unshuffled(path, decompress(path, path.read_bytes()))
+    raw = unshuffled(path, decompress(path, read_regular(path, CheckpointError, "checkpoint")))
     loaded = read_torch_bytes(path, raw)
     if isinstance(loaded, Mapping):
         check_total(path, loaded, len(raw))

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from quantlab.errors import DataError
+from quantlab.errors import DataError, QuantlabError
+from quantlab.fields import read_json
 from quantlab.files import hash_file, write_whole
 from quantlab.progress import Progress, silent
 from quantlab.text.shards import match_shards
@@ -17,6 +18,8 @@ SETTLED_SECONDS = 2.0
 """A file that changes twice within a tick of its clock looks the same both times, so only older files are remembered."""
 THREADS = 8
 
+_ENTRY = [int, int, int, str]
+"""Types of size, time, inode and hash in the cache."""
 Contents = list[list[str]]
 """Name and hex SHA-256 of each file."""
 
@@ -94,24 +97,25 @@ def _stamp(path: Path, what: str) -> list[int]:
         stat = path.stat()
     except OSError as error:
         raise DataError(f"{what}: cannot read {path}: {error.strerror}") from error
-    if path.is_dir():
-        raise DataError(f"{what}: {path} is a folder, a file is needed")
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise DataError(f"{what}: {path} is {kind}, a file is needed")
     return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
 def _digest(path: Path, what: str) -> str:
     try:
         return hash_file(path)[1]
-    except OSError as error:
-        raise DataError(f"{what}: cannot read {path}: {error.strerror}") from error
+    except QuantlabError as error:
+        raise DataError(f"{what}: {error}") from error
 
 
 def _read_cache(cache: Path) -> dict[str, list[Any]]:
     """Return what the cache holds; an unreadable one only costs time."""
     try:
-        known = json.loads(cache.read_bytes())
-    except (OSError, ValueError):
+        known = read_json(cache)
+    except QuantlabError:
         return {}
     if not isinstance(known, dict):
         return {}
-    return {name: entry for name, entry in known.items() if isinstance(entry, list) and len(entry) == 4}
+    return {name: entry for name, entry in known.items() if isinstance(entry, list) and [*map(type, entry)] == _ENTRY}

@@ -8,11 +8,12 @@ from typing import Any
 
 from quantlab import __version__
 from quantlab.errors import QuantlabError
+from quantlab.printable import printable
 from quantlab.report.comparison import Comparison, FileRow
 from quantlab.report.entry import Entry
 from quantlab.report.figures import all_figures
 from quantlab.report.plot import COLOURS
-from quantlab.report.tables import equal_bytes_line, equal_kl_line, measures, nats, number, printable, tensor_columns
+from quantlab.report.tables import equal_bytes_line, equal_kl_line, measures, nats, number, tensor_columns
 
 PACKAGES = ("jinja2", "plotly")
 _UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from quantlab.printable import printable
 from quantlab.report.comparison import Comparison
 from quantlab.report.entry import SUFFIX
-from quantlab.report.tables import printable
 
 COLOURS = ("#3b82c4", "#e0862b", "#2a9d74", "#c2609f", "#8a6fd1", "#b5533c")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")

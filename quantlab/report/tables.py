@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from quantlab.printable import printable
 from quantlab.report.comparison import Comparison, EqualBytes, EqualKL, FileRow, TensorRow, ratio
 from quantlab.report.pack_report import PackReport
 
@@ -35,11 +36,6 @@ def number(value: float | None, style: str = ",") -> str:
 def nats(value: float | None) -> str:
     """Return nats per token with three digits."""
     return number(value, "#.3g")
-
-
-def printable(text: str) -> str:
-    """Return `text` on one line, with control characters as escapes: names from files may hold anything."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def part_name(key: str) -> str:
@@ -147,7 +143,7 @@ def _sentences(comparison: Comparison) -> Iterator[str]:
     yield from map(equal_kl_line, comparison.equal_kl)
     for row in comparison.files:
         if row.problems:
-            yield f"{row.label} is not valid: {', '.join(row.problems)}"
+            yield f"{row.label} is not valid: {', '.join(map(printable, row.problems))}"
     yield from (f"note: {printable(note)}" for note in comparison.notes)
     data = comparison.evaluation_data
     if data:
@@ -186,7 +182,7 @@ def _report_table(report: PackReport) -> Table:
     for t in report.tensors:
         shape = "x".join(map(str, t.shape))
         row = (f"{t.width_bits}", f"{t.setting:.3g}", t.codec, f"{t.bytes:,}", f"{t.bpw:.3f}", f"{t.predicted_kl:.2e}")
-        table.add_row(t.name, shape, *row)
+        table.add_row(printable(t.name), shape, *row)
     return table
 
 

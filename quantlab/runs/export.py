@@ -7,7 +7,8 @@ from pathlib import Path
 
 from quantlab.errors import ConfigError, ReportError
 from quantlab.fields import read_fields
-from quantlab.files import hash_file, refuse_existing, write_whole
+from quantlab.files import hash_file, write_whole
+from quantlab.outputs import is_same_file
 from quantlab.runs.private import Cleaner, allowed, cleaner
 from quantlab.runs.run_record import RECORD_NAME, FileRef, Process, RunRecord, plain
 from quantlab.runs.store import Run
@@ -33,7 +34,12 @@ def export_runs(runs: Sequence[Run], folder: Path, *, force: bool = False) -> li
     if still := next((run.name for run in runs if run.status == "running"), None):
         raise ConfigError(f"run {still} has not ended", hint="export it when it has")
     folder.mkdir(parents=True, exist_ok=True)
-    refuse_existing([folder / name for name in names], force=force)
+    for run in runs:
+        place = folder / run.name
+        if is_same_file(place, run.folder):
+            raise ConfigError(f"output {place} is the recorded run itself", hint="export to another folder")
+        if place.exists() and not (force and place.is_dir()):
+            raise ConfigError(f"output {place} exists", hint="pass --force to replace it")
     return [_export(run, folder / run.name) for run in runs]
 
 

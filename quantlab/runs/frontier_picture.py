@@ -8,6 +8,7 @@ from typing import Any
 
 from quantlab.errors import ConfigError, QuantlabError
 from quantlab.evaluation.evaluation_record import EvaluationData
+from quantlab.printable import printable
 from quantlab.runs.frontier import Candidate, describe_data, lower_envelope
 
 BLUE, GREY, RED = "#1f5fa8", "#8a8f98", "#b3261e"
@@ -117,7 +118,10 @@ def _points(axes: Any, frontier: Frontier) -> None:
         axes.scatter(*_xy(frontier.invalid), s=34, facecolors="none", edgecolors=GREY, label="not valid", zorder=3)
     for c in frontier.envelope if len(frontier.envelope) <= MOST_LABELS else []:
         style = {"fontsize": 8, "color": "#333333", "ha": "right", "va": "top"}  # no valid point lies on that side
-        axes.annotate(Path(c.artifact).stem, (c.total_bytes, c.bpb), xytext=(-6, -4), textcoords="offset points", **style)
+        style["parse_math"] = False  # a name with two dollar signs is no formula
+        axes.annotate(
+            printable(Path(c.artifact).stem), (c.total_bytes, c.bpb), xytext=(-6, -4), textcoords="offset points", **style
+        )
 
 
 def _xy(found: list[Candidate]) -> tuple[list[int], list[float]]:
@@ -155,4 +159,4 @@ def _html(frontier: Frontier) -> bytes:
 def _hover(c: Candidate) -> str:
     """Return the lines of text for a point under the mouse; no part of a name can become markup."""
     lines = [f"{c.bpb:.4f} BPB, {c.total_bytes:,} bytes", c.artifact, c.run, *c.problems]
-    return "<br>".join(line.replace("&", "&amp;").replace("<", "&lt;") for line in lines)
+    return "<br>".join(printable(line).replace("&", "&amp;").replace("<", "&lt;") for line in lines)

@@ -12,6 +12,7 @@ from typing import Any
 
 from quantlab.budget import parse_bytes
 from quantlab.errors import ConfigError
+from quantlab.printable import printable
 from quantlab.runs.frontier import data_id
 from quantlab.runs.run_record import plain
 from quantlab.runs.store import JoinedRun
@@ -99,7 +100,7 @@ def matches(value: Any, wanted: str) -> bool:
         return value == wanted
     try:
         return bool(value == json.loads(wanted))
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return isinstance(value, int) and value == parse_bytes(wanted)
@@ -145,7 +146,7 @@ def differences(left: Row, right: Row) -> list[tuple[str, Any, Any]]:
 
 
 def shown(value: Any) -> str:
-    """Return one value on one line: numbers with separators, lists with commas, control characters as question marks."""
+    """Return one value on one line: numbers with separators, lists with commas, characters that steer a terminal as escapes."""
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
@@ -156,8 +157,7 @@ def shown(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list):
         return ", ".join(shown(item) for item in value) or "-"
-    text = value if isinstance(value, str) else json.dumps(value)
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return printable(value if isinstance(value, str) else json.dumps(value))
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:

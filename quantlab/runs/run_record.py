@@ -9,7 +9,8 @@ from typing import Any
 
 from quantlab.errors import ReportError
 from quantlab.evaluation.evaluation_record import EvaluationRecord
-from quantlab.fields import read_fields, read_json
+from quantlab.fields import in_unicode, parse_json, read_fields
+from quantlab.files import read_regular
 from quantlab.report.pack_report import PackReport
 
 RECORD_NAME = "run.json"
@@ -127,10 +128,7 @@ class RunRecord:
 
 def read_record(path: Path) -> RunRecord:
     """Return the record at `path`. ReportError if it is missing, damaged, too large, or of another version."""
-    size = path.stat().st_size if path.is_file() else 0
-    if size > MOST_BYTES:
-        raise ReportError(f"{path} has {size:,} bytes, a record has at most {MOST_BYTES:,}")
-    raw = read_json(path)
+    raw = parse_json(read_regular(path, ReportError, most=MOST_BYTES), str(path), ReportError)
     if isinstance(raw, dict) and raw.get("version", VERSION) != VERSION:
         raise ReportError(f"{path} has version {raw['version']!r}, this quantlab reads {VERSION}")
     record = read_fields(RunRecord, raw, str(path))
@@ -154,13 +152,15 @@ def packing_of(report: PackReport) -> Packing:
 
 
 def plain(value: Any) -> Any:
-    """Return `value` in JSON types: dataclasses as objects; paths, NaN and other values that JSON does not have as strings."""
+    """Return `value` in JSON types: dataclasses as objects; what JSON does not have (paths, NaN) as strings, in UTF-8."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {in_unicode(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool | int):
         return value
-    return value if isinstance(value, float) and math.isfinite(value) else str(value)
+    if isinstance(value, str):
+        return in_unicode(value)
+    return value if isinstance(value, float) and math.isfinite(value) else in_unicode(str(value))

@@ -8,14 +8,16 @@ import errno
 import re
 import secrets
 import shutil
+import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 
-from quantlab.errors import ConfigError, QuantlabError, ReportError
+from quantlab.errors import ConfigError, QuantlabError, ReportError, first_line
 from quantlab.evaluation.evaluation_record import EvaluationRecord
 from quantlab.files import hash_file, write_whole
 from quantlab.runs.origin import is_gone
@@ -23,6 +25,8 @@ from quantlab.runs.run_record import DONE, FAILED, INTERRUPTED, RECORD_NAME, RUN
 
 MOST_HASHED_BYTES = 1 << 28
 """Larger files are compared by size alone."""
+MOST_FILES = 1000
+"""Files and folders in a folder that is compared."""
 PACKED_SUFFIX = ".qlab"
 UNKNOWN_PACKING = "no packing of this artifact is recorded"
 _NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[a-z]+-[0-9a-f]{8}")
@@ -92,18 +96,38 @@ def find_run(runs: list[Run], text: str) -> Run:
 
 
 def whereabouts(run: Run, file: FileRef) -> str:
-    """Return in words whether a file that a run names is unchanged; a large file is compared by size alone."""
+    """Return in words whether a file that a run names is unchanged; a large file or folder is compared by size alone.
+
+    A record may name anything: no device is read, and no folder beyond `MOST_FILES` is walked.
+    """
     if file.copy:
         return f"copied as {file.copy}"
-    place = Path(file.path).expanduser()
-    if not place.is_absolute() and not run.record.directory:
-        return "its folder is not recorded"
-    place = run.folder / run.record.directory / place
-    if not place.is_file() and not place.is_dir():
-        return "not a file" if place.exists() else "not here"
-    if place.is_file() and place.stat().st_size == file.bytes > MOST_HASHED_BYTES:
-        return "same size"
-    return "unchanged" if hash_file(place) == (file.bytes, file.sha256) else "changed since"
+    try:
+        place = Path(file.path).expanduser()
+        if not place.is_absolute() and not run.record.directory:
+            return "its folder is not recorded"
+        place = run.folder / run.record.directory / place
+        size = _size_of(place)
+        if size is None or size != file.bytes:
+            return "not a file" if size is None else "changed since"
+        if size > MOST_HASHED_BYTES:
+            return "same size"
+        return "unchanged" if hash_file(place) == (file.bytes, file.sha256) else "changed since"
+    except FileNotFoundError:
+        return "not here"
+    except (OSError, ValueError, RuntimeError, QuantlabError) as error:  # RuntimeError: a home that is not known
+        return f"not readable: {first_line(error)}"
+
+
+def _size_of(place: Path) -> int | None:
+    """Return the bytes of a file, or of the files in a folder; None for a device or a folder beyond MOST_FILES."""
+    mode = place.stat().st_mode
+    if stat.S_ISREG(mode):
+        return place.stat().st_size
+    if not stat.S_ISDIR(mode):
+        return None
+    parts = list(islice(place.rglob("*"), MOST_FILES + 1))
+    return sum(part.stat().st_size for part in parts if part.is_file()) if len(parts) <= MOST_FILES else None
 
 
 def new_run_folder(folder: Path, record: RunRecord) -> Path:

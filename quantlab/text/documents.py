@@ -6,7 +6,8 @@ from pathlib import Path
 
 import zstandard
 
-from quantlab.errors import DataError
+from quantlab.errors import DataError, why_not
+from quantlab.files import open_regular
 
 CHUNK_BYTES = 2**16
 """Bytes that are read from a file at once."""
@@ -36,12 +37,9 @@ def read_documents(path: str | Path) -> Iterator[bytes]:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    with open_regular(path, DataError) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
 
 
 def _decompressed(path: Path, chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -92,7 +90,7 @@ def _json_text(place: str, line: bytes) -> bytes:
         # decoded here because json.loads would guess UTF-16 from zero bytes
         record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise DataError(f"{place}: not JSON in UTF-8: {error}") from error
+        raise DataError(f"{place}: not JSON in UTF-8: {why_not(error)}") from error
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise DataError(f'{place}: must be an object with a string "text"')

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from quantlab.errors import ConfigError, DataError, QuantlabError
-from quantlab.files import write_whole
+from quantlab.files import open_regular, write_whole
 
 MAGIC = 20240520
 VERSIONS: dict[int, np.dtype[Any]] = {1: np.dtype("<u2"), 2: np.dtype("<u4")}
@@ -88,11 +88,8 @@ def read_header(path: Path) -> tuple[int, np.dtype[Any]]:
     Raises:
         DataError: as for `read_shard`.
     """
-    try:
-        with path.open("rb") as file:
-            return _checked_header(path, file.read(HEADER_BYTES), path.stat().st_size)
-    except OSError as error:
-        raise DataError(f"cannot read token shard {path}: {error.strerror}") from error
+    with open_regular(path, DataError, "token shard") as file:
+        return _checked_header(path, file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size)
 
 
 def read_shards(pattern: str) -> NDArray[Any]:

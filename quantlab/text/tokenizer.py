@@ -6,7 +6,6 @@ Letters: V ids in the vocabulary, N tokens.
 import copy
 import hashlib
 import io
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from quantlab.errors import ConfigError, DataError
+from quantlab.fields import parse_json
+from quantlab.files import read_regular
 from quantlab.text.byte_vocabulary import NAME as BYTE260
 from quantlab.text.byte_vocabulary import ByteVocabulary, byte260_file
 from quantlab.text.huggingface_vocabulary import FILE_NAME as HUGGINGFACE_FILE
@@ -139,10 +140,7 @@ class Tokenizer:
                 raise DataError(f"folder {path} has no tokenizer: neither {' nor '.join(FILE_NAMES)}")
             path = found
         bos, eos = special_tokens_beside(path) if path.suffix == ".json" else ("", "")
-        try:
-            return cls(path.read_bytes(), name=str(path), bos=bos, eos=eos)
-        except OSError as error:
-            raise DataError(f"cannot read tokenizer {path}: {error.strerror}") from error
+        return cls(read_regular(path, DataError, "tokenizer"), name=str(path), bos=bos, eos=eos)
 
     @property
     def kind(self) -> str:
@@ -307,10 +305,7 @@ def tokenizer_file(folder: Path) -> Path | None:
 def _read_vocabulary(model_bytes: bytes, name: str, bos: str, eos: str) -> Vocabulary:
     if not model_bytes.startswith(b"{"):  # no SentencePiece model begins with this byte: its wire type is out of use
         return SentencePieceVocabulary(model_bytes, name=name)
-    try:
-        content = json.loads(model_bytes)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"tokenizer {name} is not JSON: {error}") from error
+    content = parse_json(model_bytes, f"tokenizer {name}", DataError)
     if content.get("tokenizer_type") == "pure_byte":
         return ByteVocabulary(content, name=name)
     if "model" in content:

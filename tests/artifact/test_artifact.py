@@ -277,7 +277,7 @@ def _larger_steps(manifest, sections):
         (lambda m, s: _set(m, 10, shape=[48]), "2 dimensions"),
         (lambda m, s: _set(m, 10, shape=[6, 9]), "differ at section 1"),
         (lambda m, s: _set(m, 10, kind="row_grid"), "unknown key"),
-        (lambda m, s: m.update(lanes=0), "0 lanes: 1 to 32"),
+        (lambda m, s: m.update(lanes=0), "not canonical: a key holds what its absence means"),
         (lambda m, s: m.pop("lanes"), "0 lanes: 1 to 32"),
         (lambda m, s: m.update(lanes=2049), "lanes must be 0, or 16 to 2048"),
         (lambda m, s: m.update(lanes=15), "lanes must be 0, or 16 to 2048"),

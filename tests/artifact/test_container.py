@@ -113,8 +113,9 @@ def test_manifest_is_canonical_json():
     a = write_container({"b": 1, "a": {"d": 2, "c": 3}}, [])
     b = write_container({"a": {"c": 3, "d": 2}, "b": 1}, [])
     assert a == b
-    with pytest.raises(ValueError, match="JSON"):
-        write_container({"x": float("nan")}, [])
+    for value in (float("nan"), -float("inf"), "\ud800"):
+        with pytest.raises(FormatError, match="manifest cannot be written as JSON"):
+            write_container({"x": value}, [])
     assert json.loads("{}") == read_container(write_container({}, []))[0]
 
 

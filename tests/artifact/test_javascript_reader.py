@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_standalone import artifacts
 
 from quantlab.artifact.decode import decode_artifact, parse_artifact
+from quantlab.artifact.writer import encode_artifact, passthrough_payload
 
 READER = Path(__file__).resolve().parents[2] / "docs" / "recipes" / "qlab.mjs"
 PROGRAM = """
@@ -29,8 +31,9 @@ KINDS = {"int64": "BigInt64Array", "bool": "Uint8Array"}
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    """Return the files that meet every branch of the decoder in Python."""
-    return artifacts()
+    """Return files that meet every branch of the decoder in Python, and one with names that JavaScript takes for its own."""
+    named = [passthrough_payload(name, torch.arange(3)) for name in ("__proto__", "constructor", "7", "3")]
+    return artifacts() | {"names": encode_artifact(named).data}
 
 
 def _node() -> str:
@@ -60,9 +63,9 @@ def test_every_tensor_is_the_library_s(files: dict[str, bytes], tmp_path: Path):
     for path, data in zip(paths, files.values(), strict=True):
         expected = decode_artifact(*parse_artifact(data))
         about = json.loads(Path(f"{path}.json").read_text())
-        assert [(name, tuple(shape)) for name, shape, _, _ in about] == [(n, a.shape) for n, a in expected.items()]
+        assert sorted((name, tuple(shape)) for name, shape, _, _ in about) == sorted((n, a.shape) for n, a in expected.items())
         rest = Path(f"{path}.bin").read_bytes()
-        for (name, _, kind, size), array in zip(about, expected.values(), strict=True):
+        for (name, _, kind, size), array in ((entry, expected[entry[0]]) for entry in about):
             assert kind == KINDS.get(array.dtype.name, f"{array.dtype.name.capitalize()}Array"), name
             assert rest[:size] == np.ascontiguousarray(array).tobytes(), name
             rest = rest[size:]

@@ -208,7 +208,7 @@ def test_bad_input_is_one_clear_line(toy_checkpoint, toy_state, artifact, tmp_pa
     stats = ["pack", toy_checkpoint, "--budget", "60kB", "-o", out, "--stats", tmp_path / "absent"]
     fails(capsys, stats, 1, "cannot read statistics")
     fails(capsys, [*stats, "--calib-tokens", "1024"], 2, "the statistics bring their own calibration")
-    fails(capsys, packing(toy_checkpoint, "--report", out), 2, "artifact and report are both", "m.qlab")
+    fails(capsys, packing(toy_checkpoint, "--report", out), 2, "is also another output", "m.qlab")
     fails(capsys, [*stats, "--calib", "random"], 2, "65536 random tokens in sequences of 512 cannot be used with them")
     fails(capsys, packing(toy_checkpoint, "--code", tmp_path / "absent.py"), 2, "absent.py does not exist")
     fails(capsys, packing(toy_checkpoint, budget="lots"), 2, "budget must be a number of bytes", "'lots'")
@@ -294,6 +294,7 @@ def test_a_full_disk_is_one_clear_line(artifact, tmp_path):
 
 
 COMMANDS = ["demo", "pack", "unpack", "inspect", "eval", "compare", "calibrate", "train", "run", "probe", "doctor"]
+COMMANDS += ["estimate", "sensitivity", "sample", "card"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -301,6 +302,39 @@ def test_every_command_has_help_with_an_example_and_a_line_in_the_readme(command
     assert run([command, "--help"]) == 0
     assert f"Example: quantlab {command}" in " ".join(capsys.readouterr().out.split())
     assert f"quantlab {command}" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["runs"], ["data"], ["runs", "-h"]])
+def test_help_is_printed_where_it_is_asked_for_or_nothing_else_is_said(arguments, capsys):
+    assert run(arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("Usage: ") and "Commands:" in shown.out and shown.err == ""
+    if not {"runs", "data"} & set(arguments):
+        assert "..." not in shown.out.split("Commands:")[-1], "a line of the list of commands is cut"
+
+
+def test_estimate_sensitivity_sample_and_card(toy_checkpoint, tokenizer_file, tmp_path, capsys):
+    stats, m = tmp_path / "s.safetensors", tmp_path / "m.qlab"
+    base = ["--calib-tokens", "2048", "--calib-seq-len", "64"]
+    assert run([str(a) for a in ["calibrate", toy_checkpoint, "-o", stats, *base]]) == 0
+    capsys.readouterr()
+    assert run([str(a) for a in ["estimate", toy_checkpoint, "--stats", stats, "--budgets", "40kB:80kB"]]) == 0
+    assert "measured KL should be" in capsys.readouterr().out
+    assert run([str(a) for a in ["estimate", toy_checkpoint, "--stats", stats, "--budgets", "40kB,80kB", "--json"]]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [p["total_bytes"] for p in found["points"]] == [40_000, 80_000] and found["smallest_bytes"] < 40_000
+    assert {"predicted_kl", "low", "high"} <= found["points"][0].keys()
+    assert run([str(a) for a in ["sensitivity", toy_checkpoint, "--stats", stats, "--budget", "50kB"]]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 128
+    assert run([str(a) for a in ["pack", toy_checkpoint, "--budget", "40kB", "--stats", stats, "--no-tune", "-o", m]]) == 0
+    capsys.readouterr()
+    sampling = ["sample", m, "--prompt", "def", "--tokens", 5, "--tokenizer", tokenizer_file, "--against", toy_checkpoint]
+    assert run([str(a) for a in sampling]) == 0
+    assert capsys.readouterr().out.count("tokens per second") == 2
+    assert run([str(a) for a in ["card", m, "-o", tmp_path / "CARD.md"]]) == 0
+    assert "Not evaluated" in (tmp_path / "CARD.md").read_text()
+    capsys.readouterr()
+    fails(capsys, ["card", m, "-o", tmp_path / "CARD.md"], 2, "exists")
 
 
 def test_help_says_that_model_runs_the_users_code(capsys):

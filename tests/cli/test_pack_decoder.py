@@ -1,6 +1,7 @@
-"""`quantlab pack --emit-decoder`: the decoder is written before it is counted, and decodes what was packed."""
+"""`quantlab pack --emit-decoder`: the decoder is counted before it is written, and decodes what was packed."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -48,20 +49,37 @@ def test_the_decoder_is_counted_in_the_same_command_and_decodes_what_unpack_does
             assert own[name].tobytes() == array.tobytes(), name
 
 
-def test_another_file_is_replaced_only_by_force(toy_checkpoint, tmp_path, capsys):
+def test_another_file_is_replaced_only_by_force_and_only_with_success(toy_checkpoint, tmp_path, capsys):
     decoder = tmp_path / "d.py"
     decoder.write_text("mine")
     assert pack(toy_checkpoint, tmp_path, "--emit-decoder", decoder) == 2
     refused(capsys, f"{decoder} exists")
-    assert decoder.read_text() == "mine"
     assert pack(toy_checkpoint, tmp_path, "--emit-decoder", decoder, "--force", budget="9000") == 3
+    assert pack(toy_checkpoint, tmp_path, "--emit-decoder", decoder, "--force", budget="junk") == 2
+    assert pack(toy_checkpoint, tmp_path, "--emit-decoder", decoder, "--force", "--code", tmp_path / "absent.py") == 2
+    assert decoder.read_text() == "mine" and os.listdir(tmp_path) == ["d.py"]
+    assert pack(toy_checkpoint, tmp_path, "--emit-decoder", decoder, "--force") == 0
     assert decoder.read_bytes() == emit_decoder()
 
 
-def test_a_decoder_that_a_run_left_behind_does_not_stop_the_next(toy_checkpoint, tmp_path, capsys):
-    for _ in range(2):
-        assert pack(toy_checkpoint, tmp_path, "--emit-decoder", tmp_path / "d.py", budget="9000") == 3
-        refused(capsys, "budget 9000 bytes")
+def test_a_decoder_that_is_there_already_does_not_stop_a_run(toy_checkpoint, tmp_path, capsys):
+    (tmp_path / "d.py").write_bytes(emit_decoder())
+    assert pack(toy_checkpoint, tmp_path, "--emit-decoder", tmp_path / "d.py", budget="9000") == 3
+    refused(capsys, "budget 9000 bytes")
+
+
+def test_the_decoder_never_replaces_the_checkpoint_or_counted_code(toy_checkpoint, tmp_path, capsys):
+    checkpoint, code = tmp_path / "c.pt", tmp_path / "train.py"
+    checkpoint.write_bytes(toy_checkpoint.read_bytes())
+    code.write_text("print('a record')")
+    assert pack(checkpoint, tmp_path, "--emit-decoder", checkpoint, "--force") == 2
+    refused(capsys, f"output {checkpoint} is an input of the same command")
+    assert pack(checkpoint, tmp_path, "--emit-decoder", code, "--code", code, "--force") == 2
+    refused(capsys, f"the decoder would replace the code file {code}")
+    assert checkpoint.read_bytes() == toy_checkpoint.read_bytes() and code.read_text() == "print('a record')"
+    code.write_bytes(emit_decoder().replace(b"exec(", b"exec(  "))  # of another version
+    assert pack(checkpoint, tmp_path, "--emit-decoder", code, "--code", code, "--force") == 0
+    assert code.read_bytes() == emit_decoder()
 
 
 @pytest.mark.parametrize("method", ["gptq", "rtn"])

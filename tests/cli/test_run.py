@@ -63,7 +63,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def write_pipeline(folder, tokenizer_file, text=PIPELINE):
     source = (ROOT / "quantlab/cli/main.py").read_bytes()
     (folder / "train.txt").write_bytes(source)
-    (folder / "val.txt").write_bytes(source[:600])
+    (folder / "val.txt").write_bytes((ROOT / "quantlab/cli/options.py").read_bytes()[:600])
     (folder / "tiny.model").write_bytes(Path(tokenizer_file).read_bytes())
     (folder / "p.toml").write_text(text)
     return str(folder / "p.toml")

@@ -6,6 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quantlab.coding.byte_coder import decode_bytes, encode_bytes, lanes_of
+from quantlab.coding.codecs import DEFLATE, RANS, decode, encode_smallest
 from quantlab.errors import FormatError
 
 
@@ -113,7 +114,20 @@ def test_damage_is_named(stored, message):
 
 def test_a_hostile_length_stops_with_the_words():
     with pytest.raises(FormatError, match="more are needed"):
-        decode_bytes(b"\0\1\x01\0" + b"\0\0\1\0" * 16, 10**12)
+        decode_bytes(b"\0\1\x01\0" + b"\0\0\1\0" * 16, 2**20)
+
+
+def test_a_stream_holds_16_times_its_bytes_and_2_to_the_20_at_most():
+    for size in (0, 100):
+        with pytest.raises(FormatError, match=f"at most {2**20 + 16 * size} are allowed"):
+            decode_bytes(bytes(size), 2**20 + 16 * size + 1)
+
+
+def test_the_writer_leaves_out_a_stream_that_readers_refuse():
+    """Zeros take almost no bits, so that rans-0 would be smallest."""
+    for size, codec in ((2**20, RANS), (2**21, DEFLATE)):
+        number, stored = encode_smallest(bytes(size), (DEFLATE, RANS))
+        assert number == codec and decode(number, stored, size) == bytes(size)
 
 
 def test_the_stream_is_that_of_the_format():

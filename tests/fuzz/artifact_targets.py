@@ -158,7 +158,9 @@ class Readers:
             if found is None:
                 raise Finding(f"qlab.mjs refuses the file: {self._javascript.error}")
             if found != {name: (shape, raw) for name, (_, shape, raw) in bits.items()}:
-                raise Finding("qlab.mjs gives other tensors")
+                other = {name: ("", *found[name]) for name in found}
+                without_types = {name: ("", shape, raw) for name, (_, shape, raw) in bits.items()}
+                raise Finding(f"qlab.mjs gives other tensors: {_first_difference(other, without_types)}")
 
     def check_ends(self, data: bytes, path: Path) -> None:
         """The short reader ends in time on a file that the library refuses though its digest is right; one in 32."""

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import brotli
 import numpy as np
 import torch
 from damages import NUMBERS, damaged, damaged_safetensors, damaged_tree, json_text
-from harness import Files, Finding, scratch_folder, write_files
+from harness import Files, Finding, write_files
 from neighbours import statistics, torch_bytes, write_int6, write_int8, write_npz
 from safetensors.torch import save
 from torch import Tensor
@@ -24,7 +25,16 @@ from quantlab.errors import QuantlabError
 from quantlab.models.checkpoint import DTYPES, LARGEST_VALUE, read_checkpoint
 from quantlab.models.huggingface import read_about
 from quantlab.models.loading import load
+from quantlab.models.ptz import decompress, unshuffled
 from quantlab.text.shards import HEADER_BYTES, open_shards, read_shard, shard_header, write_shard
+
+
+def _written(write: Callable[[Path], Any]) -> bytes:
+    """Return the file that `write` writes at a path."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "x")
+        return (Path(folder) / "x").read_bytes()
+
 
 SHAPES = {"a": (2, 3), "b": (5, 4)}
 """Of the matrices in the sample of statistics."""
@@ -36,11 +46,8 @@ class StatisticsTarget:
     name, weight = "statistics", 8
 
     def __init__(self) -> None:
-        folder = scratch_folder()
         other = statistics(products={}, lookups={}, fishers={"a": statistics().fishers["a"]}, row_agreement={}, source={})
-        for name, stats in (("s", statistics()), ("t", other)):
-            write_statistics(folder / name, stats)
-        self.files = [(folder / name).read_bytes() for name in ("s", "t")]
+        self.files = [_written(lambda path, stats=stats: write_statistics(path, stats)) for stats in (statistics(), other)]
 
     def draw(self, rng: random.Random) -> Files:
         """Damage header, metadata or values."""
@@ -71,10 +78,8 @@ class ShardTarget:
     name, weight = "shards", 30
 
     def __init__(self) -> None:
-        folder = scratch_folder()
-        write_shard(folder / "a", np.arange(50, dtype=np.uint16))
-        write_shard(folder / "b", np.arange(70_000, 70_030, dtype=np.uint32))
-        self.files = [(folder / name).read_bytes() for name in ("a", "b")]
+        tokens = (np.arange(50, dtype=np.uint16), np.arange(70_000, 70_030, dtype=np.uint32))
+        self.files = [_written(lambda path, ids=ids: write_shard(path, ids)) for ids in tokens]
 
     def draw(self, rng: random.Random) -> Files:
         """Damage a shard, or give it a header with other numbers; a whole shard follows it in the stream."""
@@ -141,19 +146,14 @@ class CheckpointTarget:
     name, weight = "checkpoint", 10
 
     def __init__(self) -> None:
-        state, folder = _small_state(), scratch_folder()
+        state = _small_state()
         small = {name: tensor[:2, :3].clone() if tensor.ndim == 2 else tensor for name, tensor in state.items()}
         kinds = [small, {"model": small, "step": 3}, {"a": torch.arange(4), "b": torch.zeros(2, dtype=torch.bfloat16)}]
         self.torch_files = [torch_bytes(content) for content in kinds]
         self.safetensors = [save(small), save(kinds[2], {"gpt_config": '{"vocab_size":3}'})]
-        for name, write in (("a.ptz", write_int8), ("b.ptz", write_int6), ("c.npz", write_npz)):
-            write(folder / name, state)
-        from quantlab.models.ptz import decompress, unshuffled
-
-        paths = [folder / name for name in ("a.ptz", "b.ptz")]
-        self.ptz = [path.read_bytes() for path in paths]
-        self.unpacked = [unshuffled(path, decompress(path, data)) for path, data in zip(paths, self.ptz, strict=True)]
-        self.npz = (folder / "c.npz").read_bytes()
+        self.ptz = [_written(lambda path, write=write: write(path, state)) for write in (write_int8, write_int6)]
+        self.unpacked = [unshuffled(Path("m"), decompress(Path("m"), data)) for data in self.ptz]
+        self.npz = _written(lambda path: write_npz(path, state))
 
     def draw(self, rng: random.Random) -> Files:
         """Damage a file's bytes, the entries of its archive, its header, or what its compressed stream holds."""
@@ -198,16 +198,18 @@ class TransformersTarget:
 
     def __init__(self) -> None:
         import transformers
+        from transformers.utils.logging import disable_progress_bar
 
-        folder, sizes = scratch_folder(), {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        disable_progress_bar()
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         base = {"vocab_size": 40, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
         llama = transformers.LlamaConfig(**base, **sizes, intermediate_size=24, num_key_value_heads=1)
         gpt2 = transformers.GPT2Config(**base, n_embd=16, n_layer=1, n_head=2, n_positions=16)
         self.folders: list[Files] = []
-        for n, config in enumerate((llama, gpt2)):
-            with torch.random.fork_rng():
-                transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / str(n))
-            self.folders.append({path.name: path.read_bytes() for path in (folder / str(n)).iterdir()})
+        for config in (llama, gpt2):
+            with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
+                transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+                self.folders.append({path.name: path.read_bytes() for path in Path(folder).iterdir()})
         self.weights = [files["model.safetensors"] for files in self.folders]
 
     def draw(self, rng: random.Random) -> Files:

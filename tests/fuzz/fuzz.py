@@ -18,11 +18,12 @@ from file_targets import CheckpointTarget, ShardTarget, StatisticsTarget, Transf
 from harness import Outcome, Session, Target, problem_of, scratch_folder
 from javascript_reader import node
 from record_targets import ConfigTarget, ReportTarget, RunsTarget
+from work_target import WorkTarget
 
 FINDINGS = Path("build/fuzz")
 KINDS = (
     *(AlteredTarget, ArtifactTarget, StatisticsTarget, ShardTarget, CheckpointTarget, RunsTarget, ReportTarget, ConfigTarget),
-    TransformersTarget,
+    *(WorkTarget, TransformersTarget),
 )
 
 

@@ -258,7 +258,7 @@ def test_a_file_that_reads_back_differently_is_never_left(packed, tmp_path, monk
     monkeypatch.setattr(packer, "digest_in_fresh_process", lambda path: "0" * 64)
     with pytest.raises(FormatError, match="decodes the file to other tensors"):
         pack(packed[0], output=tmp_path / "m.qlab", **GPTQ)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".m.qlab.work"]  # memory or disk may be to blame
 
 
 def test_damage_anywhere_in_a_packed_model_is_noticed(packed):

@@ -9,6 +9,7 @@ import pytest
 from quantlab.artifact.reader import open_artifact
 from quantlab.jobs.pack import pack
 from quantlab.methods.trellis import refinement
+from quantlab.report.pack_report import read_report
 
 ENV = dict(os.environ)
 CONFIG = {"calib_tokens": 2048, "calib_seq_len": 64, "tune": False}
@@ -22,13 +23,14 @@ def test_refined_files_fill_their_budget_and_report_every_stage(toy_checkpoint, 
     assert 1 < len(stages) < refinement.GROUPS
     assert all(stage["accepted"] == (stage["kl_after"] < stage["kl_before"]) for stage in stages)
     assert stages[-1]["kl_before"] > stages[0]["kl_before"] > 0
+    assert read_report(tmp_path / "m.report.json").refined == stages
 
 
 def test_what_stages_learned_is_in_the_file(toy_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(refinement, "RATE", 0.05)
     plain = pack(toy_checkpoint, budget=50_000, output=tmp_path / "plain.qlab", **CONFIG)
     refined = pack(toy_checkpoint, budget=50_000, output=tmp_path / "m.qlab", refine_steps=12, **CONFIG)
-    assert plain.refined == [] and any(stage["accepted"] for stage in refined.refined)
+    assert plain.refined == () and any(stage["accepted"] for stage in refined.refined)
     before, after = (open_artifact(tmp_path / name).tensors() for name in ("plain.qlab", "m.qlab"))
     assert any((before[name] != after[name]).any() for name in before)
 

@@ -74,7 +74,7 @@ def test_the_work_folder_is_bounded_and_what_it_forgot_is_rounded_again(toy_chec
         with pytest.raises(KeyboardInterrupt):
             packed(toy_checkpoint, tmp_path / "m.qlab")
     weights = sum(tensor.numel() for tensor in load(toy_checkpoint).state.values())
-    assert sum(p.stat().st_size for p in folder_of(tmp_path / "m.qlab").glob("*.npy")) <= weights
+    assert sum(p.stat().st_size for p in folder_of(tmp_path / "m.qlab").glob("*.codes")) <= weights
     assert packed(toy_checkpoint, tmp_path / "m.qlab", resume=True) == whole
 
 
@@ -83,11 +83,11 @@ def test_a_killed_process_leaves_work_that_resume_finishes(toy_checkpoint, tmp_p
     command = [str(part) for part in [*command, "--calib-tokens", "2048", "--calib-seq-len", "64"]]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     work, deadline = folder_of(tmp_path / "m.qlab"), time.monotonic() + 120
-    while len(list(work.glob("*.npy"))) < 7 and time.monotonic() < deadline:
+    while len(list(work.glob("*.codes"))) < 7 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.kill()
     process.wait()
-    kept = len(list(work.glob("*.npy")))
+    kept = len(list(work.glob("*.codes")))
     assert kept >= 7 and not (tmp_path / "m.qlab").exists()
     subprocess.run([*command, "--resume"], check=True, capture_output=True)
     command[command.index(str(tmp_path / "m.qlab"))] = str(tmp_path / "whole.qlab")

@@ -108,7 +108,7 @@ def test_the_smallest_file_has_codes_of_zero_and_its_size_is_a_budget_that_works
 
 def test_a_file_of_zeros_that_no_reader_would_take_does_not_stop_the_search(monkeypatch):
     """A large model's zeros code to less than readers accept for so many weights; real budgets are far above that."""
-    monkeypatch.setattr("quantlab.artifact.container.EXPANSION_FLOOR", 0)
+    monkeypatch.setattr("quantlab.artifact.container.CODES_FLOOR", 0)
     weights_in_all = sum(O * I for O, I in SHAPES.values())
     least = -(-weights_in_all // 64)
     assert len(solve(18_000)[1]) <= 18_000

@@ -1,7 +1,9 @@
 """Checkpoints of every common kind are read, and every way in which one can be wrong is named."""
 
 import json
+import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import save_file
 
 from quantlab.errors import CheckpointError
 from quantlab.models.checkpoint import read_checkpoint
+from quantlab.models.loading import load
 from quantlab.models.weights import is_matrix, split_state
 from quantlab.tensor_file import fingerprint, read_metadata, write_safetensors
 
@@ -65,7 +68,7 @@ def test_a_folder_follows_its_index_and_leaves_our_own_files_out(tmp_path):
     with pytest.raises(CheckpointError, match=r"model-1\.safetensors"):
         read_checkpoint(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="checkpoint index .* is damaged"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json must be a JSON object"):
         read_checkpoint(tmp_path)
 
 
@@ -183,3 +186,54 @@ def test_fingerprint_sees_names_shapes_types_and_values():
     ]
     assert len({fingerprint(s) for s in [base, *others]}) == 5
     assert fingerprint(dict(reversed(base.items()))) == fingerprint(base)
+
+
+class _Code:
+    """Runs a command where a pickle is loaded without protection."""
+
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_refused_pickle_names_what_it_asked_for_and_gives_no_advice_on_how_to_run_it(tmp_path, is_zip):
+    torch.save({"a": torch.zeros(2), "b": _Code()}, tmp_path / "m.pt", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(CheckpointError, match=r"m\.pt is damaged or holds more than tensors.*posix\.system") as caught:
+        read_checkpoint(tmp_path / "m.pt")
+    assert "weights_only" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_compiled_modules_are_refused_without_advice_too(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="holds more than tensors.* TorchScript") as caught:
+        read_checkpoint(tmp_path / "m.pt")
+    assert "weights_only" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_torch_files_are_not_inflated(tmp_path):
+    torch.save({"a": torch.zeros(2**18)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as source, zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in source.infolist():
+            packed.writestr(entry.filename, source.read(entry))
+    assert (tmp_path / "b.pt").stat().st_size < 10_000
+    with pytest.raises(CheckpointError, match="compressed or overlapping entries"):
+        read_checkpoint(tmp_path / "b.pt")
+
+
+def test_views_that_repeat_memory_are_refused_and_tied_weights_are_not(tmp_path):
+    tied = torch.arange(6.0).reshape(2, 3)
+    torch.save({"a": tied, "b": tied, "c": tied.T, "d": tied[1:]}, tmp_path / "m.pt")
+    assert same(read_checkpoint(tmp_path / "m.pt"), {"a": tied, "b": tied, "c": tied.T, "d": tied[1:]})
+    for state, message in (
+        ({"a": torch.zeros(1).expand(2**40)}, r"tensor a \[1099511627776\] is a view that makes 4398046511104 bytes of 4"),
+        ({"a": tied, "s": torch.zeros(3, device="meta")}, "tensor s is on the device meta"),
+        ({f"w{n}": t for n, t in enumerate([torch.zeros(2**14)] * 200)}, "its tensors have 13107200 bytes, a file of"),
+    ):
+        torch.save(state, tmp_path / "m.pt")
+        with pytest.raises(CheckpointError, match=message):
+            read_checkpoint(tmp_path / "m.pt")
+
+
+def test_a_module_without_values_is_refused():
+    with pytest.raises(CheckpointError, match=r"in memory: tensor weight is on the device meta"):
+        load(torch.nn.Linear(2, 2, device="meta"))

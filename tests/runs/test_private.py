@@ -112,6 +112,10 @@ def test_an_export_has_cleaned_copies_and_no_process(recorded, tmp_path, capsys)
     (copied,) = read_store(tmp_path / "public").runs
     assert [whereabouts(copied, file)[:6] for file in copied.record.files] == ["copied", "copied", "its fo"]
     assert run([*export, str(tmp_path / "public")]) == 2
+    assert run([*export, str(tmp_path / "public"), "--force"]) == 0
+    before = (recorded / "runs" / one.name / "run.json").read_bytes()
+    assert run([*export, "runs", "--force"]) == 2 and "is the recorded run itself" in capsys.readouterr().err
+    assert (recorded / "runs" / one.name / "run.json").read_bytes() == before
     assert run([*export, str(tmp_path / "more"), one.name[-8:]]) == 2
     assert not (tmp_path / "more").exists()
 

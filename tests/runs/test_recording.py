@@ -15,8 +15,8 @@ from quantlab.cli.options import recorder_of
 from quantlab.errors import BudgetError, ConfigError
 from quantlab.runs.origin import is_gone, this_process
 from quantlab.runs.recording import MOST_COPIED_BYTES, Recorder, open_mirror
-from quantlab.runs.run_record import Process, plain, read_record
-from quantlab.runs.store import read_store, whereabouts
+from quantlab.runs.run_record import FileRef, Process, plain, read_record
+from quantlab.runs.store import MOST_FILES, read_store, whereabouts
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-pack-[0-9a-f]{8}")
@@ -63,6 +63,42 @@ def test_a_large_file_is_named_and_not_copied(tmp_path):
     assert whereabouts(run, file) == "changed since"
     (tmp_path / "big.jsonl").unlink()
     assert whereabouts(run, file) == "not here"
+
+
+def test_a_record_may_name_anything_and_is_still_shown_at_once(tmp_path):
+    """A device is never read, a folder of many files not walked, a file of another size not hashed."""
+    many, few = tmp_path / "many", tmp_path / "few"
+    for folder, count in ((many, MOST_FILES + 1), (few, 2)):
+        folder.mkdir()
+        for n in range(count):
+            (folder / f"f{n}").write_bytes(b"ab")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    os.mkfifo(tmp_path / "pipe")
+    with Recorder(folder=tmp_path / "runs").run("train", {}) as run:
+        run.result(artifact=few)
+    (run,) = read_store(tmp_path / "runs").runs
+    artifact = run.record.artifact
+    assert artifact is not None and whereabouts(run, artifact) == "unchanged"
+    for place, said in (
+        ("/dev/zero", "not a file"),
+        (tmp_path / "pipe", "not a file"),
+        (many, "not a file"),
+        (tmp_path / "sparse", "changed since"),
+        (tmp_path / "zero\0", "not readable: ValueError: embedded null byte"),
+        (tmp_path / "absent", "not here"),
+    ):
+        assert whereabouts(run, FileRef(path=str(place), bytes=4, sha256=artifact.sha256)) == said
+    (few / "f0").write_bytes(b"xy")
+    assert whereabouts(run, artifact) == "changed since"
+
+
+def test_a_record_that_is_a_pipe_is_broken_and_not_waited_for(tmp_path):
+    folder = tmp_path / "20260724T101501.000000Z-train-00000001"
+    folder.mkdir()
+    os.mkfifo(folder / "run.json")
+    (line,) = read_store(tmp_path).broken
+    assert line.endswith("run.json: it is a pipe, a regular file is needed")
 
 
 @pytest.mark.parametrize(

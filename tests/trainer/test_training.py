@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -151,6 +152,19 @@ def test_resume_with_other_tokens_or_a_damaged_file_is_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(TrainingError, match="not a training checkpoint"):
         train(CONFIG, TOKENS, out=tmp_path, resume=True)
+
+
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_noticed(tmp_path):
+    train(CONFIG, TOKENS, out=tmp_path)
+    path, rng = tmp_path / CHECKPOINT_NAME, random.Random(0)
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for at in [*range(0, header, header // 40), *(rng.randrange(header, len(whole)) for _ in range(40))]:
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :])
+        with pytest.raises(TrainingError, match=r"is damaged|is not a training checkpoint|cannot resume|other tokens"):
+            train(CONFIG, TOKENS, out=tmp_path, resume=True)
+    path.write_bytes(whole)
+    assert train(CONFIG, TOKENS, out=tmp_path, resume=True).steps == 8
 
 
 def test_resume_without_a_checkpoint_starts(tmp_path):

@@ -4,7 +4,7 @@ from quantlab.artifact.writer import EncodedArtifact, GridPayload
 from quantlab.methods.classic.allocation import Allocator
 from quantlab.methods.classic.meter import TensorMeter
 from quantlab.methods.classic.row_grid import Setting
-from quantlab.methods.method import MethodOptions, Problem, Solution
+from quantlab.methods.method import Estimate, MethodOptions, Problem, Solution
 from quantlab.progress import stage
 
 
@@ -23,6 +23,11 @@ class ClassicSolver:
     def smallest_bytes(self) -> int:
         """Return the length of the file with the coarsest grid of the narrowest width for every tensor."""
         return self.allocator.smallest_bytes()
+
+    def estimate(self, budget_bytes: int) -> Estimate:
+        """Return what the file would be; what is measured for one budget serves the next."""
+        file, points = self.allocator.solve(budget_bytes)
+        return Estimate(file_bytes=len(file), points={m.name: p for m, p in zip(self.meters, points, strict=True)})
 
     def solve(self, budget_bytes: int) -> Solution:
         """Return the file of least predicted KL with at most `budget_bytes`."""

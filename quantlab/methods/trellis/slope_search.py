@@ -46,6 +46,8 @@ MOST_PASSES = 12
 """Largest number of passes: only budgets near the smallest reachable size take more than PASSES."""
 CLOSE = 0.01
 """Share of the budget by which a file may miss it after LEAST_PASSES."""
+NEAR = 0.02
+"""Share of the codes by which the file of an estimate may miss the budget; the rest is interpolated."""
 FAR = 0.1
 """Share of the budget by which a file may miss it after PASSES."""
 SETTLE_TRIES = 16
@@ -185,6 +187,20 @@ class SlopePlanner:
 
     def _zeros(self) -> list[TrellisPayload]:
         return [narrowest(r.zeros(), self.widths) for r in self.rounders]
+
+    def estimate(self, budget_bytes: int) -> tuple[int, list[Point]]:
+        """Return the length of a file near the budget, and the point of each tensor: one rounding where it is near at once."""
+        c, entropy_model = self._first_guess(budget_bytes)
+        bracket = Bracket(budget_bytes)
+        with worker_pool() as pool:
+            for _ in range(PASSES):
+                payloads = self._round(pool, c, entropy_model, f"round for {budget_bytes:,} bytes")
+                size, used = len(self.assemble(payloads, draft=True)), c
+                if abs(size - budget_bytes) < NEAR * sum(coded_bytes(payloads)):
+                    break
+                bracket.add(c, size)
+                c, entropy_model = bracket.next(c, size, _bytes_per_doubling(payloads)), EntropyModel.of(payloads)
+        return size, self.points(used, payloads)
 
     def approach(self, budget_bytes: int) -> tuple[float, list[TrellisPayload]]:
         """Return a c whose file is about as long as the budget, and the payloads of the last pass over all tensors.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quantlab.artifact.writer import EncodedArtifact, TrellisPayload, passthrough_payload
-from quantlab.methods.method import Problem, Solution
+from quantlab.methods.method import Estimate, Problem, Solution
 from quantlab.methods.trellis import TrellisOptions
 from quantlab.methods.trellis.refinement import Inverse, Refinement, Stage
 from quantlab.methods.trellis.rounder import Rounder, weights
@@ -41,6 +41,11 @@ class TrellisSolver:
     def smallest_bytes(self) -> int:
         """Return the length of the file whose every code is zero."""
         return self.planner.smallest_bytes()
+
+    def estimate(self, budget_bytes: int) -> Estimate:
+        """Return what one rounding at the first guess gives."""
+        size, points = self.planner.estimate(budget_bytes)
+        return Estimate(file_bytes=size, points=dict(zip(self.problem.matrices, points, strict=True)))
 
     def solve(self, budget_bytes: int) -> Solution:
         """Return the best file of at most `budget_bytes`. BudgetError if none was found that readers accept."""

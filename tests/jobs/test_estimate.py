@@ -1,0 +1,62 @@
+"""Estimates of several sizes, and where the bytes of one would go."""
+
+import pytest
+
+import quantlab
+from quantlab.errors import BudgetError, ConfigError
+from quantlab.jobs.estimate import parse_sizes, sensitivity
+from quantlab.models.loading import load
+
+CALIB = {"calib_tokens": 2048, "calib_seq_len": 64}
+
+
+@pytest.fixture(scope="module")
+def stats(toy_checkpoint):
+    return quantlab.calibrate(toy_checkpoint, **CALIB)
+
+
+def test_estimates_are_near_what_packing_then_gives(toy_checkpoint, stats, tmp_path):
+    budgets = [30_000, 50_000, 90_000]
+    found = quantlab.estimate(toy_checkpoint, budgets=budgets, stats=stats)
+    assert [point.total_bytes for point in found.points] == budgets
+    for point in found.points:
+        output = tmp_path / f"{point.total_bytes}.qlab"
+        report = quantlab.pack(toy_checkpoint, budget=point.total_bytes, output=output, stats=stats, tune=False)
+        assert point.predicted_kl == pytest.approx(report.predicted_kl, rel=0.25)  # its manifest is shorter
+        assert point.low < point.predicted_kl < point.high
+    assert list(tmp_path.glob("*.stats*")) == []
+
+
+def test_an_estimate_below_the_smallest_file_is_refused_with_its_size(toy_checkpoint, stats):
+    with pytest.raises(BudgetError) as caught:
+        quantlab.estimate(toy_checkpoint, budgets="300:90kB", stats=stats)
+    smallest = caught.value.smallest_bytes
+    assert quantlab.estimate(toy_checkpoint, budgets=[40_000], stats=stats).smallest_bytes == smallest > 300
+
+
+def test_the_baseline_is_estimated_too(toy_checkpoint, stats):
+    trellis, gptq = (
+        quantlab.estimate(toy_checkpoint, budgets=[60_000], stats=stats, method=method).points[0]
+        for method in ("trellis", "gptq")
+    )
+    assert trellis.predicted_kl < gptq.predicted_kl
+
+
+def test_slopes_of_tensors_agree_and_are_those_of_the_file(toy_checkpoint, stats):
+    point = sensitivity(toy_checkpoint, budget="60kB", stats=stats)
+    saved = [t.kl_per_kilobyte for t in point.tensors]
+    assert len(saved) == len(point.tensors)
+    assert max(saved) < 3 * min(saved)  # one slope for all, but for the noise of small tensors
+    more = quantlab.estimate(toy_checkpoint, budgets=[60_000, 61_000], stats=stats).points
+    assert (more[0].predicted_kl - more[1].predicted_kl) == pytest.approx(sum(saved) / len(saved), rel=0.3)
+    weights = sum(tensor.numel() for tensor in load(toy_checkpoint).state.values())
+    assert sensitivity(toy_checkpoint, stats=stats).total_bytes == weights // 2
+
+
+@pytest.mark.parametrize(
+    ("budgets", "message"),
+    [("2MB:1MB", "2000000 bytes is not below 1000000"), ("x", "'x'"), ([], "at least one size"), ("1MB,,2MB", "''")],
+)
+def test_sizes_that_cannot_be_read_are_refused(budgets, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_sizes(budgets, 1000)

@@ -1,0 +1,33 @@
+"""Model cards."""
+
+import json
+from dataclasses import replace
+
+from report_samples import entry, evaluation, report
+
+from quantlab.report.card import render_card
+
+
+def test_a_card_has_size_scores_packing_and_the_hash():
+    card = render_card(entry())
+    known = entry()
+    assert card.startswith("---\nlibrary_name: quantlab\n") and card.count("---\n") == 2
+    assert f"{known.artifact_bytes:,} bytes" in card and f"| total | {known.total_bytes:,} |" in card
+    assert f"{known.evaluation.val_bpb:.4f} bits per byte" in card and "valid: yes" in card
+    assert f"budget {known.report.budget_bytes:,} bytes" in card and known.file.sha256 in card
+
+
+def test_names_of_files_are_neither_markdown_nor_yaml():
+    hostile = report(checkpoint='x: "y"\n# evil `code` |', method="a`b\x1b[31m")
+    card = render_card(replace(entry(), report=hostile, path="dir/a`b|c\n.qlab"))
+    front = card.split("---\n")[1]
+    (line,) = [line for line in front.splitlines() if line.startswith("base_model: ")]
+    assert json.loads(line.removeprefix("base_model: ")) == 'x: "y"\\n# evil `code` |'
+    assert "\x1b" not in card and "a'b/c\\n.qlab" in card
+
+
+def test_what_was_not_measured_is_not_claimed():
+    card = render_card(replace(entry(), evaluation=None))
+    assert "Not evaluated" in card and "bits per byte" not in card
+    card = render_card(replace(entry(), evaluation=replace(evaluation(), probes=())))
+    assert "valid: no: `the predictions were not probed`" in card
