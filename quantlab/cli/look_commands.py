@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from quantlab.cli import options
-from quantlab.cli.display import ProgressDisplay, console, print_json, show_whole
+from quantlab.cli.display import ProgressDisplay, console, print_json, say, show_whole
 
 Budgets = Annotated[
     str | None,
@@ -118,11 +118,9 @@ def sample(
 
 
 def _print_sample(prompt: str, one: Any) -> None:
-    from quantlab.printable import printable
-
     same = "" if one.same_tokens is None else f", the first {one.same_tokens} tokens as above"
-    print(f"--- {printable(one.name)} ({one.tokens_per_second:,.0f} tokens per second{same})")
-    print("\n".join(printable(line) for line in (prompt + one.text).split("\n")))
+    say(f"--- {one.name} ({one.tokens_per_second:,.0f} tokens per second{same})")
+    say(*(prompt + one.text).split("\n"))
 
 
 def card(
@@ -147,7 +145,7 @@ def card(
         check_outputs([output], inputs=[artifact], force=force)
     text = render_card(read_entry(artifact))
     if output is None:
-        print(text, end="")
+        say(*text.removesuffix("\n").split("\n"))
         return
     write_whole(output, text.encode())
-    print(f"wrote {output}")
+    say(f"wrote {output}")

@@ -122,7 +122,7 @@ def run(arguments: list[str]) -> int:
         return _fail(str(error), error.hint, error.exit_code)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # a command that has only subcommands was given none
-            print(error.ctx.get_help())  # type: ignore[attr-defined]
+            say(*error.ctx.get_help().split("\n"))  # type: ignore[attr-defined]
             return 0
         return _fail(error.format_message(), "see quantlab --help", 2)  # type: ignore[attr-defined]
     except (KeyboardInterrupt, typer.Abort):

@@ -42,12 +42,12 @@ def test_another_level_is_refused(level):
         method_options("trellis", {"effort": level})
 
 
-def test_lighter_options_drop_tuning_first_and_then_states_down_to_plain_rounding():
+def test_lighter_options_drop_refinement_then_tuning_and_then_states_down_to_plain_rounding():
     options, seen = method_options("trellis", {"effort": "best", "widths": [6]}), []
     while (options := options.lighter()) is not None:
         assert options.widths == (6,)
-        seen.append((options.states, options.batches))
-    assert seen == [(states, 0) for states in sorted(STATES, reverse=True)]
+        seen.append((options.refine_steps, options.states, options.batches))
+    assert seen == [(0, 32, 48), *((0, states, 0) for states in sorted(STATES, reverse=True))]
 
 
 def test_an_unknown_level_is_refused():
