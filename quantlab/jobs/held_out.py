@@ -31,7 +31,7 @@ def measure_held_out(
         calibration: where the tokens of the statistics came from.
         collapse: how far these have collapsed: if they have, KL is measured on random tokens too.
     Raises:
-        QuantlabError: KL is exactly 0, see `RoundedModel.mean_kl`.
+        CheckpointError: KL is exactly 0, see `RoundedModel.mean_kl`.
         DataError, CheckpointError: see `held_out_tokens`.
     """
     ids_NT, source = held_out_tokens(
