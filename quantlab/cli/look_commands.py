@@ -137,12 +137,12 @@ def card(
     Example: quantlab card model.qlab -o README.md
     """
     from quantlab.files import write_whole
-    from quantlab.jobs.compare import read_entry
+    from quantlab.jobs.compare import files_beside, read_entry
     from quantlab.outputs import check_outputs
     from quantlab.report.card import render_card
 
     if output is not None:
-        check_outputs([output], inputs=[artifact], force=force)
+        check_outputs([output], inputs=files_beside(artifact), force=force)
     text = render_card(read_entry(artifact))
     if output is None:
         say(*text.removesuffix("\n").split("\n"))

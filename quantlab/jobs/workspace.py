@@ -39,7 +39,7 @@ ABOUT_NAME = "pack.json"
 """Says whose work the folder holds."""
 CODES = ".codes"
 """End of the names of files that hold the codes of one tensor, as safetensors."""
-_KEPT = re.compile(r"(\w+)-([0-9a-f]{32})\.(codes|json|safetensors)")
+_KEPT = re.compile(r"([\w-]+)-([0-9a-f]{32})\.(codes|json|safetensors)")
 _log = logging.getLogger(__name__)
 
 

@@ -101,7 +101,7 @@ def kept(tmp_path):
     assert workspace.note("plan", lambda: {"states": 8}) == {"states": 8}
     workspace.codes(b"one", codes(1))
     workspace.codes(b"two", codes(300))
-    workspace.tensors("tuned", tensors(1.0))
+    workspace.tensors("refined-0", tensors(1.0))
     return workspace.folder
 
 
@@ -110,7 +110,7 @@ def resumed(folder, key=KEY, states=9):
     workspace = Workspace(folder, key, resume=True)
     plan = workspace.note("plan", lambda: {"states": states})["states"]
     one, two = (int(workspace.codes(name, codes(9))[0, 0]) for name in (b"one", b"two"))
-    (tensor,) = workspace.tensors("tuned", tensors(9.0))[0].values()
+    (tensor,) = workspace.tensors("refined-0", tensors(9.0))[0].values()
     return [plan, one, two, int(tensor[0])]
 
 
@@ -142,8 +142,8 @@ def test_the_work_of_other_options_is_not_used_though_its_label_is_lost(kept):
 
 
 def test_what_was_half_written_is_removed(kept):
-    for name in (".tuned.safetensors.abcdefgh.partial", "statistics.safetensors"):
+    for name in (".refined-0.safetensors.abcdefgh.partial", "statistics.safetensors"):
         (kept / name).write_bytes(b"half")
     before = names(kept)
     Workspace(kept, KEY, resume=True)
-    assert before - names(kept) == {".tuned.safetensors.abcdefgh.partial", "statistics.safetensors"}
+    assert before - names(kept) == {".refined-0.safetensors.abcdefgh.partial", "statistics.safetensors"}

@@ -113,6 +113,7 @@ def test_an_input_is_never_replaced_even_by_force(tmp_path, capsys, monkeypatch)
         ("calibrate", "c.pt", "--force", "-o", "text", "--calib", "text:text", "--tokenizer", "token"),
         ("compare", "a.qlab", "--force", "--html", "a.qlab"),
         ("compare", "a.qlab", "--force", "--html", "a.report.json"),
+        ("card", "a.qlab", "--force", "-o", "a.report.json"),
     ):
         assert " is an input of the same command" in refused(capsys, *arguments), arguments
     copy_of(tmp_path / "a.qlab", tmp_path / "a.safetensors")
