@@ -26,7 +26,7 @@ REASONS = {
     "rank": "unquantized, more than two dimensions",
     "small": f"unquantized, fewer than {MIN_MATRIX_ELEMENTS:,} weights",
     "control": "unquantized, few rows and the name of a control",
-    ALIAS: "equal to another tensor, which is stored for both",
+    ALIAS: "equal to another tensor",
     "unknown": "no model fits, so it is not known how it is used",
 }
 """What packing does with a tensor: coded, or the reason why it is stored unquantized or not at all."""
