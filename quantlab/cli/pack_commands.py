@@ -240,6 +240,10 @@ def unpack(
             help="The folder of transformers that was packed: the written one gets its dtypes, config and tokenizer.",
         ),
     ] = None,
+    packed: Annotated[
+        bool,
+        typer.Option("--packed", help="Write a folder of transformers whose weights stay packed until it is loaded."),
+    ] = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -254,7 +258,7 @@ def unpack(
     from quantlab.artifact.decode import digest
     from quantlab.jobs.unpack import unpack as decode
 
-    tensors = decode(artifact, output, like=like, force=force)
+    tensors = decode(artifact, output, like=like, packed=packed, force=force)
     sha256 = digest({name: tensor.numpy() for name, tensor in tensors.items()})
     if as_json:
         print_json({"state": str(output), "tensors": len(tensors), "tensors_sha256": sha256})
@@ -262,11 +266,39 @@ def unpack(
         say(f"wrote {output}: {len(tensors)} tensors, sha256 {sha256}")
 
 
-def inspect(artifact: options.Artifact, as_json: options.Json = False) -> None:
-    """Show what is in an artifact: model, origin, every tensor, and its size breakdown. Checks all checksums.
+def inspect(
+    target: options.Target,
+    model: options.Model = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show what is in a packed model or a checkpoint.
+
+    Of an artifact: model, origin, every tensor, and its size breakdown; all checksums are checked. Of a checkpoint: which
+    adapter reads it, every tensor, and what pack would code, what not and why. A checkpoint that cannot be packed is shown with
+    the reason.
 
     Example: quantlab inspect model.qlab --json | jq .size_breakdown
+
+    Example: quantlab inspect Llama-3.2-1B
     """
+    from quantlab.models.loading import is_artifact
+
+    if is_artifact(target):
+        if model is not None:
+            raise ConfigError(f"--model {model} is for checkpoints, {target} is an artifact", hint="leave it out")
+        _inspect_artifact(target, as_json)
+        return
+    from quantlab.cli.inspection import inspection_lines
+    from quantlab.jobs.inspect import inspect_checkpoint
+
+    found = inspect_checkpoint(target, model=model)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        say(*inspection_lines(found))
+
+
+def _inspect_artifact(artifact: Path, as_json: bool) -> None:
     from quantlab.artifact.reader import open_artifact
 
     about = open_artifact(artifact).describe()

@@ -151,7 +151,10 @@ def _check_ids(tokens: NDArray[np.integer], vocab_size: int) -> None:
         raise ShapeError(f"tokens must be a vector of integers, got {tokens.dtype} {list(tokens.shape)}")
     for token in (int(tokens.min(initial=0)), int(tokens.max(initial=0))):
         if not 0 <= token < vocab_size:
-            raise DataError(f"token id {token} in the text, the vocabulary has 0 to {vocab_size - 1}")
+            raise DataError(
+                f"token id {token} in the text, the vocabulary has 0 to {vocab_size - 1}",
+                hint="name tokens of the model's own tokenizer",
+            )
 
 
 def _positions_of(parts: list[slice], windows: Windows, end: int) -> tuple[int, int]:

@@ -1,7 +1,5 @@
 """Measure the KL of packed weights on calibration text that the statistics did not use."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from quantlab.calib.statistics import Statistics
 from quantlab.methods.rounded_model import RoundedModel
 from quantlab.models.loading import LoadedModel
 from quantlab.progress import Progress, stage
+from quantlab.report.pack_report import HeldOut
 from quantlab.text.tokenizer import Tokenizer
 
 HELD_OUT_TOKENS = 4096
@@ -24,15 +23,15 @@ def measure_held_out(
     tokenizer: Tokenizer | None,
     collapse: Collapse,
     progress: Progress,
-) -> dict[str, Any]:
-    """Return the KL of a model with packed tensors in place of its own from the model itself, as PackReport.measured has it.
+) -> HeldOut:
+    """Return the KL of a model with packed tensors in place of its own from the model itself.
 
     Args:
         tensors: values of every tensor as the file has them, by name.
         calibration: where the tokens of the statistics came from.
         collapse: how far these have collapsed: if they have, KL is measured on random tokens too.
     Raises:
-        QuantlabError: KL is exactly 0, see `RoundedModel.mean_kl`.
+        CheckpointError: KL is exactly 0, see `RoundedModel.mean_kl`.
         DataError, CheckpointError: see `held_out_tokens`.
     """
     ids_NT, source = held_out_tokens(
@@ -47,11 +46,11 @@ def measure_held_out(
     parameters = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
     model = RoundedModel(loaded.model, {name: value for name, value in tensors.items() if name in parameters})
     kl = model.mean_kl({}, ids_NT, stage(progress, "measure KL"))
-    found = {"kl": kl, "tokens": ids_NT.numel(), "seq_len": ids_NT.shape[1], "source": source}
+    kl_random = None
     if collapse.is_collapsed:
         generator = torch.Generator().manual_seed(calibration.seed)
-        found["kl_random"] = model.mean_kl({}, torch.randint(loaded.vocab_size, ids_NT.shape, generator=generator))
-    return found
+        kl_random = model.mean_kl({}, torch.randint(loaded.vocab_size, ids_NT.shape, generator=generator))
+    return HeldOut(kl=kl, tokens=ids_NT.numel(), seq_len=ids_NT.shape[1], source=source, kl_random=kl_random)
 
 
 def calibration_of(stats: Statistics, asked: CalibrationConfig) -> CalibrationConfig:

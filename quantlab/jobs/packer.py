@@ -42,7 +42,7 @@ from quantlab.models.loading import LoadedModel, carried_files, in_eval_mode, ow
 from quantlab.models.provenance import Provenance
 from quantlab.models.weights import Split, stored_names
 from quantlab.progress import Progress, silent
-from quantlab.report.pack_report import PackReport, TensorReport
+from quantlab.report.pack_report import HeldOut, PackReport, TensorReport
 from quantlab.text.document_sample import DocumentSample
 from quantlab.text.tokenizer import Tokenizer
 
@@ -151,13 +151,13 @@ def pack_with(
                 drawn = config.calibration if given is None else calibration_of(stats, config.calibration)
                 values = split.whole(solution.tensors)
                 measured = workspace.note(
-                    "measured", lambda: measure_held_out(loaded, values, drawn, tokenizer, collapse, progress)
+                    "measured", lambda: asdict(measure_held_out(loaded, values, drawn, tokenizer, collapse, progress))
                 )
 
             def report_of(tensors_sha256: str) -> PackReport:
                 found = _report(loaded, config, forecast, stats, solution, tensors_sha256, output, watch.timings_s)
                 calibration = found.calibration | {"collapse": collapse.to_dict()}
-                return replace(found, measured=measured, calibration=calibration)
+                return replace(found, measured=HeldOut(**measured), calibration=calibration)
 
             result = _publish(solution, values, output, report_of, report, decoder, watch)
         except QuantlabError as error:

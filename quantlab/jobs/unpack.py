@@ -11,7 +11,7 @@ from quantlab.errors import ConfigError
 from quantlab.files import write_whole
 from quantlab.jobs.input_files import input_files
 from quantlab.models.huggingface import ADAPTER
-from quantlab.models.huggingface_save import save_folder
+from quantlab.models.huggingface_save import save_folder, save_packed
 from quantlab.outputs import check_outputs, claimed, is_same_file
 from quantlab.tensor_file import write_safetensors
 
@@ -23,6 +23,7 @@ def unpack(
     output: str | Path | None = None,
     *,
     like: str | Path | None = None,
+    packed: bool = False,
     force: bool = False,
 ) -> dict[str, Tensor]:
     """Return the tensors of an artifact, bit for bit those that were measured when it was packed.
@@ -31,6 +32,8 @@ def unpack(
         output: .safetensors, .pt, .pth or .bin file to write them to; or a folder, for a model of transformers: with its config
             and the tokenizer that the artifact carries. Nothing is written without it.
         like: folder of transformers that was packed: the output, a folder, gets its names, dtypes, config and tokenizer.
+        packed: whether the weights stay packed in the folder: transformers decodes them when it loads it, after
+            `quantlab.models.huggingface_quantizer.register()`.
         force: whether an existing output is replaced.
     Raises:
         FormatError: the artifact is damaged.
@@ -38,6 +41,8 @@ def unpack(
             artifact is of another model than `like`.
         CheckpointError: `like` is damaged.
     """
+    if packed and (output is None or like is not None):
+        raise ConfigError("a packed folder needs an output, and no like", hint="name the folder to write, leave out like")
     if output is None:
         if like is not None:
             raise ConfigError(f"like {like} is given without an output", hint="name the folder to write")
@@ -46,6 +51,11 @@ def unpack(
     if like is not None:
         _check_folder(path, [source, Path(like), *input_files(like)])
     opened = open_artifact(source)
+    if packed:
+        _check_folder(path, [source])
+        tensors = opened.tensors()  # which proves that they can be decoded
+        save_packed(opened.manifest.model, opened.files(), path, artifact=source, force=force)
+        return tensors
     if like is not None or (not path.suffix and opened.manifest.model.get("adapter") == ADAPTER):
         _check_folder(path, [source])
         tensors = opened.tensors()

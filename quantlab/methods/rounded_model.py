@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from quantlab.errors import QuantlabError
+from quantlab.errors import CheckpointError
 
 PASS_TOKENS = 512
 """Tokens that the models see at a time: logits take memory."""
@@ -74,7 +74,7 @@ class RoundedModel:
             ids_NT: sequences, int64 [N, T].
             progress: called with (sequences done, N).
         Raises:
-            QuantlabError: it is exactly 0 although weights differ, so the model does not use them.
+            CheckpointError: it is exactly 0 although weights differ, so the model does not use them.
         """
         total, done = 0.0, 0
         for part in passes_of(ids_NT):
@@ -85,7 +85,7 @@ class RoundedModel:
             if progress:
                 progress(done, len(ids_NT))
         if total == 0 and self._differs(values):
-            raise QuantlabError(
+            raise CheckpointError(
                 "KL is exactly 0 with rounded weights in place of the model's own: the model is compared with itself",
                 hint="its forward must read the parameters of the module, not a closure's or copies",
             )

@@ -34,6 +34,8 @@ SPARE_ELEMENTS = 1 << 24
 """Values that tables of a model (positions, masks) may hold beyond the number of its weights."""
 CACHE_NAMES = ("past_key_values", "cache")
 """Names that versions of transformers give to the argument for a cache."""
+CAUSAL_HINT = "name a model that predicts the next token, such as Llama or GPT-2, not an encoder"
+FIT_HINT = "fetch the folder again; config.json must be the one that was saved with the weights"
 PROBE_TOKENS = 8
 CAUSAL_TOLERANCE = 1e-3
 """Largest change of logits, relative to the largest one, when a later token changes: rounding of float32, not a leak."""
@@ -71,7 +73,8 @@ def read_folder(folder: Path) -> tuple[nn.Module, dict[str, Tensor], dict[str, A
         )
     for key, problem in (("missing_keys", "lack"), ("unexpected_keys", "have, but the model has not,")):
         if names := sorted(map(str, found[key])):
-            raise CheckpointError(f"checkpoint {folder}: its weights {problem} {names[0]} ({len(names)} such tensors)")
+            told = f"checkpoint {folder}: its weights {problem} {names[0]} ({len(names)} such tensors)"
+            raise CheckpointError(told, hint=FIT_HINT)
     adapted = _adapted(module, folder)  # it decides the shapes of the state
     return adapted, checked_state(folder, _state_of(adapted)), about
 
@@ -126,7 +129,8 @@ def _about(config: dict[str, Any], generation: dict[str, Any], path: Path) -> di
     if not isinstance(kind := config.get("model_type"), str):
         raise CheckpointError(f"{path}: {CONFIG} has no model_type", hint="pass --model path/to/file.py:factory")
     if config.get("is_encoder_decoder"):
-        raise CheckpointError(f"{path}: {kind} is an encoder with a decoder, only causal language models can be packed")
+        problem = f"{path}: {kind} is an encoder with a decoder, only causal language models can be packed"
+        raise CheckpointError(problem, hint=CAUSAL_HINT)
     if config.get("quantization_config"):
         raise CheckpointError(f"{path}: its weights are quantized already", hint="pack the model that they were made from")
     about: dict[str, Any] = {"adapter": ADAPTER, "config": _stored(config)}
@@ -155,7 +159,8 @@ def _config_of(about: Mapping[str, Any], path: Path, headers: Mapping[str, Tenso
     for key in LAYER_COUNTS:
         layers = raw.get(key, 0)
         if type(layers) is not int or layers > len(headers):
-            raise CheckpointError(f"{path}: {CONFIG} has {key} {layers!r}, but there are {len(headers)} tensors")
+            told = f"{path}: {CONFIG} has {key} {layers!r}, but there are {len(headers)} tensors"
+            raise CheckpointError(told, hint=FIT_HINT)
     with library_for(path) as library:
         config_class = _config_class(library, raw.pop("model_type"), path, is_foreign="auto_map" in raw)
         raw.pop("auto_map", None)
@@ -164,7 +169,8 @@ def _config_of(about: Mapping[str, Any], path: Path, headers: Mapping[str, Tenso
             module = library.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     wanted, given = sum(p.numel() for p in module.parameters()), sum(header.size for header in headers.values())
     if wanted > given:
-        raise CheckpointError(f"{path}: {CONFIG} describes {wanted} weights, there are {given}: they do not belong together")
+        told = f"{path}: {CONFIG} describes {wanted} weights, there are {given}: they do not belong together"
+        raise CheckpointError(told, hint=FIT_HINT)
     if (tables := sum(b.numel() for b in module.buffers())) > given + SPARE_ELEMENTS:
         raise CheckpointError(f"{path}: {CONFIG} asks for tables of {tables} values beside {given} weights")
     return config
@@ -284,4 +290,5 @@ def _check_causal(module: Module, path: Path) -> None:
     except Exception as error:
         raise CheckpointError(f"{path}: the model fails on {PROBE_TOKENS} tokens: {first_line(error)}") from error
     if float((before - after).abs().max()) > CAUSAL_TOLERANCE * float(before.abs().max()):
-        raise CheckpointError(f"{path}: the model sees later tokens, only causal language models can be packed")
+        problem = f"{path}: the model sees later tokens, only causal language models can be packed"
+        raise CheckpointError(problem, hint=CAUSAL_HINT)

@@ -1,6 +1,8 @@
 """Weights of a folder that transformers saved: which files hold them, and what their headers say, each checked."""
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,3 +87,11 @@ def tensor_headers(folder: Path) -> dict[str, TensorHeader]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged: {first_line(error)}") from error
     return headers
+
+
+def usual_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype | None:
+    """Return the dtype of most floating values of a folder; None where there are none."""
+    values: Counter[torch.dtype] = Counter()
+    for header in headers.values():
+        values[header.dtype] += header.size if header.dtype.is_floating_point else 0
+    return values.most_common(1)[0][0] if values else None

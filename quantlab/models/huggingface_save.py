@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from quantlab.artifact.manifest import FILE_NAMES
 from quantlab.errors import ConfigError
 from quantlab.files import whole_folder
 from quantlab.models.huggingface import ADAPTER, CONFIG, GENERATION, build_plain, library_for, read_about
-from quantlab.models.huggingface_files import WEIGHTS, TensorHeader, tensor_headers
+from quantlab.models.huggingface_files import WEIGHTS, TensorHeader, tensor_headers, usual_dtype
+from quantlab.models.huggingface_quantizer import METHOD, TENSOR, artifact_tensor
 from quantlab.tensor_file import write_safetensors
 
 COPIED = (CONFIG, GENERATION, *FILE_NAMES, "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
@@ -55,7 +55,7 @@ def save_folder(
     if like is not None and read_about(like)["config"] != about.get("config"):
         raise ConfigError(f"{artifact} and {like} have different configs", hint="name the folder that was packed")
     headers = {} if like is None else tensor_headers(like)
-    usual = _usual_dtype(headers) or _config_dtype(about["config"])
+    usual = usual_dtype(headers) or _config_dtype(about["config"])
     module = build_plain(about, state, artifact)
     with whole_folder(output, replaceable=_WRITTEN, force=force) as partial:
         with library_for(artifact):
@@ -70,12 +70,27 @@ def save_folder(
                 (partial / name).write_bytes(files[name])
 
 
-def _usual_dtype(headers: Mapping[str, TensorHeader]) -> torch.dtype | None:
-    """Return the dtype of most floating values of a folder; None where there are none."""
-    values: Counter[torch.dtype] = Counter()
-    for header in headers.values():
-        values[header.dtype] += header.size if header.dtype.is_floating_point else 0
-    return values.most_common(1)[0][0] if values else None
+def save_packed(
+    about: Mapping[str, Any], files: Mapping[str, bytes], output: Path, *, artifact: Path, force: bool = False
+) -> None:
+    """Write a folder whose weights stay packed: transformers decodes them after `huggingface_quantizer.register`.
+
+    Args:
+        about, files, output, force: as of `save_folder`.
+        artifact: the file whose bytes become the folder's weights.
+    Raises:
+        ConfigError: the artifact is not of a model of transformers, or the output exists.
+    """
+    if about.get("adapter") != ADAPTER:
+        raise ConfigError(f"{artifact} was not packed from a model of transformers", hint="leave out --packed")
+    config = {**about["config"], "quantization_config": {"quant_method": METHOD}}
+    with whole_folder(output, replaceable=_WRITTEN, force=force) as partial:
+        write_safetensors(partial / WEIGHTS, {TENSOR: artifact_tensor(artifact.read_bytes())}, {"format": "pt"})
+        for name, content in ((CONFIG, config), (GENERATION, about.get("generation_config"))):
+            if content:
+                (partial / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        for name, data in files.items():
+            (partial / name).write_bytes(data)
 
 
 def _config_dtype(config: Mapping[str, Any]) -> torch.dtype:

@@ -262,7 +262,8 @@ def load_tokenizer(source: str | Path | Tokenizer, loaded: LoadedModel) -> Token
         kind = "artifact was packed" if loaded.name.endswith(".qlab") else "model was trained"
         raise DataError(
             f"tokenizer {tokenizer.name} ({tokenizer.sha256[:12]}) is not the one the {kind} with "
-            f"({loaded.tokenizer_sha256[:12]})"
+            f"({loaded.tokenizer_sha256[:12]})",
+            hint="name the tokenizer that it was made with",
         )
     return tokenizer
 

@@ -60,8 +60,8 @@ def _packing(report: PackReport) -> str:
         f"- calibration {_code(str(source.get('kind', 'unknown')))}" + (f", {tokens:,} tokens" if tokens else ""),
         f"- predicted KL {nats(report.predicted_kl)} nats per token",
     ]
-    if "kl" in report.measured:
-        lines.append(f"- KL on calibration text that was held out {nats(report.measured['kl'])} nats per token")
+    if report.measured:
+        lines.append(f"- KL on calibration text that was held out {nats(report.measured.kl)} nats per token")
     return "\n".join([*lines, f"- seed {report.seed}, {_code(report.producer)}\n"])
 
 

@@ -42,6 +42,20 @@ class Tuning:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOut:
+    """KL of the packed weights from the model's own, nats per token, on calibration text that statistics did not use."""
+
+    kl: float
+    """Mean over all predictions."""
+    tokens: int
+    seq_len: int
+    source: str
+    """Where the tokens come from: self (the model wrote them), random, text or tokens (other sequences of the file)."""
+    kl_random: float | None = None
+    """The same on random tokens; None where the calibration text has not collapsed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PackReport:
     """One packing; written as JSON beside the artifact."""
 
@@ -77,10 +91,8 @@ class PackReport:
     """8 · artifact_bytes / n_params: everything in the file counts, also header, scales and unquantized tensors."""
     predicted_kl: float
     """Sum over the tensors, nats per token."""
-    measured: dict[str, Any] = field(default_factory=dict)
-    """KL of the packed weights from the model's own, on calibration text that statistics did not use: kl (mean nats per token),
-    tokens, seq_len, source (self, random, text or tokens); kl_random on random tokens where the calibration text has collapsed.
-    """
+    measured: HeldOut | None = None
+    """KL of the packed weights on calibration text that statistics did not use; None in reports that were written before."""
     size_breakdown: dict[str, int]
     """Bytes of codes, scales, entropy_model (side information), passthrough, tokenizer if it is carried, manifest, framing;
     their sum is artifact_bytes."""

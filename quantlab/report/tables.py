@@ -221,11 +221,11 @@ _SOURCES = {"self": "that the model wrote", "random": "at random"}
 
 
 def _measured_lines(report: PackReport) -> Iterator[str]:
-    if (found := report.measured) and "kl" in found:
-        where = _SOURCES.get(found.get("source", ""), "of the calibration text's file")
-        yield f"measured KL {found['kl']:.5f} nats per token (held-out calibration: {found.get('tokens', 0):,} tokens {where})"
-        if "kl_random" in found:
-            yield f"measured KL {found['kl_random']:.5f} nats per token on random tokens"
+    if found := report.measured:
+        where = _SOURCES.get(found.source, "of the calibration text's file")
+        yield f"measured KL {found.kl:.5f} nats per token (held-out calibration: {found.tokens:,} tokens {where})"
+        if found.kl_random is not None:
+            yield f"measured KL {found.kl_random:.5f} nats per token on random tokens"
     collapse = report.calibration.get("collapse", {})
     if collapse.get("is_collapsed"):
         yield (

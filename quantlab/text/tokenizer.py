@@ -187,7 +187,10 @@ class Tokenizer:
     def check_vocab(self, vocab_size: int) -> None:
         """Raise DataError unless the model's vocabulary has this tokenizer's size."""
         if vocab_size != self.vocab_size:
-            raise DataError(f"tokenizer {self.name} has {self.vocab_size} pieces, the model has {vocab_size}")
+            raise DataError(
+                f"tokenizer {self.name} has {self.vocab_size} pieces, the model has {vocab_size}",
+                hint="name the tokenizer that the model was trained with",
+            )
 
     def fitted(self, vocab_size: int) -> "Tokenizer":
         """Return this tokenizer with the vocabulary's size of a model.

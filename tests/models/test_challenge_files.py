@@ -12,8 +12,10 @@ from conftest import random_state
 
 import quantlab
 from quantlab.errors import CheckpointError, ConfigError
+from quantlab.jobs.inspect import inspect_checkpoint
 from quantlab.models.checkpoint import read_checkpoint
 from quantlab.models.loading import load
+from quantlab.models.weights import split_state
 from quantlab.trainer import attention
 from quantlab.trainer.model import GPT
 
@@ -156,3 +158,12 @@ def test_compressed_arrays_are_refused_and_fortran_order_is_read(tmp_path):
     np.savez(tmp_path / "m.npz", a=np.asfortranarray(array), b=np.float32(2), c=np.array([True]))
     found = read_checkpoint(tmp_path / "m.npz")
     assert torch.equal(found["a"], torch.from_numpy(array)) and found["b"].shape == () and found["c"].dtype == torch.bool
+
+
+def test_each_kind_is_inspected_as_it_is_packed(kind):
+    path, _, _ = kind
+    found = inspect_checkpoint(path)
+    assert (found.adapter, found.problem, found.bytes) == ("challenge", "", path.stat().st_size)
+    state = load(path).state
+    assert {t.name: t.shape for t in found.tensors} == {name: tuple(t.shape) for name, t in state.items()}
+    assert {t.name for t in found.tensors if t.packing == "coded"} == split_state(state)[0].keys()

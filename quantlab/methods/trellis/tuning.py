@@ -74,7 +74,7 @@ def tune(
         store: returns the value of a named tensor after it is written and read.
         progress: called with (steps done, steps).
     Raises:
-        QuantlabError: rounding changes no prediction, see `RoundedModel.mean_kl`.
+        CheckpointError: rounding changes no prediction, see `RoundedModel.mean_kl`.
     """
     model = RoundedModel(reference, rounded)
     learn_NT, held_NT = held_out(ids_NT)
