@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantlab.artifact.whole import part_names
+from quantlab.calib.contraction import kernel_names
 from quantlab.errors import QuantlabError
 from quantlab.files import hash_file
 from quantlab.models.checkpoint import read_checkpoint
 from quantlab.models.huggingface import ADAPTER, is_folder
 from quantlab.models.huggingface_files import TensorHeader, tensor_headers, usual_dtype, weight_files
 from quantlab.models.loading import LoadedModel, load
-from quantlab.models.weights import MIN_MATRIX_ELEMENTS, split_state
+from quantlab.models.weights import MIN_MATRIX_ELEMENTS, Split, split_state
 
 CODED, ALIAS = "coded", "alias"
 REASONS = {
@@ -100,7 +102,7 @@ def inspect_checkpoint(path: str | Path, *, model: str | None = None) -> Inspect
         checkpoint=str(path),
         bytes=_weight_bytes(path),
         adapter=_adapter(loaded),
-        tensors=_tensors(loaded.state, headers, _tied(loaded)),
+        tensors=_tensors(loaded.state, headers, _tied(loaded), kernel_names(loaded.model)),
         about=_about(loaded),
         tokenizer={name: len(content) for name, content in loaded.tokenizer_files.items()},
     )
@@ -152,22 +154,23 @@ def _tied(loaded: LoadedModel) -> dict[str, str]:
 
 
 def _tensors(
-    state: Mapping[str, Tensor], headers: Mapping[str, TensorHeader], tied: Mapping[str, str]
+    state: Mapping[str, Tensor], headers: Mapping[str, TensorHeader], tied: Mapping[str, str], kernels: frozenset[str]
 ) -> tuple[InspectedTensor, ...]:
     """Return the tensors of a state in order of name, and after them its tied names.
 
     Args:
         headers: what the files say of tensors; their dtypes are shown.
         tied: names of the model that a state does not have, with the names of their tensors.
+        kernels: names of the kernels of convolutions.
     """
-    matrices, _ = split_state(dict(state))
+    coded = _coded(split_state(state, kernels=kernels))
     usual = usual_dtype(headers)  # of weights that the files have in another form
     first: dict[str, str] = {}
     rows = []
     for name, tensor in sorted(state.items()):
         dtype = headers[name].dtype if name in headers else usual if tensor.is_floating_point() and usual else tensor.dtype
         other = first.setdefault(_identity(name, tensor), name)
-        packing = ALIAS if other != name else CODED if name in matrices else _reason(tensor)
+        packing = ALIAS if other != name else CODED if name in coded else _reason(tensor)
         alias_of = other if other != name else ""
         rows.append(
             InspectedTensor(name=name, shape=tuple(tensor.shape), dtype=_dtype(dtype), packing=packing, alias_of=alias_of)
@@ -177,6 +180,16 @@ def _tensors(
         row = shapes[other]
         rows.append(InspectedTensor(name=name, shape=row.shape, dtype=row.dtype, packing=ALIAS, alias_of=other))
     return tuple(rows)
+
+
+def _coded(split: Split) -> set[str]:
+    """Return the names of the tensors that are quantized, whole or as the matrices of a stack."""
+    stacks = {
+        name
+        for name, shape in split.shapes.items()
+        if any(split.aliases.get(part, part) in split.matrices for part in part_names(name, shape))
+    }
+    return stacks | split.matrices.keys()
 
 
 def _identity(name: str, tensor: Tensor) -> str:
