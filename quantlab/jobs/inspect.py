@@ -91,11 +91,14 @@ def inspect_checkpoint(path: str | Path, *, model: str | None = None) -> Inspect
         model: as of `quantlab.load`; a factory runs its file.
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or of an unknown kind.
+        ConfigError, ShapeError, CheckpointError: `model` is wrong, or does not fit; without it that is told as the problem.
     """
     path = Path(path)
     try:
         loaded = load(path, model=model)
     except QuantlabError as error:
+        if model is not None:
+            raise  # what was asked for is wrong
         return _without_model(path, error)
     headers = tensor_headers(path) if is_folder(path) and not model else {}
     return Inspection(

@@ -216,7 +216,7 @@ def test_bad_input_is_one_clear_line(toy_checkpoint, toy_state, artifact, tmp_pa
     fails(capsys, packing(toy_checkpoint, "--tokenizer", tmp_path / "absent.model"), 1, "absent.model")
     fails(capsys, packing(toy_checkpoint, "--frobnicate"), 2, "--frobnicate")
     fails(capsys, ["pack", toy_checkpoint, "-o", out], 2, "--budget")
-    fails(capsys, ["inspect", toy_checkpoint], 1, "not a .qlab file")
+    fails(capsys, ["inspect", toy_checkpoint, "--model", "x.py"], 2, "model must")
     fails(capsys, ["unpack", artifact, "-o", tmp_path / "no" / "s.safetensors"], 2, "does not exist")
     assert not out.exists() and not (tmp_path / "m.report.json").exists()
 
