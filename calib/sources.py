@@ -78,7 +78,7 @@ def sample_sequences(
     return ids_NT
 
 
-def _draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float) -> Tensor:
+def _draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.0) -> Tensor:
     """Return tokens int64 [B]: the first at which the cumulated probability exceeds a uniform number below 1."""
     if temperature == 0:
         return logits_BV.argmax(-1)

@@ -36,7 +36,7 @@ def demo(
         f"bits per byte on held-out text: {s['fp_bpb']:.4f} from {s['fp_bytes']:,} bytes, "
         f"{s['packed_bpb']:.4f} from {s['total_bytes']:,} bytes read back ({s['seconds']:.0f} s in all)"
     )
-    print(f"next: quantlab sample {out}/model.qlab --against {out}/model.safetensors --prompt 'def main('")
+    say(f"next: quantlab sample {out}/model.qlab --against {out}/model.safetensors --prompt 'def main('")
 
 
 def doctor(

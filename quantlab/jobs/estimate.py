@@ -10,11 +10,13 @@ from quantlab.budget import parse_bytes
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
 from quantlab.errors import BudgetError, ConfigError
-from quantlab.jobs.calibrate import measure_statistics, reuse_statistics, warn_of_collapse, within_context
+from quantlab.jobs.calibrate import measure_statistics, warn_of_collapse, within_context
 from quantlab.jobs.evaluate import find_device, on_device
+from quantlab.jobs.pack import refuse_calibration
+from quantlab.jobs.packer import PackConfig, given_statistics, manifest_facts, usable_tokenizer
 from quantlab.jobs.problem import problem_of, split_model
 from quantlab.methods.method import Estimate, Point, Solver, find_method, method_options
-from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load
+from quantlab.models.loading import LoadedModel, Source, carried_files, in_eval_mode, load
 from quantlab.progress import Progress, silent
 from quantlab.report.estimates import Estimates, SizeEstimate, TensorEstimate
 
@@ -28,6 +30,10 @@ BAND_ABOVE, BAND_BELOW = (1.25, 2.0), (0.8, 0.7)
 """Largest and smallest measured KL as a multiple of the predicted one, at SURE_BITS and at LOW_BITS."""
 APART = 1.15
 """Ratio of the two sizes between which `sensitivity` takes slopes: about half a bit a weight."""
+FARTHEST = 0.1
+"""Share of a size over which KL is carried along the curve: beyond, the file is as good as the method can make it."""
+STEEPEST = 4.0
+"""Steepest slope that is believed, as a multiple of that at high rates: unquantized tensors take a share of a small file."""
 NATS_PER_BIT = 2 * math.log(2)
 """By how much ln KL falls for each bit a weight at high rates."""
 
@@ -65,27 +71,33 @@ def estimate(
         ConfigError: an option is unknown or out of range.
         StatisticsError, CheckpointError, DataError: see `quantlab.calibrate`.
     """
-    chosen = method_options(method, {"effort": "default", **options} if method == "trellis" else options)
     loaded = load(source, model=model)
     split = split_model(loaded)
-    n_params = split.weights
-    sizes = parse_sizes(budgets, n_params)
-    calibration = CalibrationConfig(source=calib, tokens=calib_tokens, seq_len=calib_seq_len, seed=seed)
-
-    def encode(payloads: Sequence[Payload], *, draft: bool = False) -> EncodedArtifact:
-        shapes, aliases = split.shapes, split.aliases
-        return encode_artifact(payloads, draft=draft, model=loaded.config, shapes=shapes, aliases=aliases)
-
+    config = PackConfig(
+        budget_bytes=split.weights,  # of no consequence: every size is a budget of its own
+        method=method,
+        options=method_options(method, options),
+        calibration=CalibrationConfig(source=calib, tokens=calib_tokens, seq_len=calib_seq_len, seed=seed),
+        device=device,
+    )
+    if stats is not None:
+        refuse_calibration(config.calibration)
     with in_eval_mode(loaded.model), on_device(loaded.model, find_device(device)):
-        known = _statistics(loaded, stats, calibration, progress, plain=find_method(method).needs_products)
+        known = _statistics(loaded, stats, config, progress)
+        about = {**manifest_facts(loaded, known, config, usable_tokenizer(loaded)), "files": carried_files(loaded, None, None)}
+
+        def encode(payloads: Sequence[Payload], *, draft: bool = False) -> EncodedArtifact:
+            return encode_artifact(payloads, draft=draft, shapes=split.shapes, aliases=split.aliases, **about)
+
         problem = problem_of(loaded, split, known, encode, progress=progress)
-        solver = find_method(method).solver(problem, chosen)
+        solver = find_method(method).solver(problem, config.options)
         smallest = solver.smallest_bytes()
+        sizes = parse_sizes(budgets, split.weights, smallest)
         if sizes[0] < smallest:
             problem_text = f"the smallest reachable artifact is {smallest} bytes, {sizes[0]} are asked for"
             raise BudgetError(problem_text, smallest_bytes=smallest, hint="ask for more")
-        points = _curve(solver, sizes, n_params, {name: tuple(w.shape) for name, w in problem.matrices.items()})
-    return Estimates(checkpoint=loaded.name, method=method, smallest_bytes=smallest, n_params=n_params, points=points)
+        points = _curve(solver, sizes, split.weights, {name: tuple(w.shape) for name, w in problem.matrices.items()})
+    return Estimates(checkpoint=loaded.name, method=method, smallest_bytes=smallest, n_params=split.weights, points=points)
 
 
 def sensitivity(source: Source, *, budget: int | str | None = None, **given: Any) -> SizeEstimate:
@@ -102,14 +114,17 @@ def sensitivity(source: Source, *, budget: int | str | None = None, **given: Any
     return estimate(loaded, budgets=[size, round(APART * size)], **given).points[0]
 
 
-def parse_sizes(budgets: str | Sequence[int | str] | None, n_params: int) -> list[int]:
-    """Return sizes in bytes, ascending, each once. ConfigError if a text or a range cannot be read.
+def parse_sizes(budgets: str | Sequence[int | str] | None, n_params: int, smallest: int = 0) -> list[int]:
+    """Return sizes in bytes, ascending, each once; the default ones are no less than the smallest reachable one.
+
+    ConfigError if a text or a range cannot be read.
 
     >>> parse_sizes("1MB:4MB", 0), parse_sizes("2kB,1000", 0), parse_sizes(None, 1000)[0]
     ([1000000, 1414214, 2000000, 2828427, 4000000], [1000, 2000], 250)
     """
     if budgets is None:
-        return _ratios(*(round(bits * n_params / 8) for bits in DEFAULT_BITS))
+        low, high = (round(bits * n_params / 8) for bits in DEFAULT_BITS)
+        return _ratios(max(low, smallest), max(high, 2 * smallest))
     if isinstance(budgets, str) and ":" in budgets:
         low, high = (parse_bytes(text) for text in budgets.split(":", 1))
         if not low < high:
@@ -127,11 +142,12 @@ def _ratios(low: int, high: int) -> list[int]:
 
 
 def _statistics(
-    loaded: LoadedModel, given: str | Path | Statistics | None, config: CalibrationConfig, progress: Progress, *, plain: bool
+    loaded: LoadedModel, given: str | Path | Statistics | None, config: PackConfig, progress: Progress
 ) -> Statistics:
     if given is None:
-        return measure_statistics(loaded, within_context(config, loaded), None, progress, plain=plain)
-    known = reuse_statistics(given, loaded)
+        drawn, plain = within_context(config.calibration, loaded), find_method(config.method).needs_products
+        return measure_statistics(loaded, drawn, usable_tokenizer(loaded), progress, plain=plain)
+    known = given_statistics(given, loaded, config)
     warn_of_collapse(known)
     return known
 
@@ -142,7 +158,9 @@ def _curve(solver: Solver, sizes: Sequence[int], n_params: int, shapes: dict[str
     points = []
     for n, (size, here) in enumerate(zip(sizes, found, strict=True)):
         beside = found[n - 1] if n else (found[1] if len(found) > 1 else None)
-        kl = here.predicted_kl * math.exp(_slope(here, beside, n_params) * (size - here.file_bytes))
+        gap = size - here.file_bytes
+        carried = gap if abs(gap) <= FARTHEST * size else 0  # no method fills any size
+        kl = here.predicted_kl * math.exp(_slope(here, beside, n_params) * carried)
         below, above = _band(8 * size / n_params)
         points.append(
             SizeEstimate(
@@ -158,10 +176,12 @@ def _curve(solver: Solver, sizes: Sequence[int], n_params: int, shapes: dict[str
 
 
 def _slope(here: Estimate, beside: Estimate | None, n_params: int) -> float:
-    """Return the change of ln KL for each byte more."""
-    if beside is None or here.file_bytes == beside.file_bytes:
-        return -NATS_PER_BIT * 8 / n_params
-    return math.log(here.predicted_kl / beside.predicted_kl) / (here.file_bytes - beside.file_bytes)
+    """Return the change of ln KL for each byte more; that of high rates where two sizes do not tell it."""
+    usual = -NATS_PER_BIT * 8 / n_params
+    if beside is None or min(here.predicted_kl, beside.predicted_kl) <= 0 or here.file_bytes == beside.file_bytes:
+        return usual
+    slope = math.log(here.predicted_kl / beside.predicted_kl) / (here.file_bytes - beside.file_bytes)
+    return min(max(slope, STEEPEST * usual), 0.0)
 
 
 def _band(bits: float) -> tuple[float, float]:

@@ -213,12 +213,8 @@ def plan_pack(
         report = report_path(artifact) if artifact.name else artifact
     calibration = calibration or CalibrationConfig()
     chosen, budget_bytes = method_options(method, options or {}), _budget_bytes(budget)
-    if stats is not None and calibration != CalibrationConfig(seed=calibration.seed):
-        raise ConfigError(
-            f"the statistics bring their own calibration, {calibration.tokens} {calibration.source} tokens in "
-            f"sequences of {calibration.seq_len} cannot be used with them",
-            hint="leave out either the statistics or the options of calibration",
-        )
+    if stats is not None:
+        refuse_calibration(calibration)
     if decoder is not None:
         _check_has_decoder(method)
     outputs = PackOutputs(
@@ -261,3 +257,13 @@ def _code_bytes(files: Iterable[Path], decoder: Path | None) -> dict[str, int]:
         is_emitted = decoder is not None and is_same_file(file, decoder)
         sizes |= {str(file): len(decoder_source())} if is_emitted else code_bytes([file])
     return sizes
+
+
+def refuse_calibration(calibration: CalibrationConfig) -> None:
+    """Raise ConfigError if a calibration is asked for beside statistics, which bring their own."""
+    if calibration != CalibrationConfig(seed=calibration.seed):
+        raise ConfigError(
+            f"the statistics bring their own calibration, {calibration.tokens} {calibration.source} tokens in "
+            f"sequences of {calibration.seq_len} cannot be used with them",
+            hint="leave out either the statistics or the options of calibration",
+        )

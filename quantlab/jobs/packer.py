@@ -126,14 +126,14 @@ def pack_with(
     """
     watch = _Stopwatch()
     files = carried_files(loaded, tokenizer, config.with_tokenizer)
-    tokenizer = tokenizer or _own_tokenizer(loaded)
+    tokenizer = tokenizer or usable_tokenizer(loaded)
     split = split_model(loaded, config.keep)
     _bits(config, split)  # a pattern that matches nothing is an error before the work
     _check_budget(loaded, split, config, files)
     if statistics is None:
         config = replace(config, calibration=within_context(config.calibration, loaded))
     with in_eval_mode(loaded.model), on_device(loaded.model, find_device(config.device)):
-        given = None if statistics is None else _given(statistics, loaded, config)
+        given = None if statistics is None else given_statistics(statistics, loaded, config)
         most_bytes = KEPT_CODES * sum(tensor.numel() for tensor in loaded.state.values())
         workspace = Workspace(folder_of(output), _work_key(loaded, config, given, files), resume=resume, most_bytes=most_bytes)
         try:
@@ -142,7 +142,7 @@ def pack_with(
             with watch.time("calibrate"):
                 stats = _statistics(loaded, config, given, tokenizer, workspace, progress)
             with watch.time("search"):
-                about = {**_about(loaded, stats, config, tokenizer), "files": files}
+                about = {**manifest_facts(loaded, stats, config, tokenizer), "files": files}
                 solution = _solve(loaded, split, stats, config, about, workspace, progress)
             with watch.time("measure"):
                 if given is not None:
@@ -216,7 +216,7 @@ class _Stopwatch:
         self.timings_s[name] = round(self.timings_s.get(name, 0.0) + time.perf_counter() - start, 3)
 
 
-def _own_tokenizer(loaded: LoadedModel) -> Tokenizer | None:
+def usable_tokenizer(loaded: LoadedModel) -> Tokenizer | None:
     """Return the model's own tokenizer; None, with a line that says why, where scores in bits per byte cannot use it."""
     try:
         return own_tokenizer(loaded)
@@ -233,7 +233,7 @@ def _work_key(loaded: LoadedModel, config: PackConfig, stats: Statistics | None,
     return key | {"files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}}
 
 
-def _given(statistics: str | Path | Statistics, loaded: LoadedModel, config: PackConfig) -> Statistics:
+def given_statistics(statistics: str | Path | Statistics, loaded: LoadedModel, config: PackConfig) -> Statistics:
     """Return statistics of an earlier calibration. StatisticsError unless they are of this model and serve the method."""
     given = reuse_statistics(statistics, loaded, config.keep)
     if find_method(config.method).needs_products and not given.is_plain:
@@ -319,7 +319,7 @@ def _bits(config: PackConfig, split: Split) -> dict[str, int]:
     return {name: config.bits[pattern] for name, pattern in names.items()}
 
 
-def _about(loaded: LoadedModel, stats: Statistics, config: PackConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def manifest_facts(loaded: LoadedModel, stats: Statistics, config: PackConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """Return what the manifest says besides its tensors. Neither time nor path: the same input gives the same bytes."""
     origin = {
         "checkpoint": loaded.fingerprint,

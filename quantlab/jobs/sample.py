@@ -12,6 +12,9 @@ from quantlab.models.loading import LoadedModel, Source, load, load_tokenizer
 from quantlab.progress import Progress, silent, stage
 from quantlab.text.tokenizer import Tokenizer
 
+LOWEST = 1e-3
+"""Lowest temperature but 0: below, logits that are divided by it overflow."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
@@ -65,12 +68,12 @@ def sample(
     """
     if tokens < 1:
         raise ConfigError(f"tokens must be 1 or more, got {tokens}")
-    if not 0 <= temperature < float("inf"):
-        raise ConfigError(f"temperature must be 0 or more and finite, got {temperature:g}")
+    if temperature != 0 and not LOWEST <= temperature < float("inf"):
+        raise ConfigError(f"temperature must be 0, or {LOWEST:g} or more and finite, got {temperature:g}")
     loaded = load(target, model=model)
     known = load_tokenizer(tokenizer, loaded) if tokenizer is not None else found_tokenizer(target, loaded)
     models = [loaded] if against is None else [loaded, load(against, model=model)]
-    ids, written = known.encode(prompt.encode()), list[Sample]()
+    ids, written = known.encode(prompt.encode(errors="surrogateescape")), list[Sample]()
     for number, one in enumerate(models):
         _check(one, loaded, len(ids) + tokens + 1)
         first = written[0].ids if written else None

@@ -168,12 +168,14 @@ class Problem:
 
         Args:
             tensors: any of the file's tensors. Of a stack that is among them, the matrices that are not quantized may be left
-                out: they are those of `passthrough`.
+                out: they are those of `passthrough`. A stack of which others are missing is left out.
         """
         import torch
 
         stacks = {n: part_names(n, shape) for n, shape in self.shapes.items() if n not in tensors}
-        left_out = {n for n, parts in stacks.items() if not any(self.aliases.get(part, part) in tensors for part in parts)}
+        stored = {n: [self.aliases.get(part, part) for part in parts] for n, parts in stacks.items()}
+        left_out = {n for n, parts in stored.items() if not any(part in tensors for part in parts)}
+        left_out |= {n for n, parts in stored.items() if any(p not in tensors and p not in self.passthrough for p in parts)}
         kept = [part for n in stacks.keys() - left_out for part in stacks[n] if part in self.passthrough]
         given = {part: self.passthrough[part].value for part in kept} | dict(tensors)
         shapes = {n: shape for n, shape in self.shapes.items() if n not in left_out}

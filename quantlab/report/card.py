@@ -1,6 +1,7 @@
 """A model card of a packed model: Markdown with the front matter of the Hugging Face hub."""
 
 import json
+import shlex
 from collections.abc import Iterator
 
 from quantlab.evaluation.evaluation_record import EvaluationRecord
@@ -83,7 +84,9 @@ def _score_lines(record: EvaluationRecord) -> Iterator[str]:
 
 
 def _commands(entry: Entry, name: str) -> str:
-    lines = [f"quantlab inspect {name}", f"quantlab unpack {name} -o state.safetensors", f"quantlab eval {name} --text TEXT"]
+    file, has_tokenizer = shlex.quote(name), bool(entry.size_breakdown.get("tokenizer"))
+    scoring = f"quantlab eval {file} --text TEXT" + ("" if has_tokenizer else " --tokenizer FILE")
+    lines = [f"quantlab inspect {file}", f"quantlab unpack {file} -o state.safetensors", scoring]
     digest = entry.file.sha256 if entry.file else entry.report.artifact_sha256 if entry.report else ""
     text = ["## Verify\n", "```", *lines, "```\n", f"sha256 of the file: {_code(digest)}\n"]
     return "\n".join(text)

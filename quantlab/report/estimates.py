@@ -35,7 +35,7 @@ class SizeEstimate:
     """Nats per token."""
     low: float
     high: float
-    """Band in which the measured KL should be: see docs/benchmarks.md for how it was checked."""
+    """Band in which the measured KL should be: wider at low rates, where errors are too large for the second order."""
     tensors: tuple[TensorEstimate, ...]
 
     def to_dict(self) -> dict[str, Any]:

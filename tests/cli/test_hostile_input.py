@@ -301,7 +301,7 @@ def test_output_that_the_terminal_cannot_show_is_escaped():
     program = "import sys\nfrom quantlab.cli import main\nsys.argv[1:] = ['inspect', 'größe.qlab']\nmain.main()\n"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith(r"error: cannot read gr\xf6\xdfe.qlab")
+    assert done.returncode == 1 and done.stderr.startswith(r"error: gr\xf6\xdfe.qlab does not exist")
 
 
 def test_warnings_of_the_library_are_visible_too():

@@ -22,7 +22,7 @@ def test_estimates_are_near_what_packing_then_gives(toy_checkpoint, stats, tmp_p
     for point in found.points:
         output = tmp_path / f"{point.total_bytes}.qlab"
         report = quantlab.pack(toy_checkpoint, budget=point.total_bytes, output=output, stats=stats, tune=False)
-        assert point.predicted_kl == pytest.approx(report.predicted_kl, rel=0.25)  # its manifest is shorter
+        assert point.predicted_kl == pytest.approx(report.predicted_kl, rel=0.25)
         assert point.low < point.predicted_kl < point.high
     assert list(tmp_path.glob("*.stats*")) == []
 
@@ -60,3 +60,20 @@ def test_slopes_of_tensors_agree_and_are_those_of_the_file(toy_checkpoint, stats
 def test_sizes_that_cannot_be_read_are_refused(budgets, message):
     with pytest.raises(ConfigError, match=message):
         parse_sizes(budgets, 1000)
+
+
+def test_estimates_beyond_what_a_method_fills_are_those_of_its_largest_file(toy_checkpoint, stats):
+    points = quantlab.estimate(toy_checkpoint, budgets=[60_000, 400_000, 900_000], stats=stats, method="rtn").points
+    kl = [point.predicted_kl for point in points]
+    assert kl[0] >= kl[1] >= kl[2] > 0
+    assert 0 < sensitivity(toy_checkpoint, budget=400_000, stats=stats, method="rtn").predicted_kl < 1
+
+
+def test_calibration_beside_statistics_is_refused(toy_checkpoint, stats):
+    with pytest.raises(ConfigError, match="the statistics bring their own calibration"):
+        quantlab.estimate(toy_checkpoint, stats=stats, calib="random")
+
+
+def test_default_sizes_can_be_reached(toy_checkpoint, stats):
+    found = quantlab.estimate(toy_checkpoint, stats=stats)
+    assert found.points[0].total_bytes >= found.smallest_bytes and len(found.points) == 5

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from quantlab.artifact.reader import open_artifact
 from quantlab.jobs.pack import pack
@@ -43,3 +44,49 @@ def test_the_number_of_threads_changes_no_byte(toy_checkpoint, tmp_path):
             [str(part) for part in command], check=True, capture_output=True, env={**ENV, "OMP_NUM_THREADS": threads}
         )
     assert (tmp_path / "1.qlab").read_bytes() == (tmp_path / "2.qlab").read_bytes()
+
+
+def test_a_model_of_one_matrix_or_with_few_sequences_is_packed_as_without_refinement(toy_checkpoint, tmp_path, caplog):
+    few = {"calib_tokens": 256, "calib_seq_len": 64, "tune": False, "budget": 50_000}
+    plain = pack(toy_checkpoint, output=tmp_path / "plain.qlab", **few)
+    report = pack(toy_checkpoint, output=tmp_path / "m.qlab", refine_steps=2, **few)
+    assert report.refined == () and "no refinement: of 4 calibration sequences none can be held out" in caplog.text
+    assert report.tensors_sha256 == plain.tensors_sha256
+    module = Table()
+    for budget in (2000, 2100, 2200):
+        alone = pack(module, budget=budget, output=tmp_path / f"{budget}.qlab", refine_steps=2, **CONFIG | {"calib": "random"})
+        assert alone.refined == () and alone.total_bytes <= budget
+
+
+class Table(torch.nn.Module):
+    """Logits straight from an embedding."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(64, 64)
+
+    def forward(self, ids):
+        return self.table(ids)
+
+
+class Mixture(torch.nn.Module):
+    """A stack of three matrices, all of them in use."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(64, 64)
+        self.w = torch.nn.Parameter(torch.randn(3, 64, 64) / 8)
+
+    def forward(self, ids):
+        x = self.table(ids)
+        for w in self.w:
+            x = x + torch.tanh(x @ w.T)
+        return x
+
+
+def test_a_stack_of_which_a_matrix_is_kept_is_refined(tmp_path):
+    options = CONFIG | {"calib": "random", "keep": "w.0", "refine_steps": 2}
+    report = pack(Mixture(), budget=20_000, output=tmp_path / "m.qlab", **options)
+    assert len(report.refined) == 2 and report.total_bytes <= 20_000

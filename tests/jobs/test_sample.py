@@ -55,8 +55,8 @@ def test_a_prompt_is_kept_with_a_cache_and_without(toy_checkpoint):
     ("options", "message"),
     [
         ({"tokens": 0}, "tokens must be 1 or more, got 0"),
-        ({"temperature": -1}, "temperature must be 0 or more"),
-        ({"temperature": float("nan")}, "temperature must be 0 or more"),
+        ({"temperature": -1}, "temperature must be 0, or 0.001 or more"),
+        ({"temperature": float("nan")}, "temperature must be 0, or 0.001 or more"),
     ],
 )
 def test_options_out_of_range_are_refused(toy_checkpoint, tokenizer, options, message):

@@ -61,7 +61,7 @@ def refine(model, steps, round_group=coarse, memo=None):
         got.update(rounded)
         return rounded
 
-    stages = Refinement(model, inverses(), {}, IDS, steps).run(weights_of(model), keep, silent, memo or NoMemo())
+    stages = Refinement(model, inverses().__getitem__, {}, IDS, steps).run(weights_of(model), keep, silent, memo or NoMemo())
     return stages, got
 
 
@@ -109,7 +109,7 @@ def test_a_stage_that_does_not_help_is_undone_and_the_next_is_more_careful(model
 def test_a_stage_ends_where_the_kl_explodes(model, monkeypatch):
     monkeypatch.setattr(refinement, "RATE", 1e6)
     done = []
-    stages = Refinement(model, inverses(), {}, IDS, 50).run(
+    stages = Refinement(model, inverses().__getitem__, {}, IDS, 50).run(
         weights_of(model), coarse, lambda stage, at, of: done.append(at), NoMemo()
     )
     assert not any(stage.is_better for stage in stages) and max(done) < 5
@@ -153,3 +153,11 @@ def test_groups_keep_the_order_and_are_about_equal(most):
     assert [name for group in groups for name in group] == list(sizes) and len(groups) == min(most, 30)
     share = sum(sizes.values()) / len(groups)
     assert all(abs(sum(sizes[name] for name in group) - share) <= 16 for group in groups)
+
+
+def test_a_matrix_that_no_token_reaches_keeps_its_weights(model, monkeypatch):
+    """As an expert does that the router never chooses: it has no gradient."""
+    monkeypatch.setattr(refinement, "RATE", 0.5)
+    model.second.forward = lambda x: torch.zeros_like(x)
+    stages, got = refine(model, 5)
+    assert len(stages) == 2 and torch.equal(got["second.weight"], coarse(weights_of(model), ())["second.weight"])

@@ -29,7 +29,7 @@ class TrellisOptions(MethodOptions):
     widths: tuple[int, ...] = (5, 6, 8, WIDE)
     """Code widths in bits that a tensor may take; the entropy coder decides the bytes, so a wide container costs nothing."""
     effort: Literal["fast", "default", "best"] = "default"
-    """Level that `method_options` puts in place of those of states, tune and tune_steps that are not given."""
+    """Level that `method_options` puts in place of those of states, tune, tune_steps and refine_steps that are not given."""
     states: int = 8
     """States of the trellis: 1 (plain rounding), 4, 8, 16 or 32; more are slower."""
     tune: bool = True

@@ -38,7 +38,8 @@ def stage_seconds(options: TrellisOptions, shapes: Mapping[str, tuple[int, ...]]
     if options.batches:
         seconds["tuning"] = token_passes(options.batches) * token_s
     if options.refine_steps:
-        seconds["refinement"] = refinement_passes(options.refine_steps) * token_s
+        again = _pass_seconds(shapes.values(), options.states)
+        seconds["refinement"] = refinement_passes(options.refine_steps) * token_s + again
     return seconds
 
 

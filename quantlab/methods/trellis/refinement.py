@@ -12,7 +12,6 @@ where its weights are. The file and its readers do not change: targets move, gri
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +101,7 @@ class Refinement:
 
     Args:
         module: the float model, in eval mode; it is left as it is.
-        inverses: inverse Fisher information of every matrix that learns.
+        inverse: returns the inverse Fisher information of a matrix; called once for each that learns.
         fixed: unquantized tensors by name, as the file stores them.
         ids_NT: sequences, int64 [N, T]; one in `HELD_OUT` of them judges the stages.
         steps: batches of a stage.
@@ -112,14 +111,15 @@ class Refinement:
     def __init__(
         self,
         module: nn.Module,
-        inverses: Mapping[str, Inverse],
+        inverse: Callable[[str], Inverse],
         fixed: dict[str, Tensor],
         ids_NT: Tensor,
         steps: int,
         whole: Whole = dict,
     ) -> None:
         self._model = RoundedModel(module, fixed, whole)
-        self._inverses, self._steps = inverses, steps
+        self._inverse, self._steps = inverse, steps
+        self._inverses: dict[str, Inverse] = {}
         self._learn_NT, self._held_NT = held_out(ids_NT)
         self._rate = RATE
 
@@ -176,6 +176,7 @@ class Refinement:
             rate: at the first step.
             place: number of the first batch.
         """
+        self._inverses = {name: self._inverses.get(name) or self._inverse(name) for name in names}
         learned = {name: values[name].clone().requires_grad_() for name in names}
         means = {name: torch.zeros_like(values[name]) for name in names}
         first: list[float] = []
@@ -186,7 +187,9 @@ class Refinement:
                 break
             with torch.no_grad():
                 for name, weight in learned.items():
-                    means[name].mul_(MOMENTUM).add_(cast(Tensor, weight.grad))
+                    means[name].mul_(MOMENTUM)
+                    if weight.grad is not None:  # an expert may have no token in a batch
+                        means[name].add_(weight.grad)
                     share = rate * (1 - MOMENTUM) * (1 - step / self._steps)
                     weight.sub_(share * self._inverses[name].of_gradient(means[name]))
                     weight.grad = None

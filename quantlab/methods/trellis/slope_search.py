@@ -291,10 +291,11 @@ class SlopePlanner:
         return self.settle(budget_bytes, c)
 
     def _moved(self, levels: Sequence[int], tensors: Collection[int], saved_bytes: int) -> Iterator[int]:
-        """Yield the levels after those of some tensors have moved so far that about so many bytes are saved."""
+        """Yield the levels after those of some tensors have moved so far that about so many bytes are saved, or as may be."""
         step = sum(_log_step_bytes(self.rounders[n]) for n in tensors)
+        moved = min(max(math.ceil(saved_bytes / step), -2 * MOST_LOG_STEPS), 2 * MOST_LOG_STEPS)
         for n, level in enumerate(levels):
-            yield level + (math.ceil(saved_bytes / step) if n in tensors else 0)
+            yield level + moved * (n in tensors)
 
     def take(self, targets: Mapping[int, NDArray[np.float32]], levels: Sequence[int]) -> list[TrellisPayload]:
         """Return tensors rounded near targets instead of their weights; these stay their targets from then on."""

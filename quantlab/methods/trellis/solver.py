@@ -1,5 +1,6 @@
 """Solve a packing with the trellis method: round at one slope until the file is as long as the budget allows, then tune."""
 
+import logging
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,8 @@ from quantlab.methods.trellis.slope_search import SlopePlanner
 from quantlab.methods.trellis.tuning import HELD_OUT, Tuned, tune
 from quantlab.methods.workers import worker_pool
 from quantlab.progress import stage
+
+_log = logging.getLogger(__name__)
 
 TUNED_GROWTH = 50
 """Tuned tensors may code to a fiftieth more bytes than they had, so the search leaves that much room."""
@@ -54,9 +57,10 @@ class TrellisSolver:
         c, payloads = planner.approach(budget_bytes)
         room = sum(len(raw.raw) for raw in self.passthrough.values()) // TUNED_GROWTH if batches else 0
         file, payloads = planner.settle(max(budget_bytes - room, 1), c)
-        refined, payloads = self._refine(payloads, budget_bytes - room) if self.options.refine_steps else ([], payloads)
+        refines = self.options.refine_steps > 0
+        refined, payloads = self._refine(payloads, budget_bytes - room) if refines else ([], payloads)
         tuned = self._tune(payloads, batches) if batches else None
-        if batches or refined:  # codes stay: what is learned makes up for the very errors that they have
+        if batches or refines:  # codes stay: what is learned makes up for the very errors that they have
             file, payloads = planner.refill(budget_bytes, payloads, c)
         return self._solution(file, payloads, c, tuned, refined)
 
@@ -70,12 +74,13 @@ class TrellisSolver:
     ) -> Solution:
         names, planner = list(self.problem.matrices), self.planner
         values = {payload.entry.name: torch.from_numpy(weights(payload)) for payload in payloads}
+        refining = {"refine_steps": self.options.refine_steps} if self.options.refine_steps else {}
         return Solution(
             data=file.data,
             layout=file.layout,
             points=dict(zip(names, planner.points(c, payloads), strict=True)),
             tensors=values | {name: raw.value for name, raw in self.passthrough.items()},
-            effort={"states": self.options.states, "tune_steps": self.options.batches},
+            effort={"states": self.options.states, "tune_steps": self.options.batches} | refining,
             tuned=_facts(tuned) if tuned else {},
             refined=[_facts(stage) for stage in refined],
             rounded_weights=planner.rounded_weights,
@@ -86,10 +91,11 @@ class TrellisSolver:
         """Round everything anew, group by group, while what is left learns; return what each stage bought, and the payloads."""
         planner, ids_NT = self.planner, self.problem.statistics.ids_NT.long()
         if len(ids_NT) < HELD_OUT or not any(p.codes_OI.any() for p in payloads):
+            few = f"of {len(ids_NT)} calibration sequences none can be held out, {HELD_OUT} are needed"
+            _log.warning("no refinement: %s", few if len(ids_NT) < HELD_OUT else "every code is zero")
             return [], payloads
         at = {rounder.name: n for n, rounder in enumerate(self.rounders)}
         order = [name for name in self.problem.names_in_model() if name in at]
-        inverses = {name: Inverse.of(self.problem.statistics.fisher_uses(name)) for name in order}
         payloads = list(payloads)
 
         def round_group(targets: dict[str, Tensor], left: Collection[str]) -> dict[str, Tensor]:
@@ -101,9 +107,12 @@ class TrellisSolver:
             return {name: torch.from_numpy(weights(payloads[at[name]])) for name in targets}
 
         whole, steps = self.problem.whole, self.options.refine_steps
-        refinement = Refinement(self.problem.model, inverses, self._unquantized(), ids_NT, steps, whole)
+        refinement = Refinement(self.problem.model, self._inverse, self._unquantized(), ids_NT, steps, whole)
         weights_OI = {name: self.problem.matrices[name] for name in order}
         return refinement.run(weights_OI, round_group, self.problem.progress, self.problem.memo), payloads
+
+    def _inverse(self, name: str) -> Inverse:
+        return Inverse.of(self.problem.statistics.fisher_uses(name))
 
     def _unquantized(self) -> dict[str, Tensor]:
         return {name: raw.value for name, raw in self.passthrough.items()}
