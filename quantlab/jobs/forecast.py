@@ -103,7 +103,9 @@ def plan_effort(
     def forecast(options: MethodOptions) -> Forecast:
         stages_s = before | options.forecast(shapes, token_s) | after
         now_bytes = sum(t.numel() * t.element_size() for t in loaded.state.values()) + LIBRARY_BYTES
-        peak_bytes = max(peak_of_process(), now_bytes + max(statistics_bytes, _rounding_bytes(shapes)))
+        weights = sum(O * I for O, I in shapes.values())
+        learning_bytes = options.learning_bytes(_squares(shapes, plain=False), weights)
+        peak_bytes = max(peak_of_process(), now_bytes + max(statistics_bytes, _rounding_bytes(shapes) + learning_bytes))
         return Forecast(stages_s={name: round(seconds, 2) for name, seconds in stages_s.items()}, peak_bytes=peak_bytes)
 
     return _within_limit(options, forecast)

@@ -77,6 +77,15 @@ class MethodOptions:
         """
         return {}
 
+    def learning_bytes(self, squares: int, weights: int) -> int:
+        """Return the bytes of memory that the method takes beside factors and weights while it learns.
+
+        Args:
+            squares: values of the factors of both sides of all matrices, Σ (I² + O²), without those that are diagonal.
+            weights: weights of all matrices.
+        """
+        return 0
+
     def check(self, method: str) -> None:
         """Raise ConfigError unless the method with this name can take the widths and `tune`.
 

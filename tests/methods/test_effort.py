@@ -68,3 +68,9 @@ def test_the_forecast_counts_weights_and_tokens(machine):
 def test_rounding_is_timed_on_this_machine():
     each, more = effort._weight_seconds(4)
     assert 0 <= each < 1e-3 and 0 <= more < 1e-5 and each + more > 0
+
+
+def test_the_forecast_of_memory_counts_what_refinement_holds():
+    best, default = (method_options("trellis", {"effort": level}) for level in ("best", "default"))
+    assert best.learning_bytes(1000, 100) == 5200 and default.learning_bytes(1000, 100) == 0
+    assert method_options("gptq", {}).learning_bytes(1000, 100) == 0

@@ -87,6 +87,10 @@ class TrellisOptions(MethodOptions):
 
         return stage_seconds(self, shapes, token_s)
 
+    def learning_bytes(self, squares: int, weights: int) -> int:
+        """Return the bytes of the inverse factors, and of the weights that learn with their gradients and means."""
+        return 4 * squares + 12 * weights if self.refine_steps else 0
+
     @property
     def batches(self) -> int:
         """Batches of tuning that will be done."""
