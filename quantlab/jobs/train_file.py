@@ -1,5 +1,6 @@
 """The configs of a training: one TOML file or a preset, with changes from the command line or the environment."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -69,7 +70,7 @@ def ignored_variables(environment: Mapping[str, str], configs: Configs) -> list[
 def read_train_file(source: str) -> dict[str, Any]:
     """Return the keys of a TOML file or of the preset with that name. ConfigError if there is neither."""
     path = Path(source)
-    if not path.is_file() and not path.suffix:
+    if not os.path.isfile(path) and not path.suffix:  # of a name that is too long, Path.is_file raises
         known = presets()
         if source not in known:
             near = get_close_matches(source, known, n=1)

@@ -24,7 +24,7 @@ def read_torch_file(path: Path) -> Any:
         CheckpointError: the file is damaged or holds anything else, or entries of its zip are compressed or overlap.
     """
     with open_regular(path, CheckpointError, "checkpoint") as file:
-        if zipfile.is_zipfile(file):
+        if _is_zip(path, file):
             _check_entries(path, file, os.fstat(file.fileno()).st_size)
         file.seek(0)
         return _load(path, file)
@@ -39,7 +39,7 @@ def read_torch_bytes(path: Path, raw: bytes) -> Any:
         CheckpointError: `raw` is damaged or holds anything else.
     """
     file = io.BytesIO(raw)
-    if not zipfile.is_zipfile(file):
+    if not _is_zip(path, file):
         is_pickle = raw[:1] == b"\x80"
         what = (
             "a pickle, as the challenge's MLX script writes it; the .npz beside it can be read"
@@ -50,6 +50,14 @@ def read_torch_bytes(path: Path, raw: bytes) -> Any:
     _check_entries(path, file, len(raw))
     file.seek(0)
     return _load(path, file)
+
+
+def _is_zip(path: Path, file: IO[bytes]) -> bool:
+    """Return whether the file ends as a zip does. CheckpointError where that end is damaged."""
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile as error:  # an end that claims several disks
+        raise CheckpointError(f"checkpoint {path} is damaged: {first_line(error)}") from error
 
 
 def _check_entries(path: Path, file: IO[bytes], size: int) -> None:

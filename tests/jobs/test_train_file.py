@@ -7,7 +7,7 @@ import pytest
 
 from quantlab.errors import ConfigError
 from quantlab.jobs.train import DataConfig
-from quantlab.jobs.train_file import ignored_variables, presets, read_train_config
+from quantlab.jobs.train_file import ignored_variables, presets, read_train_config, read_train_file
 from quantlab.trainer.from_env import RULES
 from quantlab.trainer.train_config import TrainConfig
 
@@ -224,3 +224,8 @@ def test_later_options_come_before_earlier_ones():
     """The command line wins over the environment, which wins over the file."""
     config, _ = read_train_config("baseline", environment={"NUM_LAYERS": "3", "SEED": "5"}, changes=["model.num_layers=2"])
     assert (config.model.num_layers, config.seed) == (2, 5)
+
+
+def test_a_name_that_is_too_long_for_a_file_is_no_preset():
+    with pytest.raises(ConfigError, match="no file and no preset is named é"):
+        read_train_file("é" * 200)

@@ -237,3 +237,11 @@ def test_views_that_repeat_memory_are_refused_and_tied_weights_are_not(tmp_path)
 def test_a_module_without_values_is_refused():
     with pytest.raises(CheckpointError, match=r"in memory: tensor weight is on the device meta"):
         load(torch.nn.Linear(2, 2, device="meta"))
+
+
+def test_a_zip_that_claims_several_disks_is_damaged(tmp_path):
+    locator = b"PK\x06\x07" + (0).to_bytes(4, "little") + (0).to_bytes(8, "little") + (2).to_bytes(4, "little")
+    end = b"PK\x05\x06" + bytes(16) + bytes(2)
+    (tmp_path / "m.pt").write_bytes(bytes(100) + locator + end)
+    with pytest.raises(CheckpointError, match=r"checkpoint .*m\.pt is damaged: .*zipfiles that span multiple disks"):
+        read_checkpoint(tmp_path / "m.pt")
