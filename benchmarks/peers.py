@@ -33,8 +33,9 @@ from quantlab.calib.statistics import write_statistics
 from quantlab.errors import BudgetError
 from quantlab.evaluation.divergence import measure_divergence
 from quantlab.jobs.calibrate import measure_statistics
-from quantlab.jobs.evaluate import TOKENIZER_NAME, evaluation_tokens
+from quantlab.jobs.evaluate import evaluation_tokens
 from quantlab.jobs.pack import pack
+from quantlab.jobs.tokenizers import TOKENIZER_NAME
 from quantlab.jobs.train import VAL_NAME
 from quantlab.models.loading import load, load_tokenizer
 from quantlab.models.weights import split_state

@@ -40,8 +40,9 @@ from quantlab.calib.statistics import write_statistics
 from quantlab.evaluation.divergence import Z95, measure_divergence
 from quantlab.evaluation.scoring import Score, score_tokens
 from quantlab.jobs.calibrate import measure_statistics, reuse_statistics
-from quantlab.jobs.evaluate import TOKENIZER_NAME, evaluation_tokens
+from quantlab.jobs.evaluate import evaluation_tokens
 from quantlab.jobs.pack import pack
+from quantlab.jobs.tokenizers import TOKENIZER_NAME
 from quantlab.jobs.train import VAL_NAME, train_to_folder
 from quantlab.jobs.train_file import read_train_config
 from quantlab.models.loading import LoadedModel, load, load_tokenizer

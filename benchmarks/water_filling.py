@@ -18,7 +18,7 @@ from torch import Tensor
 
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.jobs.calibrate import measure_statistics
-from quantlab.jobs.evaluate import TOKENIZER_NAME
+from quantlab.jobs.tokenizers import TOKENIZER_NAME
 from quantlab.methods.trellis.factors import factors
 from quantlab.models.loading import load, load_tokenizer
 from quantlab.models.weights import split_state

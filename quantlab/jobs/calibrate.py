@@ -10,7 +10,7 @@ from pathlib import Path
 from quantlab.calib.collect import collect
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens
 from quantlab.calib.statistics import Statistics, read_statistics, write_statistics
-from quantlab.jobs.evaluate import on_device
+from quantlab.jobs.devices import on_device
 from quantlab.jobs.input_files import input_files
 from quantlab.jobs.problem import matrix_shapes
 from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_tokenizer, own_tokenizer

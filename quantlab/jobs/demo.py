@@ -10,8 +10,8 @@ from quantlab.child_process import run_child
 from quantlab.errors import ConfigError
 from quantlab.evaluation.evaluation_record import EvaluationRecord, read_evaluation, record_path
 from quantlab.files import write_whole
-from quantlab.jobs.evaluate import TOKENIZER_NAME
 from quantlab.jobs.pack import pack
+from quantlab.jobs.tokenizers import TOKENIZER_NAME
 from quantlab.jobs.train import VAL_NAME, train_to_folder
 from quantlab.jobs.train_file import read_train_config
 from quantlab.progress import Progress, silent

@@ -11,10 +11,12 @@ from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
 from quantlab.errors import BudgetError, ConfigError
 from quantlab.jobs.calibrate import measure_statistics, warn_of_collapse, within_context
-from quantlab.jobs.evaluate import find_device, on_device
+from quantlab.jobs.devices import find_device, on_device
 from quantlab.jobs.pack import refuse_calibration
-from quantlab.jobs.packer import PackConfig, given_statistics, manifest_facts, usable_tokenizer
+from quantlab.jobs.pack_config import PackConfig
+from quantlab.jobs.packer import given_statistics, manifest_facts
 from quantlab.jobs.problem import problem_of, split_model
+from quantlab.jobs.tokenizers import usable_tokenizer
 from quantlab.methods.method import Estimate, Point, Solver, find_method, method_options
 from quantlab.models.loading import LoadedModel, Source, carried_files, in_eval_mode, load
 from quantlab.progress import Progress, silent

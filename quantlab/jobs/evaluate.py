@@ -6,10 +6,7 @@
 import hashlib
 import logging
 import math
-import resource
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from quantlab import __version__
 from quantlab.child_process import serve
@@ -31,15 +27,17 @@ from quantlab.evaluation.window_sample import WindowSample
 from quantlab.evaluation.windows import DEFAULT_STRIDE, Mode, as_mode, scored_part, stride_of
 from quantlab.fields import json_file
 from quantlab.files import hash_file, write_whole
+from quantlab.jobs.devices import on_device, peak_of_process
 from quantlab.jobs.input_files import input_files
+from quantlab.jobs.tokenizers import found_tokenizer
 from quantlab.models.loading import (
     LoadedModel,
     Source,
+    file_of,
     in_eval_mode,
     load,
     load_packed,
     load_tokenizer,
-    own_tokenizer,
     stays_packed,
 )
 from quantlab.outputs import check_outputs
@@ -47,13 +45,11 @@ from quantlab.progress import Progress, silent, stage
 from quantlab.report.pack_report import read_report, report_path
 from quantlab.text.document_sample import DocumentSample
 from quantlab.text.documents import read_documents
-from quantlab.text.huggingface_vocabulary import FILE_NAME as HUGGINGFACE_FILE
 from quantlab.text.shards import read_shards
-from quantlab.text.tokenizer import TokenBytes, Tokenizer, tokenizer_file
+from quantlab.text.tokenizer import TokenBytes, Tokenizer
 from quantlab.trainer.packed_layers import PackedWeight, weight_bytes
 from quantlab.trainer.world import World, close_world, open_world
 
-TOKENIZER_NAME = "tokenizer.model"
 SEQ_LEN = 1024
 """Tokens of context where neither the user nor the model's file says: those of the challenge's baseline."""
 _log = logging.getLogger(__name__)
@@ -140,12 +136,6 @@ def _check_context(loaded: LoadedModel, seq_len: int) -> None:
         raise ConfigError(
             f"seq_len is {seq_len}, but the model reads at most {length} tokens", hint=f"pass a seq_len of at most {length}"
         )
-
-
-def file_of(target: Source) -> Path | None:
-    """Return the file that a model was or will be loaded from; None for a module in memory."""
-    name = target.name if isinstance(target, LoadedModel) else target
-    return Path(name) if isinstance(name, str | Path) and str(name) else None
 
 
 def check_options(
@@ -284,19 +274,6 @@ def evaluation_tokens(text: str | Path | None, shards: str | None, tokenizer: To
     return np.asarray(read_shards(shards))
 
 
-def found_tokenizer(target: Source, loaded: LoadedModel, *, say: bool = True) -> Tokenizer:
-    """Return the tokenizer that the target carries, or else the one beside it, and log which.
-
-    Raises:
-        ConfigError: there is none.
-        DataError: it cannot be used; see `load_tokenizer`.
-    """
-    own = own_tokenizer(loaded)
-    if own is not None and say:
-        _log.info("tokenizer %s", own.name)
-    return own or load_tokenizer(tokenizer_beside(target, say=say), loaded)
-
-
 def _tokenizer(
     target: Source, loaded: LoadedModel, given: str | Path | Tokenizer | None, *, is_needed: bool, say: bool
 ) -> Tokenizer | None:
@@ -313,21 +290,6 @@ def _tokenizer(
         return None
 
 
-def tokenizer_beside(target: Source, *, say: bool = True) -> Path:
-    """Return the file tokenizer.model or tokenizer.json in the target's folder, and log it. ConfigError if there is none."""
-    place = file_of(target)
-    if place is None:
-        raise ConfigError("no tokenizer: a module in memory has no file beside it", hint="pass tokenizer=FILE.model")
-    folder = place if place.is_dir() else place.parent
-    path = tokenizer_file(folder)
-    if path is None:
-        missing = f"{folder / TOKENIZER_NAME} does not exist, nor {HUGGINGFACE_FILE} there"
-        raise ConfigError(f"no tokenizer: none was given and {missing}", hint="name the tokenizer's file")
-    if say:
-        _log.info("tokenizer %s", path)
-    return path
-
-
 def memory_of(loaded: LoadedModel, device: torch.device) -> Memory:
     """Return what the model's weights take, packed or decoded, and the peak so far."""
     is_packed = any(isinstance(module, PackedWeight) for module in loaded.model.modules())
@@ -338,32 +300,6 @@ def memory_of(loaded: LoadedModel, device: torch.device) -> Memory:
         peak_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else peak_of_process(),
         device=torch.cuda.get_device_name(device) if is_cuda else "cpu",
     )
-
-
-def peak_of_process() -> int:
-    """Return the largest memory that this process has held so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def find_device(name: str | None) -> torch.device:
-    """Return the device of a name, cpu or cuda; for None a GPU where there is one. ConfigError where there is none."""
-    if name not in (None, "cpu", "cuda"):
-        raise ConfigError(f"device must be cpu or cuda, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device cuda is asked for, but torch finds no GPU", hint="leave out the device, or name cpu")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-@contextmanager
-def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Keep the model on `device` inside the block, and put it back after it."""
-    home = device_of(model)
-    model.to(device)
-    try:
-        yield
-    finally:
-        model.to(home)
 
 
 def refuse_record(target: Source, text: str | Path | None, *, force: bool) -> None:

@@ -16,7 +16,7 @@ from quantlab.calib.collect import BATCH_TOKENS
 from quantlab.calib.sources import BATCH, CalibrationConfig, other_draw, sample_sequences
 from quantlab.calib.watch import FULL_ROWS
 from quantlab.errors import TimeLimitError
-from quantlab.jobs.evaluate import peak_of_process
+from quantlab.jobs.devices import peak_of_process
 from quantlab.jobs.held_out import HELD_OUT_TOKENS
 from quantlab.jobs.problem import matrix_shapes
 from quantlab.methods.method import MethodOptions

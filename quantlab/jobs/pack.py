@@ -12,7 +12,8 @@ from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
 from quantlab.errors import ConfigError
 from quantlab.jobs.input_files import input_files
-from quantlab.jobs.packer import PackConfig, pack_with
+from quantlab.jobs.pack_config import PackConfig
+from quantlab.jobs.packer import pack_with
 from quantlab.jobs.workspace import folder_of
 from quantlab.methods.method import find_method, method_options, methods, options_dict
 from quantlab.models.loading import LoadedModel, Source, load, load_tokenizer

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,8 @@ from torch import Tensor
 from quantlab import __version__
 from quantlab.artifact.decode import digest
 from quantlab.artifact.emit import emit_decoder
-from quantlab.artifact.layout import TensorBytes
 from quantlab.artifact.verify import digest_in_fresh_process
 from quantlab.artifact.writer import EncodedArtifact, Payload, encode_artifact
-from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
 from quantlab.errors import (
     BudgetError,
@@ -32,17 +30,20 @@ from quantlab.errors import (
 )
 from quantlab.files import whole_file, write_whole
 from quantlab.jobs.calibrate import measure_statistics, reuse_statistics, warn_of_collapse, within_context
-from quantlab.jobs.evaluate import find_device, on_device
+from quantlab.jobs.devices import find_device, on_device
 from quantlab.jobs.forecast import Forecast, changes, plan_effort
 from quantlab.jobs.held_out import calibration_of, measure_held_out
+from quantlab.jobs.pack_config import PackConfig
+from quantlab.jobs.packing_report import packing_report, seed_of
 from quantlab.jobs.problem import passthrough_of, problem_of, split_model
+from quantlab.jobs.tokenizers import usable_tokenizer
 from quantlab.jobs.workspace import Workspace, folder_of
-from quantlab.methods.method import MethodOptions, Point, Solution, find_method, method_options, options_dict
-from quantlab.models.loading import LoadedModel, carried_files, in_eval_mode, own_tokenizer
+from quantlab.methods.method import Solution, find_method, method_options, options_dict
+from quantlab.models.loading import LoadedModel, carried_files, in_eval_mode
 from quantlab.models.provenance import Provenance
 from quantlab.models.weights import Split, stored_names
 from quantlab.progress import Progress, silent
-from quantlab.report.pack_report import HeldOut, PackReport, TensorReport
+from quantlab.report.pack_report import HeldOut, PackReport
 from quantlab.text.document_sample import DocumentSample
 from quantlab.text.tokenizer import Tokenizer
 
@@ -54,54 +55,6 @@ KEPT_DOCUMENTS = 16
 """Documents of training and of calibration that an artifact names; its report names more."""
 KEPT_CODES = 8
 """Bytes a weight of codes that the work folder keeps for a resumed packing: four to eight roundings, as many as most take."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PackConfig:
-    """Options of one packing."""
-
-    budget_bytes: int
-    """Artifact and counted code together may not exceed it."""
-    method: str = "trellis"
-    """Name of a folder's method in quantlab.methods."""
-    options: MethodOptions = field(default_factory=lambda: method_options("trellis", {}))
-    """Options of the method."""
-    code: dict[str, int] = field(default_factory=dict)
-    """Bytes of each counted code file, by path."""
-    keep: tuple[str, ...] = ()
-    """Patterns of names of tensors that are stored unquantized."""
-    bits: dict[str, int] = field(default_factory=dict)
-    """Most bits that the codes of tensors may have, by pattern of their names; of several that match, the last counts."""
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    """Calibration tokens, unless statistics are given."""
-    device: str | None = None
-    """cpu or cuda: where the model samples, is measured and tuned; None for a GPU where there is one."""
-    with_tokenizer: bool | None = None
-    """Whether the artifact carries the tokenizer, counted in its bytes; None for models of transformers alone."""
-
-    def __post_init__(self) -> None:
-        if type(self.options) is not find_method(self.method).options:
-            raise ConfigError(f"options of method {self.method} are needed, got {type(self.options).__name__}")
-        self.options.check(self.method)
-        for pattern, bits in self.bits.items():
-            self._check_bits(pattern, bits)
-        if self.budget_bytes < 1:
-            raise ConfigError(f"budget must be at least 1 byte, got {self.budget_bytes}")
-        if self.code_bytes >= self.budget_bytes:
-            raise BudgetError(f"the code files take {self.code_bytes} bytes, the budget is {self.budget_bytes}")
-        find_device(self.device)
-
-    def _check_bits(self, pattern: str, bits: int) -> None:
-        """Raise ConfigError unless the method can store codes of so many bits."""
-        try:
-            replace(self.options, widths=(bits,)).check(self.method)
-        except ConfigError as error:
-            raise ConfigError(f"bits {pattern}={bits}: {error}") from error
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of all counted code files."""
-        return sum(self.code.values())
 
 
 UNLIKELY_BYTES = 1000
@@ -155,7 +108,7 @@ def pack_with(
                 )
 
             def report_of(tensors_sha256: str) -> PackReport:
-                found = _report(loaded, config, forecast, stats, solution, tensors_sha256, output, watch.timings_s)
+                found = packing_report(loaded, config, forecast, stats, solution, tensors_sha256, output, watch.timings_s)
                 calibration = found.calibration | {"collapse": collapse.to_dict()}
                 return replace(found, measured=HeldOut(**measured), calibration=calibration)
 
@@ -214,15 +167,6 @@ class _Stopwatch:
         start = time.perf_counter()
         yield
         self.timings_s[name] = round(self.timings_s.get(name, 0.0) + time.perf_counter() - start, 3)
-
-
-def usable_tokenizer(loaded: LoadedModel) -> Tokenizer | None:
-    """Return the model's own tokenizer; None, with a line that says why, where scores in bits per byte cannot use it."""
-    try:
-        return own_tokenizer(loaded)
-    except (ConfigError, DataError) as error:
-        _log.warning("the model's own tokenizer cannot score it, bits per byte need another: %s", error)
-        return None
 
 
 def _work_key(loaded: LoadedModel, config: PackConfig, stats: Statistics | None, files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -326,7 +270,7 @@ def manifest_facts(loaded: LoadedModel, stats: Statistics, config: PackConfig, t
         "statistics": stats.fingerprint,
         "method": config.method,
         "widths": list(config.options.widths),
-        "seed": _seed(stats, config),
+        "seed": seed_of(stats, config),
     }
     if past := _provenance(loaded, stats).to_dict():
         origin["provenance"] = past
@@ -344,11 +288,6 @@ def _provenance(loaded: LoadedModel, stats: Statistics) -> Provenance:
     calibration = str(stats.source.get("documents", ""))
     past = replace(loaded.provenance, training=few(loaded.provenance.training), calibration=few(calibration))
     return replace(past, tokenizer_sha256="")  # the manifest has it already
-
-
-def _seed(stats: Statistics, config: PackConfig) -> int:
-    """Return the seed of the calibration that was used, which statistics bring with them."""
-    return int(stats.source.get("seed", config.calibration.seed))
 
 
 def _check_budget(loaded: LoadedModel, split: Split, config: PackConfig, files: Mapping[str, bytes]) -> None:
@@ -391,80 +330,3 @@ def _verify(trial: Path, wanted: str) -> None:
     found = digest_in_fresh_process(trial)
     if found != wanted:
         raise FormatError(f"a fresh process decodes the file to other tensors ({found[:12]}, not {wanted[:12]})")
-
-
-def _report(
-    loaded: LoadedModel,
-    config: PackConfig,
-    forecast: dict[str, Any],
-    stats: Statistics,
-    solution: Solution,
-    tensors_sha256: str,
-    output: Path,
-    timings_s: dict[str, float],
-) -> PackReport:
-    artifact_bytes, n_params = len(solution.data), sum(tensor.numel() for tensor in solution.tensors.values())
-    total = artifact_bytes + config.code_bytes
-    return PackReport(
-        checkpoint=loaded.name,
-        artifact=str(output),
-        method=config.method,
-        options=options_dict(config.options),
-        predictor=find_method(config.method).predictor,
-        effort=solution.effort,
-        forecast=forecast,
-        rounded_weights=solution.rounded_weights,
-        tuned=solution.tuned,
-        refined=tuple(solution.refined),
-        seed=_seed(stats, config),
-        training_documents=loaded.provenance.training,
-        budget_bytes=config.budget_bytes,
-        artifact_bytes=artifact_bytes,
-        code_bytes=config.code_bytes,
-        total_bytes=total,
-        slack_bytes=config.budget_bytes - total,
-        n_params=n_params,
-        bpw=8 * artifact_bytes / n_params,
-        predicted_kl=sum(point.predicted_kl for point in solution.points.values()),
-        size_breakdown=solution.layout.size_breakdown,
-        code_files=config.code,
-        calibration={**stats.source, "tokens": stats.tokens, "fingerprint": stats.fingerprint},
-        tensors_sha256=tensors_sha256,
-        timings_s={**timings_s, "total": round(sum(timings_s.values()), 3)},
-        keep=config.keep,
-        bits=config.bits,
-        priors=tuple(name for name in stats.priors if name in solution.points),
-        tensors=tuple(_tensor_report(size, solution) for size in solution.layout.tensors),
-        passthrough=tuple({"name": t.name, "shape": list(t.shape), "dtype": t.dtype} for t in solution.layout.passthrough),
-        producer=f"quantlab {__version__}",
-        artifact_sha256=hashlib.sha256(solution.data).hexdigest(),
-    )
-
-
-def _tensor_report(size: TensorBytes, solution: Solution) -> TensorReport:
-    point = solution.points[size.name]
-    total, coded, bpw = size.bytes, size.code_bytes, size.bpw
-    assert total is not None and coded is not None and bpw is not None  # the writer knows all sizes
-    return TensorReport(
-        name=size.name,
-        shape=size.shape,
-        width_bits=size.width_bits,
-        setting=point.setting,
-        codec=size.codec,
-        bytes=total,
-        bpw=bpw,
-        predicted_kl=point.predicted_kl,
-        code_bytes=coded,
-        points=_other_points(solution.measured.get(size.name, []), point, total - point.bytes),
-    )
-
-
-def _other_points(measured: Sequence[Point], chosen: Point, side_bytes: int) -> tuple[tuple[int, float], ...]:
-    """Return what the search measured between half and twice the chosen bytes, but for what another point beats in both."""
-    near = [p for p in measured if chosen.bytes / 2 < p.bytes < 2 * chosen.bytes and p != chosen]
-    undominated: list[tuple[int, float]] = []
-    for point in sorted(near, key=lambda p: (p.bytes, p.predicted_kl)):
-        predicted_kl = float(f"{point.predicted_kl:.4g}")  # the report is read by people too
-        if not undominated or predicted_kl < undominated[-1][1]:
-            undominated.append((point.bytes + side_bytes, predicted_kl))
-    return tuple(undominated)

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from quantlab.errors import ConfigError, DataError
 from quantlab.evaluation.evaluation_record import Probe
 from quantlab.evaluation.probes import run_probes
-from quantlab.jobs.evaluate import evaluation_tokens, found_tokenizer, on_device
+from quantlab.jobs.devices import on_device
+from quantlab.jobs.evaluate import evaluation_tokens
+from quantlab.jobs.tokenizers import found_tokenizer
 from quantlab.models.loading import LoadedModel, Source, load, load_tokenizer
 from quantlab.text.shards import read_shards
 from quantlab.text.tokenizer import Tokenizer

@@ -7,7 +7,8 @@ from typing import Any
 
 from quantlab.calib.sources import sample_sequences
 from quantlab.errors import ConfigError
-from quantlab.jobs.evaluate import find_device, found_tokenizer, on_device
+from quantlab.jobs.devices import find_device, on_device
+from quantlab.jobs.tokenizers import found_tokenizer
 from quantlab.models.loading import LoadedModel, Source, load, load_tokenizer
 from quantlab.progress import Progress, silent, stage
 from quantlab.text.tokenizer import Tokenizer

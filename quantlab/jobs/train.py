@@ -14,7 +14,7 @@ from quantlab.child_process import serve
 from quantlab.errors import ConfigError
 from quantlab.evaluation.scoring import score_tokens
 from quantlab.files import write_whole
-from quantlab.jobs.evaluate import TOKENIZER_NAME
+from quantlab.jobs.tokenizers import TOKENIZER_NAME
 from quantlab.jobs.train_file import DataConfig, read_train_config
 from quantlab.methods.trellis.training_grid import measure_grid
 from quantlab.models.provenance import Provenance

@@ -234,6 +234,12 @@ def is_artifact(path: Path) -> bool:
         return path.suffix == ".qlab" or file.read(len(MAGIC)) == MAGIC
 
 
+def file_of(target: Source) -> Path | None:
+    """Return the file that a model was or will be loaded from; None for a module in memory."""
+    name = target.name if isinstance(target, LoadedModel) else target
+    return Path(name) if isinstance(name, str | Path) and str(name) else None
+
+
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every part of the model in eval mode inside the block, and back as it was after it."""

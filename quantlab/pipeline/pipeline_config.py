@@ -6,7 +6,7 @@ from quantlab.budget import parse_bytes
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.errors import ConfigError
 from quantlab.evaluation.windows import as_mode
-from quantlab.jobs.packer import PackConfig
+from quantlab.jobs.pack_config import PackConfig
 from quantlab.jobs.train_file import DataConfig
 from quantlab.methods.method import MethodOptions, find_method, method_options
 from quantlab.text.prepare import PrepareConfig

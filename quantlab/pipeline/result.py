@@ -13,7 +13,7 @@ from quantlab import __version__
 from quantlab.errors import BudgetError
 from quantlab.evaluation.evaluation_record import EvaluationRecord, read_evaluation
 from quantlab.files import write_whole
-from quantlab.jobs.evaluate import TOKENIZER_NAME
+from quantlab.jobs.tokenizers import TOKENIZER_NAME
 from quantlab.pipeline.packing_stages import (
     ARTIFACT_NAME,
     DECODER_NAME,

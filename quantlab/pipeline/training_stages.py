@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from quantlab.child_process import run_child
 from quantlab.files import write_whole
-from quantlab.jobs.evaluate import TOKENIZER_NAME
+from quantlab.jobs.tokenizers import TOKENIZER_NAME
 from quantlab.jobs.train import load_data, train_to_folder
 from quantlab.jobs.train_file import DataConfig
 from quantlab.pipeline.hashes import FileHashes
