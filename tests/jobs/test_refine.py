@@ -10,6 +10,7 @@ import torch
 from quantlab.artifact.reader import open_artifact
 from quantlab.jobs.pack import pack
 from quantlab.methods.trellis import refinement
+from quantlab.methods.trellis.slope_search import SlopePlanner
 from quantlab.report.pack_report import read_report
 
 ENV = dict(os.environ)
@@ -90,3 +91,18 @@ def test_a_stack_of_which_a_matrix_is_kept_is_refined(tmp_path):
     options = CONFIG | {"calib": "random", "keep": "w.0", "refine_steps": 2}
     report = pack(Mixture(), budget=20_000, output=tmp_path / "m.qlab", **options)
     assert len(report.refined) == 2 and report.total_bytes <= 20_000
+
+
+def test_the_last_group_alone_is_rounded_again_to_fill_the_file(toy_checkpoint, tmp_path, monkeypatch):
+    seen, refill = [], SlopePlanner.refill
+
+    def watched(self, budget_bytes, payloads, c):
+        file, after = refill(self, budget_bytes, payloads, c)
+        same = {n for n, (p, q) in enumerate(zip(payloads, after, strict=True)) if (p.codes_OI == q.codes_OI).all()}
+        seen.append((self.free, same, len(payloads)))
+        return file, after
+
+    monkeypatch.setattr(SlopePlanner, "refill", watched)
+    pack(toy_checkpoint, budget=50_000, output=tmp_path / "m.qlab", refine_steps=2, **CONFIG)
+    ((free, same, count),) = seen
+    assert 0 < len(free) < count and same >= set(range(count)) - free

@@ -161,3 +161,18 @@ def test_a_matrix_that_no_token_reaches_keeps_its_weights(model, monkeypatch):
     model.second.forward = lambda x: torch.zeros_like(x)
     stages, got = refine(model, 5)
     assert len(stages) == 2 and torch.equal(got["second.weight"], coarse(weights_of(model), ())["second.weight"])
+
+
+def test_every_learning_sequence_is_read_before_any_is_read_again(model, monkeypatch):
+    monkeypatch.setattr(refinement, "STEP_TOKENS", 64)  # four sequences
+    seen, backward = [], Refinement._backward
+
+    def watched(self, values, learned, ids_NT):
+        seen.extend(map(tuple, ids_NT.tolist()))
+        return backward(self, values, learned, ids_NT)
+
+    monkeypatch.setattr(Refinement, "_backward", watched)
+    refine(model, 9)  # two stages: 72 sequences of 56
+    is_held = torch.arange(len(IDS)) % HELD_OUT == HELD_OUT - 1
+    learning = [tuple(row) for row in IDS[~is_held].tolist()]
+    assert seen == [*learning, *learning][: len(seen)] and len(seen) == 72
