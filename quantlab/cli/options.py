@@ -72,13 +72,13 @@ Effort = Annotated[
     typer.Option(
         "--effort",
         metavar="LEVEL",
-        help="Of the trellis. fast: 4 states, no tuning. default: 8 states, tuning. best: 32 states, four times the tuning, "
+        help="Of the trellis. fast: 4 states, no tuning. default: 8 states, tuning. best: 64 states, four times the tuning, "
         "progressive rounding. --states and --tune override it.  [default: default]",
     ),
 ]
 States = Annotated[
     int | None,
-    typer.Option("--states", help="States of the trellis, instead of the effort's: 1 (none), 4, 8, 16 or 32; more are slower."),
+    typer.Option("--states", help="States of the trellis: 1 (none), 4, 8, 16, 32, 64 or 256; more are slower."),
 ]
 Tune = Annotated[
     bool | None,
