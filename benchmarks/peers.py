@@ -39,7 +39,7 @@ from quantlab.models.weights import split_state
 from quantlab.trainer.training_loop import MODEL_NAME
 
 ZSTD_LEVEL = 19
-CURVE_BITS = (1.5, 2.0, 2.75, 3.5, 4.5, 5.75, 7.25)
+CURVE_BITS = (2.5, 3.4, 4.3, 5.5, 8.0)
 """Bits a weight of quantlab's files."""
 MARKERS = "sD^vPX*<>"
 
@@ -139,12 +139,13 @@ def measure(arguments: argparse.Namespace, folder: Path, about: Row) -> None:
         return measure_divergence(reference, with_weights(loaded, state), tokens, seq_len=arguments.seq_len).kl_mean
 
     about["tokens"] = len(tokens) - 1
-    sections = {
+    sections: dict[str, Iterator[Row]] = {
         "rows": peer_rows(loaded, reuse_statistics(place, loaded), arguments.ggml, kl_of),
         "curve": curve(loaded, place, tokenizer, folder, kl_of),
     }
-    for name, rows in sections.items():
-        for row in rows:
+    for name in arguments.parts.split(","):
+        about[name] = []
+        for row in sections[name]:
             about[name].append(row)
             print(line(row), flush=True)
             about["rows"] = with_ratios(about["rows"], about["curve"])
@@ -167,6 +168,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ggml", type=Path, metavar="LIB", help="libggml-base.so, for K-quants")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path, help="also draw the picture")
+    parser.add_argument("--parts", default="rows,curve", help="parts to measure anew, the peers and quantlab's curve")
     parser.add_argument("--draw", action="store_true", help="only draw the picture of the JSON file, and print its rows")
     arguments = parser.parse_args()
     if bool(arguments.demo) == bool(arguments.checkpoint and arguments.tokenizer and arguments.text) and not arguments.draw:
@@ -186,6 +188,9 @@ def main() -> None:
     else:
         title = "demo model" if arguments.demo else f"{arguments.checkpoint.stem}"
         about = {"machine": machine(), "checkpoint": arguments.checkpoint.name, "title": title, "rows": [], "curve": []}
+        if arguments.json.exists() and arguments.parts != "rows,curve":
+            known = json.loads(arguments.json.read_text())
+            about |= {name: known[name] for name in ("rows", "curve")}
         with tempfile.TemporaryDirectory() as folder:
             measure(arguments, Path(folder), about)
     if arguments.plot:
