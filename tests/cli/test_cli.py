@@ -32,11 +32,6 @@ def fails(capsys, arguments, code, *parts):
     return line
 
 
-def test_pack_of_several_processes_is_refused(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    fails(capsys, ["pack", tmp_path / "m.pt", "--budget", "1MB", "-o", tmp_path / "m.qlab"], 2, "pack runs in one process")
-
-
 @pytest.mark.parametrize(("given", "used"), [(None, "passive"), ("active", "active")])
 def test_idle_threads_sleep_unless_the_user_says_otherwise(monkeypatch, tmp_path, given, used):
     """The variable is set before the command fails on a checkpoint that is not there."""
