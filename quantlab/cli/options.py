@@ -162,6 +162,18 @@ Packed = Annotated[
         help="Whether the weights of a packed model stay packed in memory.  [default: packed on a GPU, decoded on a CPU]",
     ),
 ]
+TrainedOn = Annotated[
+    str | None,
+    typer.Option(
+        "--trained-on",
+        metavar="GLOB",
+        help="Token shards that training read: none of the scored documents may be among them, but for 1 %.",
+    ),
+]
+MaxSeconds = Annotated[
+    float | None,
+    typer.Option("--max-seconds", metavar="S", help="Seconds that loading and scoring may take; a slower score is not valid."),
+]
 Sandbox = Annotated[
     bool,
     typer.Option(
