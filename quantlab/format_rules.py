@@ -51,8 +51,8 @@ CLASSES_PER_POWER = 4
 """Scale classes in a power of two: weights of a class are twice as large as those four classes lower."""
 MAX_CLASS = 83
 """Highest scale class: higher sums count as this one."""
-SCALAR_CLASSES = 9
-"""Number of the lowest scale classes, 0 to 8, whose weights bypass a trellis."""
+SCALAR_CLASSES = 6
+"""Number of the lowest scale classes, 0 to 5, whose weights bypass a trellis."""
 TABLE_CLASSES = 28
 """Number of frequency tables in a set: one for each scale class 0 to 27. Higher classes share those of 24 to 27."""
 _LAST_POWER = TABLE_CLASSES - CLASSES_PER_POWER  # first class of the last power of two that has tables of its own

@@ -168,7 +168,7 @@ function dequantize({ shape: [O, I], states, paths, level }, symbols, classes, a
   for (let i = 0, n = 0; i < O; i++)
     for (let j = 0; j < I; j++, n++) {
       const v = symbols[n];
-      const [path, isOnPath] = [pathOf(i, j), states > 1 && classes[n] >= 9];
+      const [path, isOnPath] = [pathOf(i, j), states > 1 && classes[n] >= 6];
       const q = state[path];
       const code = states === 1 ? v : isOnPath && q & 1 ? 1 - 2 * v : 2 * v;
       if (isOnPath) state[path] = (q ^ ((q & 1) * h0) ^ ((v & 1) * h1)) >> 1;

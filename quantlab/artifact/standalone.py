@@ -133,7 +133,7 @@ def _weights(manifest: Entry, sections: list[bytes]) -> Iterator[Array]:
     symbols = _all_symbols(entries, classes, _slots_of_sets(tables), manifest["lanes"], stream)
     for (entry, a_O, b_I, _, _), class_OI in zip(sides, classes, strict=True):
         symbol_OI, symbols = symbols[: class_OI.size].reshape(class_OI.shape), symbols[class_OI.size :]
-        value_OI = _values(symbol_OI, class_OI < 9, entry["states"], entry["paths"])
+        value_OI = _values(symbol_OI, class_OI < 6, entry["states"], entry["paths"])
         levels = range(entry["level"] - 16 * 256, entry["level"] + 16 * 256, 16)
         steps = [round(2 ** (level % 64 / 64 + 23)) * 2.0 ** (level // 64 - 23) for level in levels]
         yield value_OI * np.array(steps, np.float32)[np.add.outer(a_O, b_I) + 256]

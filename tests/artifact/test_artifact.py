@@ -37,7 +37,7 @@ def grid_payload(name, q, scale, *, bits=6, exponent=-5):
 
 def on_path_of(classes, rows, columns):
     """Whether each weight of a trellis is on its path: docs/format.md, from the whole shares of rows and columns."""
-    return np.clip(classes + rows.astype(int)[:, None] + columns.astype(int), 0, 83) >= 9
+    return np.clip(classes + rows.astype(int)[:, None] + columns.astype(int), 0, 83) >= 6
 
 
 def follow(wanted, states, on_path, paths):
@@ -51,7 +51,7 @@ def follow(wanted, states, on_path, paths):
     return codes
 
 
-def trellis_payload(name, q, *, states, paths="blocks", level=-333, classes=9, bits=8, tables=0):
+def trellis_payload(name, q, *, states, paths="blocks", level=-333, classes=6, bits=8, tables=0):
     """Return codes near q; scale classes differ by row and column, and most of the difference follows from the steps."""
     a, b = ((np.arange(n) % 9 * 3 - 11).astype(np.int8) for n in q.shape)
     rows, columns = ((np.arange(n) % 5 - 2).astype(np.int8) for n in q.shape)

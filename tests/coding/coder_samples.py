@@ -9,7 +9,7 @@ from quantlab.coding.contexts import TensorContext, classes_of
 from quantlab.coding.frequency_tables import TableSet
 from quantlab.format_rules import PATHS, TABLE_CLASSES, next_states
 
-RANGES = {"low": (-40, 8), "path": (9, 27), "high": (28, 83), "mixed": (0, 40), "beyond": (-900, 900)}
+RANGES = {"low": (-40, 5), "path": (6, 27), "high": (28, 83), "mixed": (0, 40), "beyond": (-900, 900)}
 """Scale classes by name: lowest and highest sum of the shares of row and column."""
 
 
@@ -38,7 +38,7 @@ def path_codes(k, class_OI, states, paths):
         state = 0
         for i, j in walk:
             code[i, j] = 2 * k[i, j]
-            if class_OI[i, j] >= 9:
+            if class_OI[i, j] >= 6:
                 code[i, j] += state & 1
                 state = table[state, k[i, j] & 1]
     return code
@@ -136,7 +136,7 @@ def _codes(symbol_OI, class_OI, context):
     for walk in walks(context.shape, context.paths):
         state = 0
         for i, j in walk:
-            if class_OI[i][j] >= 9:
+            if class_OI[i][j] >= 6:
                 k = -symbol_OI[i, j] if state & 1 else symbol_OI[i, j]
                 code_OI[i, j] = 2 * k + (state & 1)
                 state = int(next_states(context.states)[state, k & 1])

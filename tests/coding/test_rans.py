@@ -210,7 +210,7 @@ def test_numbers_of_lanes_have_bounds(lanes):
     [
         (np.full((2, 3), -32768, np.int16), 1, "codes must lie in -32767 to 32767"),
         (np.full((2, 3), -32767, np.int16), 4, "codes must lie in -32766 to 32767"),
-        (np.full((2, 3), 3, np.int16), 4, "codes of scale classes below 9 must be even"),
+        (np.full((2, 3), 3, np.int16), 4, "codes of scale classes below 6 must be even"),
         (np.full((2, 4), 1, np.int16), 1, r"codes are int16 \(2, 4\)"),
         (np.full((2, 3), 1, np.int8), 1, "codes are int8"),
     ],
