@@ -16,7 +16,9 @@ from quantlab.cli import (
     run_command,
     runs_commands,
     score_commands,
+    share_commands,
     start_commands,
+    submission_commands,
     train_commands,
 )
 from quantlab.cli.display import note, say
@@ -48,6 +50,9 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "card": (look_commands.card, "Write a model card of a packed model."),
     "train": (train_commands.train, "Train the challenge's architectures, here or under torchrun."),
     "run": (run_command.run, "Train, calibrate, pack, evaluate and report as a file says."),
+    "publish": (share_commands.publish, "Publish a model with card, hashes and provenance."),
+    "fetch": (share_commands.fetch, "Fetch a published model, and verify it."),
+    "index": (share_commands.index, "List the models of a shared index."),
     "doctor": (start_commands.doctor, "Say what this machine can do, and check it."),
 }
 """Every command, and its line in the list of commands, which is cut beyond 60 characters."""
@@ -57,6 +62,9 @@ app.add_typer(
     train_commands.app, name="data", short_help="Make token shards from text, and check shards.", no_args_is_help=True
 )
 app.add_typer(runs_commands.app, name="runs", short_help="List, compare and draw recorded runs.", no_args_is_help=True)
+app.add_typer(
+    submission_commands.app, name="submission", short_help="Build and check challenge submissions.", no_args_is_help=True
+)
 
 # typer's usage errors: the base class is found through one that typer exports, because some versions bring their own click
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
