@@ -16,6 +16,7 @@ from quantlab.cli import (
     run_command,
     runs_commands,
     score_commands,
+    search_commands,
     share_commands,
     start_commands,
     submission_commands,
@@ -62,6 +63,7 @@ app.add_typer(
     train_commands.app, name="data", short_help="Make token shards from text, and check shards.", no_args_is_help=True
 )
 app.add_typer(runs_commands.app, name="runs", short_help="List, compare and draw recorded runs.", no_args_is_help=True)
+app.add_typer(search_commands.app, name="search", short_help="Search over the keys of a pipeline.", no_args_is_help=True)
 app.add_typer(
     submission_commands.app, name="submission", short_help="Build and check challenge submissions.", no_args_is_help=True
 )

@@ -141,7 +141,9 @@ def merge(
     from quantlab.share.index import read_index
     from quantlab.share.place import open_place
 
-    folder, added, broken = folder_of_runs(runs), [], []
+    folder = folder_of_runs(runs)
+    added: list[str] = []
+    broken: list[str] = []
     for source in sources:
         if "://" in source:
             entries, damaged = read_index(open_place(source))

@@ -144,7 +144,7 @@ def claims(facts: Facts) -> dict[str, Any]:
 
 
 def _seed_result(run: SeedRun) -> dict[str, Any]:
-    found = {"val_loss": run.score.val_loss, "val_bpb": run.bpb, "artifact_bytes": run.artifact_bytes}
+    found: dict[str, Any] = {"val_loss": run.score.val_loss, "val_bpb": run.bpb, "artifact_bytes": run.artifact_bytes}
     found |= {"artifact_sha256": run.artifact_sha256, "run": run.run}
     if "evaluate" in run.seconds:
         found["eval_time_s"] = round(run.seconds["evaluate"], 1)
