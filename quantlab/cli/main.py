@@ -12,6 +12,7 @@ from quantlab import __version__
 from quantlab.child_process import raise_interrupt, system_error
 from quantlab.cli import (
     look_commands,
+    model_commands,
     pack_commands,
     run_command,
     runs_commands,
@@ -51,6 +52,8 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "card": (look_commands.card, "Write a model card of a packed model."),
     "train": (train_commands.train, "Train the challenge's architectures, here or under torchrun."),
     "run": (run_command.run, "Train, calibrate, pack, evaluate and report as a file says."),
+    "diff": (model_commands.diff, "Show which tensors of two models differ, and their KL."),
+    "merge": (model_commands.merge, "Average the weights of models into one checkpoint."),
     "publish": (share_commands.publish, "Publish a model with card, hashes and provenance."),
     "fetch": (share_commands.fetch, "Fetch a published model, and verify it."),
     "index": (share_commands.index, "List the models of a shared index."),
