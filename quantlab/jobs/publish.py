@@ -59,7 +59,7 @@ class Published:
 
 
 def publish(
-    source: Path | Run,
+    source: str | Path | Run,
     to: str,
     *,
     kind: str = PACKED,
@@ -85,7 +85,7 @@ def publish(
         raise ConfigError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     place = open_place(to)
     listed = open_place(index) if index else None
-    artifact = source if isinstance(source, Path) else artifact_of(source)
+    artifact = artifact_of(source) if isinstance(source, Run) else Path(source)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         run = _copy_run_(source, folder) if isinstance(source, Run) else None
@@ -111,7 +111,7 @@ def publish(
     return Published(place=place.url, publication=publication, moved=tuple(sent))
 
 
-def fetch(source: str, output: Path, *, force: bool = False, progress: Progress = silent) -> Published:
+def fetch(source: str, output: str | Path, *, force: bool = False, progress: Progress = silent) -> Published:
     """Write a published model into a folder. Each file is verified before it takes its name; one that is there is not fetched.
 
     An artifact with its report is decoded, and must give the tensors that were measured when it was packed.
@@ -120,7 +120,7 @@ def fetch(source: str, output: Path, *, force: bool = False, progress: Progress 
         ConfigError: a file of another content is there, and `force` is not set.
         QuantlabError: the place holds no whole publication, or a file is not what it says.
     """
-    place = open_place(source)
+    place, output = open_place(source), Path(output)
     publication = fetch_publication(place)
     moved = tuple(name for name, is_new in download(publication, place, output, force=force, progress=progress) if is_new)
     artifact, report = output / ARTIFACT_NAME, files_beside(output / ARTIFACT_NAME)[1]
@@ -196,7 +196,7 @@ def _facts(path: Path) -> dict[str, Any]:
     return {"bytes": size, "sha256": sha256}
 
 
-def _name_of(source: Path | Run, entry: Entry) -> str:
+def _name_of(source: str | Path | Run, entry: Entry) -> str:
     return source.name if isinstance(source, Run) else Path(entry.path).stem
 
 

@@ -7,26 +7,26 @@ import re
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-NUMBER = r"(\d+(?:\.\d+)?)"
+NUMBER = r"(\d{1,12}(?:\.\d{1,12})?)"
 LONGEST_LINE = 2000
-_SCORE = re.compile(r"val_loss ?[:=] ?(\d+\.\d{2,}),?\s+val_bpb ?[:=] ?(\d+\.\d{2,})")
+_SCORE = re.compile(r"val_loss ?[:=] ?(\d{1,6}\.\d{2,12}),?\s+val_bpb ?[:=] ?(\d{1,6}\.\d{2,12})")
 _STEP = re.compile(r"^\s*(?:step:)?\s*(\d+)/(\d+)\s")
 _EVAL_TIME = re.compile(rf"eval_time ?[:=] ?{NUMBER} ?(ms|s)\b")
 _TOTAL_EVAL = re.compile(rf"total_eval_time ?[:=] ?{NUMBER} ?s\b")
 _TRAIN_TIME = re.compile(rf"train_time ?: ?{NUMBER} ?ms")
-_STOP = re.compile(rf"stopping_early.*?train_time ?: ?{NUMBER} ?ms\s+step ?: ?(\d+)")
+_STOP = re.compile(rf"stopping_early.*?train_time ?: ?{NUMBER} ?ms\s+step ?: ?(\d{1, 15})")
 _HESSIAN = re.compile(rf"(?i)hessians? in {NUMBER} ?s\b")
 _PATTERNS = {
-    "total_bytes": re.compile(r"(?i)total submission size[^:]*: ?(\d+)"),
-    "code_bytes": re.compile(r"(?i)^\s*code size[^:]*: ?(\d+)"),
-    "model_bytes": re.compile(r"(?i)serialized (?:model|quantized|ternary)[^:]*: ?(\d+)"),
-    "val_tokens": re.compile(r"val_loader:.*\btokens: ?(\d+)|^val_tokens ?[:=] ?(\d+)"),
-    "train_shards": re.compile(r"\btrain_shards ?[:=] ?(\d+)"),
-    "seed": re.compile(r"^\s*(?:final_)?seed ?[:=] ?(\d+)\b|\bSEED ?= ?(\d+)\b"),
-    "documents": re.compile(r"\btotal_docs ?: ?(\d+)"),
-    "world_size": re.compile(r"\bworld_size ?[:=] ?(\d+)"),
+    "total_bytes": re.compile(r"(?i)total submission size[^:]*: ?(\d{1,15})"),
+    "code_bytes": re.compile(r"(?i)^\s*code size[^:]*: ?(\d{1,15})"),
+    "model_bytes": re.compile(r"(?i)serialized (?:model|quantized|ternary)[^:]*: ?(\d{1,15})"),
+    "val_tokens": re.compile(r"val_loader:.*\btokens: ?(\d{1,15})|^val_tokens ?[:=] ?(\d{1,15})"),
+    "train_shards": re.compile(r"\btrain_shards ?[:=] ?(\d{1,15})"),
+    "seed": re.compile(r"^\s*(?:final_)?seed ?[:=] ?(\d{1,15})\b|\bSEED ?= ?(\d{1,15})\b"),
+    "documents": re.compile(r"\btotal_docs ?: ?(\d{1,15})"),
+    "world_size": re.compile(r"\bworld_size ?[:=] ?(\d{1,15})"),
 }
-_SEED_IN_NAME = re.compile(r"seed[_-]?(\d+)|(?:^|[_-])s?(\d{1,4})(?:[_.-]|$)")
+_SEED_IN_NAME = re.compile(r"seed[_-]?(\d{1,15})|(?:^|[_-])s?(\d{1,4})(?:[_.-]|$)")
 _FLOAT_MODEL = re.compile(r"(?i)serialized model ?:")
 _UNPACKED_TOTAL = re.compile(r"(?i)total submission size ?:")
 _PACKED_KINDS = re.compile(r"(?i)(int\d|zlib|zstd|lzma|brotli|quantized|pergroup|mixed)")

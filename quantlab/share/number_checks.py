@@ -7,7 +7,7 @@ from pathlib import Path
 
 from quantlab.share.challenge_log import LogFacts, Number, Score
 from quantlab.share.findings import BROKEN, LOOK, NOTE, UNCHECKED, Finding
-from quantlab.share.submission_folder import CODE, Script, Submission
+from quantlab.share.submission_folder import CODE, Script, Submission, as_number
 from quantlab.share.wrapped_code import wrapped_bytes
 from quantlab.text.known_splits import KNOWN_SPLITS, KnownSplit
 
@@ -237,8 +237,8 @@ def _is_best_seed(submission: Submission, score: Score, claim: float) -> Iterato
 def _seed_results(submission: Submission) -> Iterator[Finding]:
     by_seed = {log.seed: log for log in submission.scored}
     for seed, values in submission.seed_results.items():
-        claimed, log = values.get("val_bpb"), by_seed.get(int(seed)) if seed else None
-        if log is None or not isinstance(claimed, int | float):
+        claimed, log = as_number(values.get("val_bpb")), by_seed.get(int(seed))
+        if log is None or claimed is None:
             continue
         logs = [other for other in submission.scored if other.seed == int(seed)]
         if not any(abs(score.bpb - claimed) < CLAIM_SLACK for other in logs for score in other.scores):

@@ -75,14 +75,16 @@ def path_findings(submission: Submission) -> Iterator[Finding]:
                 yield finding
     for script in submission.scripts:
         try:
-            tree = ast.parse(script.source)
+            yield from list(_in_script(script, shown_on, script is submission.main))
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             yield Finding(level=UNCHECKED, check="path", text="the script is not Python that can be parsed", file=script.name)
-            continue
-        is_main = script is submission.main
-        yield from _in_names(script, tree, shown_on, is_main)
-        yield from _data_uses(script, tree)
-        yield from _network(script, tree, is_main)
+
+
+def _in_script(script: Script, shown_on: set[str], is_main: bool) -> Iterator[Finding]:
+    tree = ast.parse(script.source)
+    yield from _in_names(script, tree, shown_on, is_main)
+    yield from _data_uses(script, tree)
+    yield from _network(script, tree, is_main)
 
 
 def _in_log(log: LogFacts) -> Iterator[tuple[KnownPath, Finding]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from quantlab.errors import ConfigError, QuantlabError
+from quantlab.files import read_regular
 from quantlab.progress import Progress, silent
 from quantlab.share.findings import LOOK, NOTE, UNCHECKED, CheckedFolder, Finding, ordered
 from quantlab.share.number_checks import (
@@ -38,6 +39,7 @@ FEWEST_LINES = 20
 SIMILAR = 0.98
 """Share of equal lines from which two scripts count as the same."""
 LIST_SUFFIXES = (".txt", ".lst", ".list")
+MOST_LIST_BYTES = 1 << 22
 
 
 def check_submission(folder: Path, against: Sequence[float] = ()) -> CheckedFolder:
@@ -80,7 +82,7 @@ def triage(source: Path, against: Sequence[float] = (), *, progress: Progress = 
 def _listed(source: Path) -> list[Path]:
     if source.suffix not in LIST_SUFFIXES:
         raise ConfigError(f"{source} is a file: a list of folders is .txt, .lst or .list", hint="or name a folder")
-    lines = source.read_text("utf-8", "replace").splitlines()
+    lines = read_regular(source, ConfigError, most=MOST_LIST_BYTES).decode("utf-8", "replace").splitlines()
     return [source.parent / line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 

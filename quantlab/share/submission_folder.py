@@ -18,6 +18,8 @@ from quantlab.share.wrapped_code import unwrap
 MOST_FILES = 500
 MOST_BYTES = 1 << 24
 """Largest file that is read; a larger one is named."""
+MOST_SCRIPT_BYTES = 1 << 21
+"""Largest script that is parsed."""
 DEPTH = 3
 CLAIMS = re.compile(r"submission.*\.json")
 CODE = (".py", ".cpp", ".cu", ".cc", ".c", ".h", ".sh")
@@ -77,7 +79,7 @@ class Submission:
     def number(self, *names: str) -> float | None:
         """Return the first claim under one of these names that is a number, also one that is written as text."""
         found = (self.claims.get(name) for name in names)
-        return next((number for value in found if (number := _as_number(value)) is not None), None)
+        return next((number for value in found if (number := as_number(value)) is not None), None)
 
     @property
     def claimed_bpb(self) -> float | None:
@@ -94,17 +96,18 @@ class Submission:
         """Seeds that the claims list."""
         found = self.claims.get("seeds") or self.seed_results
         keys = list(found) if isinstance(found, Mapping | list) else []
-        return [int(key) for key in keys if str(key).isdigit()]
+        return [int(str(key)) for key in keys if re.fullmatch(r"[0-9]{1,15}", str(key))]
 
     @property
     def seed_results(self) -> dict[str, Mapping[str, Any]]:
         """Claims by seed; what is not a table of tables is left out."""
         found = self.claims.get("seed_results", self.claims.get("seeds"))
         items = found.items() if isinstance(found, Mapping) else ()
-        return {re.sub(r"\D", "", str(key)): value for key, value in items if isinstance(value, Mapping)}
+        named = {re.sub(r"[^0-9]", "", str(key))[:15]: value for key, value in items if isinstance(value, Mapping)}
+        return {seed: value for seed, value in named.items() if seed}
 
 
-def _as_number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
     """Return a claim as a number; None for anything else, also for what is not finite."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
@@ -166,7 +169,8 @@ def _is_text(file: Path) -> bool:
 def _text(found: Submission, file: Path, name: str) -> str | None:
     """Return a file as text; bytes that are not UTF-8 are replaced. None if it cannot be read, which is a finding."""
     try:
-        return read_regular(file, ReportError, most=MOST_BYTES).decode("utf-8", "replace")
+        most = MOST_SCRIPT_BYTES if file.suffix == ".py" else MOST_BYTES
+        return read_regular(file, ReportError, most=most).decode("utf-8", "replace")
     except QuantlabError as error:
         found.findings.append(Finding(level=UNCHECKED, check="folder", text=f"not read: {error}", file=name))
         return None

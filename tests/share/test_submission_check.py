@@ -191,6 +191,21 @@ def test_files_that_are_not_what_they_should_be_are_named(tmp_path: Path):
         check_submission(tmp_path / "nothing")
 
 
+def test_figures_that_no_machine_holds_do_not_end_the_check(tmp_path: Path):
+    digits = "9" * 5000
+    lines = [f"seed:{digits}", f"total_docs:{digits}", f"train_shards:{digits}", f"final val_loss:{digits}.99 val_bpb:0.00"]
+    lines += ["final val_loss:1.00 val_bpb:0.00", f"Total submission size: {digits} bytes"]
+    huge = 10**400
+    folder = write(tmp_path / "s", logs=logs(lines=lines), seeds=["²", huge, -1, None], bytes_total=huge, val_bpb=huge)
+    (folder / "submission.json").write_text(
+        (folder / "submission.json").read_text()[:-1] + f', "seed_results": {{"1": {{"val_bpb": {huge}}}}}}}'
+    )
+    (folder / "deep.py").write_text("x_train = " + "(" * 150 + "1" + ")" * 150 + "\n" + "y = " + "-" * 30000 + "1\n")
+    checked = check_submission(folder)
+    assert any("not Python that can be parsed" in f.text and f.file == "deep.py" for f in checked.findings)
+    assert any("no val_bpb is claimed as a number" in f.text for f in checked.findings)
+
+
 def test_significance_is_tested_in_the_unit_of_the_tokenizer(tmp_path: Path):
     folder = write(tmp_path / "s")
     new = sum(map(bpb_of, LOSSES.values())) / 3
