@@ -54,6 +54,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "run": (run_command.run, "Train, calibrate, pack, evaluate and report as a file says."),
     "diff": (model_commands.diff, "Show which tensors of two models differ, and their KL."),
     "merge": (model_commands.merge, "Average the weights of models into one checkpoint."),
+    "export": (model_commands.export, "Write a folder for looking inside a model."),
     "publish": (share_commands.publish, "Publish a model with card, hashes and provenance."),
     "fetch": (share_commands.fetch, "Fetch a published model, and verify it."),
     "index": (share_commands.index, "List the models of a shared index."),

@@ -78,3 +78,25 @@ def merge(
         return
     differ = f"{done.averaged} of {done.tensors} tensors differ between them"
     say(f"wrote {done.output}: the mean of {len(done.sources)} models, {differ}")
+
+
+def export(
+    source: options.Target,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FOLDER", help="The folder to write.")],
+    force: options.Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write a folder for looking inside: weights in full precision, the modules by name, and an example of hooks.
+
+    Example: quantlab export model.qlab -o inside
+    """
+    from dataclasses import asdict
+
+    from quantlab.jobs.export_modules import export_modules
+
+    done = export_modules(source, output, force=force)
+    if as_json:
+        print_json(asdict(done))
+        return
+    say(f"wrote {done.folder}: {done.parameters:,} parameters, {done.modules} modules")
+    say(f"python {output / 'hooks.py'} shows what they give")
