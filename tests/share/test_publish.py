@@ -1,6 +1,7 @@
 """quantlab publish, fetch, index and runs merge: against a folder, fsspec's memory, a server of S3, and a stub of the hub."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from quantlab.share.publication import MANIFEST_NAME, UPLOADING_NAME, read_publi
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAME = "20260724T101501.000000Z-pack-00000001"
+BPB = 2500.0 / (math.log(2) * 2400)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def packed(toy_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         target_sha256=sha256,
         target_bytes=size,
         data=data,
-        val_bpb=1.5,
+        val_bpb=BPB,
         val_loss=2.5,
         nats=2500.0,
         probes=probes,
@@ -104,12 +106,12 @@ def _s3(request: pytest.FixtureRequest) -> Any:
 def test_what_was_published_is_fetched_and_verified(packed: Path, address: str, tmp_path: Path):
     done = job.publish(packed / "toy.qlab", address)
     assert set(done.moved) == {"README.md", "model.qlab", "model.report.json", "model.eval.json"}
-    assert done.publication.about["bpb"] == 1.5
+    assert done.publication.about["bpb"] == BPB
     fetched = job.fetch(address, tmp_path / "here")
     assert fetched.is_decoded_equal is True
     assert (tmp_path / "here" / "model.qlab").read_bytes() == (packed / "toy.qlab").read_bytes()
     card = (tmp_path / "here" / "README.md").read_text()
-    assert "1.5000 bits per byte" in card
+    assert f"{BPB:.4f} bits per byte" in card
     assert "quantlab inspect model.qlab" in card
     assert job.fetch(address, tmp_path / "here").moved == ()
     again = quantlab.unpack(tmp_path / "here" / "model.qlab")
@@ -211,7 +213,7 @@ def test_an_index_lists_models_and_its_runs_are_merged_but_not_believed(packed: 
     capsys.readouterr()
     assert run(["index", index, "--json"]) == 0
     out, err = capsys.readouterr()
-    assert [(row["name"], row["bpb"]) for row in json.loads(out)] == [("a", 1.5), ("b", 1.5)]
+    assert [(row["name"], row["bpb"]) for row in json.loads(out)] == [("a", BPB), ("b", BPB)]
     assert "broken entry" in err
     merged = tmp_path / "merged"
     assert run(["runs", "merge", index, "--runs", str(merged)]) == 0
