@@ -104,6 +104,8 @@ def main() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for talkative in ("botocore", "aiobotocore", "httpx"):  # libraries of s3:// and hf://
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     sys.exit(_flushed(run(sys.argv[1:])))
 
 
