@@ -215,12 +215,19 @@ def _about(entry: Entry) -> dict[str, Any]:
         "budget_bytes": entry.report.budget_bytes if entry.report else None,
         "parameters": entry.n_params,
         "method": entry.method,
-        "architecture": str(model.get("adapter") or model.get("kind") or "unknown")
-        if isinstance(model, Mapping)
-        else "unknown",
+        "architecture": _architecture(model),
         "tokenizer": score.data.tokenizer_sha256[:12] if score else None,
         "artifact_sha256": facts.sha256 if facts else None,
     }
+
+
+def _architecture(model: Any) -> str:
+    """Return in short which model it is: the adapter, or layers and width of the built-in one."""
+    if not isinstance(model, Mapping) or not model:
+        return "unknown"
+    if {"num_layers", "model_dim"} <= model.keys():
+        return f"GPT {model['num_layers']}x{model['model_dim']}"
+    return str(model.get("model_type") or model.get("adapter") or "unknown")
 
 
 def _provenance(run: RunRecord | None, entry: Entry) -> dict[str, Any]:

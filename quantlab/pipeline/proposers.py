@@ -9,6 +9,8 @@ import random
 import shlex
 import subprocess
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from quantlab.errors import ConfigError, QuantlabError
@@ -30,10 +32,8 @@ def proposer_of(name: str) -> Propose:
         return propose_by_chance
     if name.startswith(COMMAND):
         return lambda space, trials: propose_by_program(name.removeprefix(COMMAND), space, trials)
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"proposer {name} needs the package optuna", hint=EXTRA) from error
+    if find_spec("optuna") is None:
+        raise ConfigError(f"proposer {name} needs the package optuna", hint=EXTRA)
     return lambda space, trials: propose_by_optuna(name, space, trials)
 
 
@@ -82,8 +82,7 @@ def propose_by_optuna(name: str, space: Space, trials: Sequence[Trial]) -> Value
     For nsga there are two objectives, bits per byte and bytes. A trial at work counts as one with the median score, so that
     parallel workers do not propose the same.
     """
-    import optuna
-
+    optuna: Any = import_module("optuna")  # whose types differ between versions
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     distributions = {axis.key: _distribution(optuna, axis) for axis in space.axes}
     has_two = name == "nsga"

@@ -73,9 +73,10 @@ def _entry(index: Place, name: str) -> IndexEntry:
     return IndexEntry(raw["place"], publication)
 
 
-def _order(entry: IndexEntry) -> tuple[str, float]:
+def _order(entry: IndexEntry) -> tuple[str, float, str, str]:
     bpb = entry.publication.about.get("bpb")
-    return str(entry.publication.about.get("data")), bpb if isinstance(bpb, int | float) else float("inf")
+    score = bpb if isinstance(bpb, int | float) else float("inf")
+    return str(entry.publication.about.get("data")), score, entry.publication.name, entry.place
 
 
 def rows_of(entries: Sequence[IndexEntry]) -> list[dict[str, Any]]:

@@ -107,6 +107,7 @@ def test_what_was_published_is_fetched_and_verified(packed: Path, address: str, 
     done = job.publish(packed / "toy.qlab", address)
     assert set(done.moved) == {"README.md", "model.qlab", "model.report.json", "model.eval.json"}
     assert done.publication.about["bpb"] == BPB
+    assert done.publication.about["architecture"] == "GPT 2x64"
     fetched = job.fetch(address, tmp_path / "here")
     assert fetched.is_decoded_equal is True
     assert (tmp_path / "here" / "model.qlab").read_bytes() == (packed / "toy.qlab").read_bytes()
