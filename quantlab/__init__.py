@@ -15,24 +15,45 @@ if TYPE_CHECKING:
     from quantlab.artifact.reader import open_artifact
     from quantlab.jobs.calibrate import calibrate
     from quantlab.jobs.compare import compare
+    from quantlab.jobs.diff import diff
     from quantlab.jobs.estimate import estimate
     from quantlab.jobs.evaluate import evaluate
+    from quantlab.jobs.merge import merge
     from quantlab.jobs.pack import pack
+    from quantlab.jobs.publish import fetch, publish
     from quantlab.jobs.sample import sample
     from quantlab.jobs.unpack import unpack
     from quantlab.models.loading import load
 
 __version__ = "0.1.0"
-__all__ = ["calibrate", "compare", "estimate", "evaluate", "load", "open_artifact", "pack", "sample", "unpack"]
+__all__ = [
+    "calibrate",
+    "compare",
+    "diff",
+    "estimate",
+    "evaluate",
+    "fetch",
+    "load",
+    "merge",
+    "open_artifact",
+    "pack",
+    "publish",
+    "sample",
+    "unpack",
+]
 
 _HOMES = {
     "calibrate": "quantlab.jobs.calibrate",
     "compare": "quantlab.jobs.compare",
+    "diff": "quantlab.jobs.diff",
     "estimate": "quantlab.jobs.estimate",
     "evaluate": "quantlab.jobs.evaluate",
+    "fetch": "quantlab.jobs.publish",
     "load": "quantlab.models.loading",
+    "merge": "quantlab.jobs.merge",
     "open_artifact": "quantlab.artifact.reader",
     "pack": "quantlab.jobs.pack",
+    "publish": "quantlab.jobs.publish",
     "sample": "quantlab.jobs.sample",
     "unpack": "quantlab.jobs.unpack",
 }

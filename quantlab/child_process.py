@@ -54,17 +54,14 @@ def run_child(
     """
     several = ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else []
     command = [sys.executable, "-m", *several, module, json.dumps(request)]
-    if sys.platform == "linux":
-        command = [sys.executable, "-I", "-c", _BOUND, str(os.getpid()), *command]
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         process = subprocess.Popen(
-            command,
+            bound(command),
             stdout=subprocess.PIPE,
             stderr=said,
             text=True,
             errors="replace",
-            env={**os.environ, "PYTHONPATH": path},
+            env=child_environment(),
             pass_fds=[] if lock is None else [lock],
         )
         try:
@@ -72,12 +69,23 @@ def run_child(
             answer = _follow(process.stdout, progress)
             code = process.wait()
         finally:
-            _end(process)
+            end(process)
         if "error" in answer:
             raise _error(answer["error"])
         if code or "result" not in answer:
             raise QuantlabError(f"{module} ended with exit code {code}: {_last_line(said)}")
         return answer["result"]
+
+
+def bound(command: list[str]) -> list[str]:
+    """Return a command whose process ends with this one, kill -9 included, where the system can do that."""
+    return [sys.executable, "-I", "-c", _BOUND, str(os.getpid()), *command] if sys.platform == "linux" else command
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment in which a child finds this very package."""
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def _follow(stdout: IO[str], progress: Progress) -> dict[str, Any]:
@@ -115,8 +123,8 @@ def _last_line(said: IO[str]) -> str:
     return next((line.strip() for line in lines if any(c.isalnum() for c in line)), "no message")
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
-    """Leave nothing behind, also after Ctrl-C."""
+def end(process: "subprocess.Popen[str] | subprocess.Popen[bytes]") -> None:
+    """End a child that is still at work: it is asked first, and killed if it does not answer."""
     if process.poll() is None:
         process.terminate()
         try:

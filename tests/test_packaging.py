@@ -21,6 +21,7 @@ ROOMS = (
     "cli",
     "pipeline",
     "jobs",
+    "share",
     "runs",
     "report",
     "evaluation",

@@ -88,6 +88,10 @@ class TrainConfig:
     packer's grid. Above 0, at most 1; 1 disables it."""
     quant_bits: float = 4.0
     """Entropy of the codes of that grid, in bits a weight; above 0 and below 16."""
+    teacher: str = ""
+    """Checkpoint or artifact of a model from whose predictions this one also learns (distillation); empty for none."""
+    distill_weight: float = 0.0
+    """Weight of the KL to the teacher in the loss, 0 to 1; the cross-entropy has the rest. Above 0 with a teacher, else 0."""
     by_document: bool = False
     """Whether tokens attend only within their own document; otherwise attention crosses document boundaries."""
     compile: bool = True
@@ -114,6 +118,10 @@ class TrainConfig:
             raise ConfigError(f"loop_from must be below 1 for a model with loops, got {self.loop_from}")
         if not 0.0 < self.quant_bits < 16.0:
             raise ConfigError(f"quant_bits must be above 0 and below 16, got {self.quant_bits}")
+        if bool(self.teacher) != (self.distill_weight > 0.0):
+            raise ConfigError(f"give both teacher and distill_weight or neither: {self.teacher!r} and {self.distill_weight}")
+        if self.teacher and self.by_document:
+            raise ConfigError("teacher does not go with by_document: it would read other documents of a sequence")
         if not 0.0 < self.adam_eps < math.inf:
             raise ConfigError(f"adam_eps must be positive and finite, got {self.adam_eps}")
         self._check_multiple("micro_batch_tokens", "seq_len")
@@ -145,7 +153,7 @@ class TrainConfig:
         for name in ("muon_momentum", "muon_momentum_start", "beta1", "beta2", "ema_decay"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in ("warmdown_frac", "min_lr", "loop_from", "swa_from"):
+        for name in ("warmdown_frac", "min_lr", "loop_from", "swa_from", "distill_weight"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} must be 0 to 1, got {getattr(self, name)}")
 

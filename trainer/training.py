@@ -11,7 +11,7 @@ from quantlab.trainer.loader import TokenSource, check_tokens
 from quantlab.trainer.model import GPT
 from quantlab.trainer.qat import MeasureGrid
 from quantlab.trainer.train_config import TrainConfig
-from quantlab.trainer.training_loop import StepRecord, Timeline, TrainingLoop, Validate
+from quantlab.trainer.training_loop import StepRecord, Teacher, Timeline, TrainingLoop, Validate
 from quantlab.trainer.world import World
 
 
@@ -42,6 +42,7 @@ def train(
     world: World | None = None,
     measure_grid: MeasureGrid | None = None,
     metadata: Mapping[str, str] | None = None,
+    teacher: Teacher | None = None,
     progress: Callable[[StepRecord], None] | None = None,
     validate: Validate | None = None,
 ) -> TrainResult:
@@ -56,19 +57,20 @@ def train(
         world: the processes that train together; each calls this with the same arguments.
         measure_grid: measures the grid of quantization-aware training; needed if `config.quant_from` is below 1.
         metadata: strings for the header of the model's file.
+        teacher: maps ids int64 [B, T] to logits [B, T, V]; needed if `config.distill_weight` is above 0.
         progress: called every `log_every` steps and after the last, outside the training time and after any checkpoint, in the
             main process alone.
         validate: called with model, step and seconds every `val_every` steps, and with the saved model at the end, outside the
             training time, in all processes.
     Raises:
-        ConfigError: the batch cannot be shared among the processes, or `measure_grid` is needed and None.
+        ConfigError: the batch cannot be shared among the processes, or `measure_grid` or `teacher` is needed and None.
         DataError: there are too few tokens, they are neither uint16 nor uint32, or one is outside the model's vocabulary.
         TrainingError: a loss or weight is not finite (the last checkpoint stays), or the checkpoint is of another training.
     """
     world = world or World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     check_tokens(tokens, config)
     out.mkdir(parents=True, exist_ok=True)
-    loop = TrainingLoop(config, tokens, out, world, measure_grid, metadata)
+    loop = TrainingLoop(config, tokens, out, world, measure_grid, metadata, teacher)
     with flush_denormals(), loop.loader:
         loop.warm_up_()
         if resume:

@@ -30,6 +30,8 @@ COMPILE_STEPS = 20
 QUANT_TOKENS = 32768
 """Tokens of a batch on which the grid of quantization-aware training is measured."""
 
+Teacher = Callable[[Tensor], Tensor]
+"""Maps ids int64 [B, T] to the logits [B, T, V] of a model that is learned from, without gradients."""
 Validate = Callable[[GPT, int, float], None]
 """Called with the model, the number of steps done and the training time in seconds."""
 
@@ -95,9 +97,13 @@ class TrainingLoop:
         world: World,
         measure_grid: MeasureGrid | None = None,
         metadata: Mapping[str, str] | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         """Make the model, optimizers and loader; see `train` for the arguments and errors."""
         _check_grid(config, measure_grid)
+        if config.distill_weight and teacher is None:
+            raise ConfigError(f"a teacher is needed for distill_weight {config.distill_weight}")
+        self.teacher = teacher if config.distill_weight else None
         self.config, self.out, self.world, self.measure_grid = config, out, world, measure_grid
         self.metadata = dict(metadata or {})
         self.rows = micro_batch_rows(config, world)
@@ -116,7 +122,8 @@ class TrainingLoop:
             size=world.size,
             pin=self.is_cuda,
         )
-        self.mean_loss = torch.compile(self._mean_loss, dynamic=False) if self.is_compiled else self._mean_loss
+        plain = self._mean_loss if self.teacher is None else self._distilled_loss
+        self.mean_loss = torch.compile(plain, dynamic=False) if self.is_compiled else plain
         self.step, self.elapsed_seconds = 0, 0.0
         self._saved_at = self._last_seconds = 0.0
         self.losses: list[float] = []
@@ -133,7 +140,7 @@ class TrainingLoop:
     @property
     def is_compiled(self) -> bool:
         """Whether the forward pass is compiled."""
-        return self.is_cuda and self.config.compile
+        return self.is_cuda and self.config.compile and self.teacher is None
 
     def warm_up_(self) -> None:
         """Compile by running steps on the first batch, and undo their effect."""
@@ -280,6 +287,20 @@ class TrainingLoop:
                 return self.model.losses(ids, targets.flatten(), by_document=self.config.by_document).mean()
             logits = self.model(ids, by_document=self.config.by_document)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def _distilled_loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """Return (1 - w) cross-entropy + w KL(teacher ‖ student), nats per token.
+
+        Source: Hinton, Vinyals and Dean, Distilling the knowledge in a neural network, arXiv 1503.02531, at temperature 1.
+        """
+        assert self.teacher is not None
+        wanted = F.log_softmax(self.teacher(ids).float(), dim=-1).flatten(0, 1)
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.is_cuda):
+            logits = self.model(ids)
+        found = F.log_softmax(logits.float(), dim=-1).flatten(0, 1)
+        kl = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        weight = self.config.distill_weight
+        return (1 - weight) * F.nll_loss(found, targets.flatten()) + weight * kl
 
     def _read_loss(self) -> None:
         """Read the loss of the last step; it is read one step late, so that a GPU never waits for Python."""

@@ -12,11 +12,15 @@ from quantlab import __version__
 from quantlab.child_process import raise_interrupt, system_error
 from quantlab.cli import (
     look_commands,
+    model_commands,
     pack_commands,
     run_command,
     runs_commands,
     score_commands,
+    search_commands,
+    share_commands,
     start_commands,
+    submission_commands,
     train_commands,
 )
 from quantlab.cli.display import note, say
@@ -48,6 +52,12 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "card": (look_commands.card, "Write a model card of a packed model."),
     "train": (train_commands.train, "Train the challenge's architectures, here or under torchrun."),
     "run": (run_command.run, "Train, calibrate, pack, evaluate and report as a file says."),
+    "diff": (model_commands.diff, "Show which tensors of two models differ, and their KL."),
+    "merge": (model_commands.merge, "Average the weights of models into one checkpoint."),
+    "export": (model_commands.export, "Write a folder for looking inside a model."),
+    "publish": (share_commands.publish, "Publish a model with card, hashes and provenance."),
+    "fetch": (share_commands.fetch, "Fetch a published model, and verify it."),
+    "index": (share_commands.index, "List the models of a shared index."),
     "doctor": (start_commands.doctor, "Say what this machine can do, and check it."),
 }
 """Every command, and its line in the list of commands, which is cut beyond 60 characters."""
@@ -57,6 +67,10 @@ app.add_typer(
     train_commands.app, name="data", short_help="Make token shards from text, and check shards.", no_args_is_help=True
 )
 app.add_typer(runs_commands.app, name="runs", short_help="List, compare and draw recorded runs.", no_args_is_help=True)
+app.add_typer(search_commands.app, name="search", short_help="Search over the keys of a pipeline.", no_args_is_help=True)
+app.add_typer(
+    submission_commands.app, name="submission", short_help="Build and check challenge submissions.", no_args_is_help=True
+)
 
 # typer's usage errors: the base class is found through one that typer exports, because some versions bring their own click
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -90,6 +104,8 @@ def main() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for talkative in ("botocore", "aiobotocore", "httpx"):  # libraries of s3:// and hf://
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     sys.exit(_flushed(run(sys.argv[1:])))
 
 

@@ -1,9 +1,7 @@
 """quantlab run: a pipeline's plan and results, for people and for programs."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +13,7 @@ from quantlab.errors import BudgetError, ConfigError, QuantlabError
 
 if TYPE_CHECKING:
     from quantlab.pipeline.execute import CellPlan
-    from quantlab.pipeline.read import Cell
     from quantlab.pipeline.result import Clock, Result
-    from quantlab.runs.recording import Recorder
 
 
 def run(
@@ -49,6 +45,7 @@ def run(
     """
     from quantlab.pipeline.execute import plan_pipeline, run_pipeline
     from quantlab.pipeline.read import read_pipeline
+    from quantlab.pipeline.recorded import recorded
 
     if "RANK" in os.environ:
         raise ConfigError("quantlab run starts its processes itself: set train.processes, and run it without torchrun")
@@ -59,7 +56,7 @@ def run(
         if dry_run:
             plans = plan_pipeline(cells, root, start, progress)
         else:
-            recording = lambda cell: _recorded(recorder, pipeline, root, cell)  # noqa: E731
+            recording = lambda cell: recorded(recorder, pipeline, root, cell)  # noqa: E731
             results = run_pipeline(cells, root, start=start, progress=progress, note=note, recording=recording)
     if dry_run:
         _print_plan(plans, root, as_json)
@@ -85,33 +82,6 @@ def _print_results(results: "Sequence[Result]", root: Path, as_json: bool) -> No
         first = (late or invalid)[0]
         name = f"{len(invalid)} of {len(results)} cells are not valid; {first.cell.name}: " if len(results) > 1 else ""
         raise (BudgetError if late else QuantlabError)(name + first.problems[0])
-
-
-@contextmanager
-def _recorded(recorder: "Recorder", pipeline: Path, root: Path, cell: "Cell") -> "Iterator[Callable[[Result], None]]":
-    """Record the work on one cell as a run."""
-    from quantlab.runs.run_record import Checkpoint, packing_of
-
-    asked = {"pipeline": pipeline, "out": root, "cell": cell.name, **asdict(cell.config)}
-    seeds = {"calibrate": cell.config.calibrate.seed}
-    if cell.config.train:
-        seeds["train"] = cell.config.train.config.seed
-    with recorder.run("run", asked, seeds=seeds) as writer:
-
-        def keep(result: "Result") -> None:
-            score = result.evaluation
-            against = score.against if score else None
-            writer.result(
-                checkpoint=Checkpoint(path=against.file, fingerprint=against.fingerprint) if against else None,
-                artifact=result.artifact,
-                packing=packing_of(result.packing) if result.packing else None,
-                evaluation=score,
-                metrics={"clock": result.clock, "stages": result.times},
-                problems=result.limit_problems,
-                files=[path for path in result.files if path.suffix in (".json", ".txt", ".html")],
-            )
-
-        yield keep
 
 
 def _plan_dict(plans: "Sequence[CellPlan]") -> list[dict[str, Any]]:

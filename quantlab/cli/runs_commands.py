@@ -122,6 +122,47 @@ def export(
 
 
 @app.command()
+def merge(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Folders of runs, or places of shared indexes.")],
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Believe runs of an index as they are; else they are not valid here.")
+    ] = False,
+    runs: options.Runs = None,
+    as_json: options.Json = False,
+) -> None:
+    """Bring runs of other folders and of published models into the folder of runs; runs that are there already stay.
+
+    A run out of an index is marked as not verified here, and is not valid: fetch its model and score it.
+
+    Example: quantlab runs merge s3://bucket/index
+    """
+    from quantlab.runs.listing import shown
+    from quantlab.runs.merge import merge_folder, merge_records
+    from quantlab.share.index import read_index
+    from quantlab.share.place import open_place
+
+    folder = folder_of_runs(runs)
+    added: list[str] = []
+    broken: list[str] = []
+    for source in sources:
+        if "://" in source:
+            entries, damaged = read_index(open_place(source))
+            records = [(entry.publication.run_name, entry.publication.run, entry.place) for entry in entries]
+            names, lines = merge_records(records, folder, trust=trust)
+            lines = [*damaged, *lines]
+        else:
+            names, lines = merge_folder(Path(source), folder)
+        added, broken = [*added, *names], [*broken, *lines]
+    for line in broken:
+        note(f"not merged: {shown(line)}")
+    if as_json:
+        print_json({"added": added, "broken": broken})
+    else:
+        say(*added)
+        note(f"{len(added)} runs added to {folder}")
+
+
+@app.command()
 def best(
     budget: Annotated[
         str | None,

@@ -14,6 +14,7 @@ from quantlab.child_process import serve
 from quantlab.errors import ConfigError
 from quantlab.evaluation.scoring import score_tokens
 from quantlab.files import refuse_odd_name, write_whole
+from quantlab.jobs.teacher import as_teacher, load_teacher, with_past_of
 from quantlab.jobs.tokenizers import TOKENIZER_NAME
 from quantlab.jobs.train_file import DataConfig, read_train_config
 from quantlab.methods.trellis.training_grid import measure_grid
@@ -131,7 +132,8 @@ def _train(
         if tokenized.val is not None and data.train == "stdlib" and not data.val:
             write_shard(out / VAL_NAME, tokenized.val)
         progress("prepare text", 1, 1)
-    provenance = _provenance(config, tokenized) if world.is_main else Provenance()
+    loaded = load_teacher(config, tokenized.tokenizer.sha256)
+    provenance = with_past_of(_provenance(config, tokenized), loaded) if world.is_main else Provenance()
 
     def show(record: StepRecord) -> None:
         _show(record, config, progress)
@@ -155,6 +157,7 @@ def _train(
         validate=validate,
         measure_grid=measure_grid,
         metadata=provenance.to_metadata(),
+        teacher=as_teacher(loaded, world.device) if loaded else None,
     )
     memory = (torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()) if world.device.type == "cuda" else None
     timeline = result.timeline.to_dict()

@@ -311,7 +311,7 @@ def build(config: PipelineConfig, hashes: FileHashes) -> Pipeline:
     """
     trained = None
     if config.train is not None and config.data is not None:
-        trained = TrainStage(config.train, DataStage(config.data, config.train.config, hashes))
+        trained = TrainStage(config.train, DataStage(config.data, config.train.config, hashes), hashes)
     subject = Subject(config.pack, trained, hashes)
     calibrated = None if config.pack.stats else CalibrateStage(config.calibrate, subject, hashes)
     packed = PackStage(config.pack, subject, calibrated, config.calibrate.seed, hashes)

@@ -35,7 +35,7 @@ from quantlab.trainer.train_config import TrainConfig
 TABLES = (*STAGES, "clock", "matrix")
 PATHS = {
     "data": ("train", "val", "tokenizer", "sources"),
-    "train": ("config",),
+    "train": ("config", "teacher"),
     "calibrate": ("source",),
     "pack": ("checkpoint", "model", "tokenizer", "stats", "code"),
     "evaluate": ("text", "tokens", "tokenizer"),
@@ -196,6 +196,7 @@ def _train_and_data(tables: Mapping[str, Any], base: Path) -> tuple[TrainOptions
     check_keys(table, [*START_KEYS, *(f.name for f in fields(TrainConfig))], "train.")
     file = start.file()
     inherited = _resolved("data", dict(file.pop("data", {})), base)
+    file = _resolved("train", file, base)
     config = dataclass_from_dict(TrainConfig, _merged(file, table), where="train.")
     options = TrainOptions(config=config, processes=start.processes)
     return options, dataclass_from_dict(DataOptions, _data(inherited, tables.get("data", {})), where="data.")

@@ -111,9 +111,11 @@ def _write_shards(folder: Path, split: str, tokens: NDArray[Any]) -> Iterator[st
 class TrainStage:
     """Trains the model, in this process or in several; after a kill training goes on from its last checkpoint."""
 
-    def __init__(self, options: TrainOptions, data: DataStage) -> None:
+    def __init__(self, options: TrainOptions, data: DataStage, hashes: FileHashes) -> None:
         self.options, self.data = options, data
         inputs = {**options.config.to_dict(), "processes": options.processes}
+        if options.config.teacher:
+            inputs["teacher"] = hashes.of_checkpoint(Path(options.config.teacher), "train.teacher")
         self.stage = Stage(name="train", inputs=inputs, after=(data.stage,), work=self._work)
 
     def _work(self, job: StageJob) -> StageOutcome:

@@ -29,7 +29,7 @@ MOST_FILES = 1000
 """Files and folders in a folder that is compared."""
 PACKED_SUFFIX = ".qlab"
 UNKNOWN_PACKING = "no packing of this artifact is recorded"
-_NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[a-z]+-[0-9a-f]{8}")
+RUN_NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[a-z]+-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,9 @@ def read_store(folder: Path) -> Store:
 
 def _candidates(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        if not path.name.startswith(".") and ((path / RECORD_NAME).exists() or (_NAME.fullmatch(path.name) and path.is_dir())):
+        if not path.name.startswith(".") and (
+            (path / RECORD_NAME).exists() or (RUN_NAME.fullmatch(path.name) and path.is_dir())
+        ):
             yield path
 
 

@@ -65,6 +65,18 @@ class DocumentSample:
         comparable = [value for value in scored.hashes if value <= bound]
         return sum(value in mine for value in comparable), len(comparable)
 
+    def union(self, other: "DocumentSample") -> "DocumentSample":
+        """Return a sample of the documents of both sets; how many there are together is at most the sum.
+
+        >>> DocumentSample(9, (2, 3, 5)).union(DocumentSample(2, (4, 7)))
+        DocumentSample(documents=11, hashes=(2, 3, 4, 5))
+        """
+        bound = min(self.bound, other.bound)
+        together = tuple(sorted({*self.hashes, *other.hashes}))
+        if len(self.hashes) == self.documents and len(other.hashes) == other.documents:
+            return DocumentSample(len(together), together)
+        return DocumentSample(self.documents + other.documents, tuple(value for value in together if value <= bound))
+
     def to_text(self) -> str:
         """Return the sample as a short text; `from_text` reads it."""
         data = b"".join(value.to_bytes(HASH_BYTES) for value in self.hashes)

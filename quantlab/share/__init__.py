@@ -1,0 +1,1 @@
+"""What leaves the machine: submissions to the challenge, published models, and the index that lists them."""
