@@ -75,9 +75,11 @@ def score_tokens(
     mode: Mode = "chunked",
     stride: int | None = None,
     bos_id: int = 1,
+    byte_counts: NDArray[np.integer] | None = None,
     batch_tokens: int = 32768,
     world: World | None = None,
     sample: WindowSample | None = None,
+    losses: NDArray[np.float32] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
     """Score each token once, from the tokens of its window alone, and enter it in a ledger.
@@ -95,9 +97,11 @@ def score_tokens(
         mode: how windows are cut.
         stride: tokens from one window to the next, 1 to seq_len, 64 if None; must be None in mode chunked, where it is seq_len.
         bos_id: token that begins a document; 1 in the challenge's tokenizers.
+        byte_counts: bytes of raw text that each token stands for, [N], from a sidecar or from encoding; they replace the table.
         batch_tokens: largest number of tokens in one call of the model, but at least one window; bounds the logits' memory.
         world: processes that share the windows; each calls this with the same arguments and gets the same score.
         sample: gets some of this process' windows and their losses, to probe the model on afterwards.
+        losses: gets the loss of each token that this process scores at its position, float32 [N].
         progress: called with (windows done, windows in all) of the main process' share after each batch.
     Raises:
         ConfigError: seq_len, stride or batch_tokens is out of range.
@@ -115,14 +119,15 @@ def score_tokens(
     windows = windows_of(stream, mode, seq_len=seq_len, stride=step, bos_id=bos_id)
     parts = share_of(batches(windows, batch_tokens), world.rank, world.size)
     start, stop = _positions_of(parts, windows, len(stream))
-    ledger = Ledger(stream, due_positions(stream, mode, bos_id), token_bytes, bos_id=bos_id, start=start, stop=stop)
+    alike: dict[str, Any] = {"bos_id": bos_id, "byte_counts": byte_counts}
+    ledger = Ledger(stream, due_positions(stream, mode, bos_id), token_bytes, **alike, start=start, stop=stop)
     if sample is not None:  # of few windows this process may have none to score
         sample.choose(stream, windows, slice(parts[0].start, parts[-1].stop) if parts else slice(0, len(windows)))
-    _fill(ledger, model, windows, parts, sample, progress if world.is_main else None)
+    _fill(ledger, model, windows, parts, sample, losses, progress if world.is_main else None)
     part = [ledger.nats, ledger.tokens, ledger.bytes, ledger.documents]
     total = world.sum_(torch.tensor(part, dtype=torch.float64, device=world.device))()
-    is_known = token_bytes.is_known
-    return _score(total.tolist(), len(stream) - 1, is_known=is_known, mode=mode, seq_len=seq_len, stride=step)
+    is_known = token_bytes.is_known or byte_counts is not None
+    return score_of(total.tolist(), len(stream) - 1, is_known=is_known, mode=mode, seq_len=seq_len, stride=step)
 
 
 def predict(model: nn.Module, ids_BT: Tensor) -> Tensor:
@@ -174,6 +179,7 @@ def _fill(
     windows: Windows,
     parts: list[slice],
     sample: WindowSample | None,
+    losses: NDArray[np.float32] | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Score every batch of a share and enter it in the ledger."""
@@ -186,6 +192,8 @@ def _fill(
             ledger.write(positions, nats)
             if sample is not None:
                 sample.enter(positions, nats)
+            if losses is not None:
+                losses[positions] = nats
             if progress is not None:
                 progress(part.stop - parts[0].start, parts[-1].stop - parts[0].start)
     ledger.close()
@@ -219,7 +227,7 @@ def _scored_logits(model: nn.Module, ids_BT: Tensor, rows: Tensor, vocab_size: i
     return logits_BTV.flatten(0, 1)[rows].float()
 
 
-def _score(total: list[float], targets: int, *, is_known: bool, mode: Mode, seq_len: int, stride: int) -> Score:
+def score_of(total: list[float], targets: int, *, is_known: bool, mode: Mode, seq_len: int, stride: int) -> Score:
     """Return the score of [nats, tokens, bytes, documents]; the number of targets tells whether the text is a known split."""
     nats, (tokens, byte_count, documents) = total[0], (int(count) for count in total[1:])
     if is_known and byte_count == 0:
