@@ -162,6 +162,24 @@ Packed = Annotated[
         help="Whether the weights of a packed model stay packed in memory.  [default: packed on a GPU, decoded on a CPU]",
     ),
 ]
+Ttt = Annotated[
+    str | None,
+    typer.Option(
+        "--ttt",
+        metavar="KIND",
+        help="Test-time training: adapt to each token after its score. lora: adapters for each document. sgd: all weights, "
+        "after each chunk. phased: adapters, and all weights after some documents. The score without it is printed too.",
+    ),
+]
+TttOption = Annotated[
+    list[str], typer.Option("--ttt-option", metavar="KEY=VALUE", help="Set an option of the adaptation; repeatable.")
+]
+ScoreClock = Annotated[
+    float | None,
+    typer.Option(
+        "--clock", metavar="SECONDS", help="That scoring may take; longer is not valid, exit code 3.  [default: 600 with --ttt]"
+    ),
+]
 Sandbox = Annotated[
     bool,
     typer.Option(

@@ -6,7 +6,8 @@
 import hashlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,20 @@ from numpy.typing import NDArray
 from quantlab import __version__
 from quantlab.child_process import serve
 from quantlab.errors import CheckpointError, ConfigError, DataError
+from quantlab.evaluation.adaptation_config import (
+    Adaptation,
+    LoraAdaptation,
+    PhasedAdaptation,
+    SgdAdaptation,
+    describe,
+    read_adaptation,
+)
+from quantlab.evaluation.adaptation_gain import gain_of
+from quantlab.evaluation.adaptation_probes import probe_adaptation
+from quantlab.evaluation.adaptive_scoring import check_adaptation, chunk_of, score_adapted
 from quantlab.evaluation.data_checks import overlap_checks, split_check
 from quantlab.evaluation.divergence import measure_divergence
-from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord, Memory, Probe, record_path
+from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord, Gain, Memory, Probe, record_path
 from quantlab.evaluation.sampled_probes import probe_sample
 from quantlab.evaluation.scoring import Score, device_of, score_tokens
 from quantlab.evaluation.window_sample import WindowSample
@@ -43,15 +55,19 @@ from quantlab.models.loading import (
 from quantlab.outputs import check_outputs
 from quantlab.progress import Progress, silent, stage
 from quantlab.report.pack_report import read_report, report_path
+from quantlab.text.counted_stream import read_stream
 from quantlab.text.document_sample import DocumentSample
-from quantlab.text.documents import read_documents
-from quantlab.text.shards import read_shards
 from quantlab.text.tokenizer import TokenBytes, Tokenizer
 from quantlab.trainer.packed_layers import PackedWeight, weight_bytes
 from quantlab.trainer.world import World, close_world, open_world
 
 SEQ_LEN = 1024
 """Tokens of context where neither the user nor the model's file says: those of the challenge's baseline."""
+CLOCK = 600.0
+"""Seconds that the challenge allows an evaluation, beside those of training."""
+Losses = NDArray[np.float32]
+Scored = tuple[Score, list[Probe], Gain | None, float]
+"""A score, its probes, what adaptation changed, and the seconds that scoring took."""
 _log = logging.getLogger(__name__)
 
 
@@ -67,6 +83,9 @@ def evaluate(
     stride: int | None = None,
     packed: bool | None = None,
     model: str | None = None,
+    ttt: str | None = None,
+    ttt_options: Mapping[str, Any] | None = None,
+    clock: float | None = None,
     save: bool = False,
     force: bool = False,
     progress: Progress = silent,
@@ -88,6 +107,11 @@ def evaluate(
         stride: tokens between windows of the modes sliding and document, 1 to seq_len; 64 if None.
         packed: whether the weights of an artifact stay packed in memory; if None, on a GPU.
         model: path/to/file.py:factory of another architecture, for target and reference; this runs that file.
+        ttt: how the model adapts to the text, each token after its score (test-time training): lora, sgd or phased. The same
+            tokens are then scored without it too, for the record's `gain`. lora and phased are of mode document.
+        ttt_options: options of that adaptation by name, see `quantlab.evaluation.adaptation_config`.
+        clock: seconds that scoring, with adaptation, may take; a score that took longer is not valid. If None, 600 with ttt, as
+            the challenge allows beside those of training, and no limit without.
         save: whether the record is written beside the target, as its stem.eval.json.
         force: whether an existing record is replaced.
     Returns:
@@ -99,18 +123,20 @@ def evaluate(
         DataError: text, shards or tokenizer are missing, damaged, or do not belong together.
     """
     check_options(text, tokens, mode, seq_len, stride)
+    adaptation, clock = adaptation_of(ttt, ttt_options, clock)
     if save:
         refuse_record(target, text, force=force)
     world = open_world()
     try:
-        loaded = _load_target(target, model, packed, world.device)
-        seq_len, windows = _defaults(loaded, seq_len, mode)
+        _refuse_several(adaptation, world)
+        loaded = _load_target(target, model, _stays_packed(packed, adaptation), world.device)
+        seq_len, windows = _defaults(loaded, seq_len, mode or _mode_of(adaptation))
         _check_context(loaded, seq_len)
         is_needed = text is not None or against is None
         known = _tokenizer(target, loaded, tokenizer, is_needed=is_needed, say=world.is_main)
-        ids = evaluation_tokens(text, tokens, known)
-        scoring = _Scoring.of(loaded, ids, known, seq_len, windows, stride, world, progress)
-        score, probes = scoring.score_and_probe(loaded)
+        ids, byte_counts = read_stream(text, tokens, known)
+        scoring = _Scoring.of(loaded, ids, byte_counts, known, seq_len, windows, stride, world, progress)
+        score, probes, gain, seconds = scoring.score_adapted(loaded, adaptation) if adaptation else scoring.score_plain(loaded)
         memory = memory_of(loaded, world.device)
         takes_part = against is not None and (world.is_main or windows != "chunked")  # chunks are compared by the main process
         found = scoring.compare(load(against, model=model), loaded, score) if against is not None and takes_part else None
@@ -118,8 +144,10 @@ def evaluate(
         close_world(world)
     place = file_of(target)
     checks = data_checks(loaded, place, ids, known, tokens, score) if world.is_main else []
-    record = _record(place if world.is_main else None, score, ids, known, memory, [*probes, *checks], found)
-    record = replace(record, deviations=tuple(_deviations(loaded, score)))
+    on_time = [clock_check(seconds, clock)] if clock is not None and world.is_main else []
+    record = _record(place if world.is_main else None, score, ids, known, memory, [*probes, *checks, *on_time], found)
+    data = replace(record.data, adaptation=describe(adaptation) if adaptation else "")
+    record = replace(record, data=data, gain=gain, deviations=tuple(_deviations(loaded, score)))
     if save and world.is_main and place is not None:
         save_record(place, record)
     return record
@@ -153,6 +181,45 @@ def _defaults(loaded: LoadedModel, seq_len: int | None, mode: str | None) -> tup
     if seq_len is None:
         seq_len = past.seq_len or min(SEQ_LEN, loaded.context_length or SEQ_LEN)
     return seq_len, as_mode(mode or past.mode or "chunked")
+
+
+def adaptation_of(
+    ttt: str | None, options: Mapping[str, Any] | None, clock: float | None
+) -> tuple[Adaptation | None, float | None]:
+    """Return the adaptation that is asked for, and the seconds that the evaluation may take.
+
+    Raises:
+        ConfigError: an option is unknown, out of range, or given without an adaptation; or the clock is not positive.
+    """
+    if clock is not None and not 0 < clock < math.inf:
+        raise ConfigError(f"the clock must be a positive number of seconds, got {clock}")
+    if ttt is None:
+        if options:
+            raise ConfigError(f"option {next(iter(options))} is one of test-time training", hint="pass ttt lora, sgd or phased")
+        return None, clock
+    return read_adaptation(ttt, options or {}), CLOCK if clock is None else clock
+
+
+def clock_check(seconds: float, clock: float) -> Probe:
+    """Check that scoring took no longer than the clock allows; a passed check names no time, so that its record is the same."""
+    if seconds <= clock:
+        return Probe(name="clock", passed=True, detail=f"scoring took at most the {clock:g} s that it may take")
+    return Probe(name="clock", passed=False, detail=f"scoring took {seconds:.1f} s, it may take {clock:g} s")
+
+
+def _refuse_several(adaptation: Adaptation | None, world: World) -> None:
+    if adaptation and world.size > 1:
+        raise ConfigError(f"test-time training runs in one process, not in {world.size}", hint="leave out torchrun or ttt")
+
+
+def _stays_packed(packed: bool | None, adaptation: Adaptation | None) -> bool | None:
+    """Return whether weights stay packed as asked; an adaptation of all weights needs them decoded where nothing is asked."""
+    return False if packed is None and isinstance(adaptation, SgdAdaptation | PhasedAdaptation) else packed
+
+
+def _mode_of(adaptation: Adaptation | None) -> Mode | None:
+    """Return the mode that an adaptation needs, None for any."""
+    return "document" if isinstance(adaptation, LoraAdaptation | PhasedAdaptation) else None
 
 
 def _deviations(loaded: LoadedModel, score: Score) -> Iterator[str]:
@@ -195,6 +262,7 @@ class _Scoring:
     """The way in which every model of one evaluation is scored."""
 
     ids: NDArray[Any]
+    byte_counts: NDArray[np.uint16] | None
     token_bytes: TokenBytes
     bos_id: int
     seq_len: int
@@ -204,20 +272,55 @@ class _Scoring:
     progress: Progress
 
     @classmethod
-    def of(cls, loaded: LoadedModel, ids: NDArray[Any], tokenizer: Tokenizer | None, *rest: Any) -> "_Scoring":
+    def of(
+        cls,
+        loaded: LoadedModel,
+        ids: NDArray[Any],
+        byte_counts: NDArray[np.uint16] | None,
+        tokenizer: Tokenizer | None,
+        *rest: Any,
+    ) -> "_Scoring":
         """Return the way of scoring with a tokenizer, or without one for a model's number of ids."""
         if tokenizer:
-            return cls(ids, tokenizer.token_bytes(), tokenizer.bos_id, *rest)
-        return cls(ids, TokenBytes.unknown(loaded.vocab_size), loaded.first_id(), *rest)
+            return cls(ids, byte_counts, tokenizer.token_bytes(), tokenizer.bos_id, *rest)
+        return cls(ids, byte_counts, TokenBytes.unknown(loaded.vocab_size), loaded.first_id(), *rest)
 
-    def score_and_probe(self, loaded: LoadedModel) -> tuple[Score, list[Probe]]:
+    def score_plain(self, loaded: LoadedModel, label: str = "evaluate", losses: Losses | None = None) -> Scored:
         """Return the score, and the probes on some of the main process' windows; none in any other process."""
         sample = WindowSample() if self.world.is_main else None
         with on_device(loaded.model, self.world.device):
-            score = self.score(loaded, "evaluate", sample)
-            return score, probe_sample(loaded.model, sample) if sample is not None else []
+            started = time.perf_counter()
+            score = self.score(loaded, label, sample, losses)
+            seconds = time.perf_counter() - started
+            return score, probe_sample(loaded.model, sample) if sample is not None else [], None, seconds
 
-    def score(self, loaded: LoadedModel, label: str, sample: WindowSample | None = None) -> Score:
+    def score_adapted(self, loaded: LoadedModel, adaptation: Adaptation) -> Scored:
+        """Return the score with adaptation, and the gain from the plain one, whose probes are those of the model.
+
+        The procedure's own probes come after them. The time is that of scoring with adaptation alone.
+        """
+        check_adaptation(adaptation, self.mode, self.seq_len, self.stride)
+        stream = scored_part(self.ids, self.mode, self.seq_len)
+        plain = np.full(len(self.ids), np.nan, dtype=np.float32)
+        by_chunk = replace(self, stride=chunk_of(adaptation) or self.stride)
+        before, probes, _, _ = by_chunk.score_plain(loaded, "evaluate without adaptation", plain)
+        way: dict[str, Any] = {"seq_len": self.seq_len, "mode": self.mode, "stride": self.stride, "bos_id": self.bos_id}
+        with on_device(loaded.model, self.world.device):
+            started, show = time.perf_counter(), stage(self.progress, "evaluate")
+            score, nats = score_adapted(
+                loaded.model,
+                self.ids,
+                self.token_bytes,
+                adaptation,
+                byte_counts=self.byte_counts,
+                progress=show,
+                **way,
+            )
+            seconds = time.perf_counter() - started
+            probes += probe_adaptation(loaded.model, stream, self.token_bytes, adaptation, **way)
+        return score, probes, gain_of(nats, plain[: len(stream)], stream, self.bos_id, before), seconds
+
+    def score(self, loaded: LoadedModel, label: str, sample: WindowSample | None = None, losses: Losses | None = None) -> Score:
         """Return the bits per byte of a model, which runs on the world's device and is put back."""
         with on_device(loaded.model, self.world.device), in_eval_mode(loaded.model):
             return score_tokens(
@@ -228,8 +331,10 @@ class _Scoring:
                 mode=self.mode,
                 stride=self.stride,
                 bos_id=self.bos_id,
+                byte_counts=self.byte_counts,
                 world=self.world,
                 sample=sample,
+                losses=losses,
                 progress=stage(self.progress, label),
             )
 
@@ -246,7 +351,9 @@ class _Scoring:
             progress = stage(self.progress, "compare")
             found = measure_divergence(reference.model, loaded.model, self.ids, seq_len=self.seq_len, progress=progress)
         stream = self.ids[: found.tokens + 1]
-        byte_count = int(self.token_bytes.count(stream[:-1], stream[1:]).sum(dtype=np.int64))
+        by_table = self.token_bytes.count(stream[:-1], stream[1:])
+        counts = by_table if self.byte_counts is None else self.byte_counts[1 : len(stream)]
+        byte_count = int(counts.sum(dtype=np.int64))
         chunked_bpb = found.reference_loss * found.tokens / (math.log(2) * byte_count) if byte_count else None
         return Against(
             file=Path(reference.name).name,
@@ -263,15 +370,6 @@ class _Scoring:
             loss_difference_high=found.loss_difference_high,
             reference_loss=found.reference_loss,
         )
-
-
-def evaluation_tokens(text: str | Path | None, shards: str | None, tokenizer: Tokenizer | None) -> NDArray[Any]:
-    """Return the token ids [N] of a text file (each document begins with BOS) or of all shards that match a pattern."""
-    if text is not None and tokenizer is not None:
-        return tokenizer.encode_documents(read_documents(Path(text)))
-    if shards is None:
-        raise ConfigError("evaluation needs a text file or token shards")
-    return np.asarray(read_shards(shards))
 
 
 def _tokenizer(
