@@ -32,7 +32,8 @@ def evaluate(
     model: options.Model = None,
     ttt: options.Ttt = None,
     ttt_option: options.TttOption = [],  # noqa: B006
-    clock: options.ScoreClock = None,
+    trained_on: options.TrainedOn = None,
+    max_seconds: options.MaxSeconds = None,
     sandbox: options.Sandbox = False,
     save: options.Save = False,
     force: options.Force = False,
@@ -60,14 +61,14 @@ def evaluate(
     from quantlab.jobs.sandbox import evaluate_in_sandbox
     from quantlab.toml_file import apply_changes_
 
-    check_options(text, tokens, mode, seq_len, stride)
+    check_options(text, tokens, mode, seq_len, stride, max_seconds)
     ttt_options: dict[str, Any] = {}
     apply_changes_(ttt_options, ttt_option, option="--ttt-option")
-    adaptation_of(ttt, ttt_options, clock)
+    adaptation_of(ttt, ttt_options)
     asked: dict[str, Any] = {"text": text, "tokens": tokens, "tokenizer": tokenizer, "against": against}
     asked |= {"seq_len": seq_len, "mode": mode, "packed": packed, "model": model}
-    if ttt or clock is not None:
-        asked |= {"ttt": ttt, "ttt_options": ttt_options, "clock": clock}
+    asked |= {"trained_on": trained_on, "max_seconds": max_seconds}
+    asked |= {"ttt": ttt, "ttt_options": ttt_options} if ttt else {}
     recorder = options.recorder_of(runs, no_run, mirror)
     if save:
         refuse_record(target, text, force=force)
@@ -86,8 +87,6 @@ def evaluate(
         run.result(evaluation=record, metrics=asdict(record.memory) if record.memory else {})
     if os.environ.get("RANK", "0") == "0":
         _print_evaluation(record, target, against, save, as_json)
-    if any(probe.name == "clock" and probe.passed is False for probe in record.probes):
-        raise typer.Exit(3)
 
 
 def _print_evaluation(record: "EvaluationRecord", target: Path, against: Path | None, save: bool, as_json: bool) -> None:
@@ -96,7 +95,8 @@ def _print_evaluation(record: "EvaluationRecord", target: Path, against: Path | 
     if save:
         note(f"wrote {record_path(target)}")
     if as_json:
-        facts = {key: value for key, value in record.to_dict().items() if key != "data"} | {"problems": list(record.problems)}
+        facts = {key: value for key, value in record.to_dict().items() if key != "data"}
+        facts |= {"problems": list(record.problems), "unchecked": list(record.unchecked)}
         print_json(asdict(record.data) | {key: value for key, value in facts.items() if key != "against" or value})
         return
     _print_score(record)
@@ -131,7 +131,9 @@ def _print_score(record: "EvaluationRecord") -> None:
         for problem in record.problems:
             note(f"not valid: {problem}")
     else:
-        say(f"checks passed: {', '.join(probe.name for probe in record.probes)}")
+        say(f"checks passed: {', '.join(probe.name for probe in record.probes if probe.passed)}")
+    if record.unchecked:
+        say(f"not checked: {', '.join(probe.name for probe in record.probes if probe.passed is None)}")
 
 
 def _print_gain(record: "EvaluationRecord", gain: "Gain") -> None:

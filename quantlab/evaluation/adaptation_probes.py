@@ -18,6 +18,7 @@ from quantlab.evaluation.adaptive_scoring import chunk_of, score_adapted
 from quantlab.evaluation.evaluation_record import Probe
 from quantlab.evaluation.sampled_probes import ROUNDING, SCORE_TOLERANCE
 from quantlab.evaluation.scoring import device_of, score_tokens
+from quantlab.evaluation.token_losses import TokenLosses
 from quantlab.evaluation.windows import Mode
 from quantlab.text.tokenizer import TokenBytes
 
@@ -78,9 +79,9 @@ def step_zero(
     """Test that without a step every token has the loss of the plain evaluation."""
     still = _still(adaptation)
     _, nats = score_adapted(model, tokens, token_bytes, still, **way)
-    losses = np.full(len(tokens), np.nan, dtype=np.float32)
+    losses = TokenLosses(len(tokens))
     score_tokens(model, tokens, token_bytes, **{**way, "stride": chunk_of(adaptation) or way["stride"]}, losses=losses)
-    plain = losses[: len(nats)]  # mode chunked leaves out the last tokens
+    plain = losses.nats_N[: len(nats)]  # mode chunked leaves out the last tokens
     gap = np.abs(nats - plain)
     is_same = np.array_equal(np.isnan(nats), np.isnan(plain))
     worst, allowed = float(np.nanmax(gap)), SCORE_TOLERANCE[device_of(model).type]

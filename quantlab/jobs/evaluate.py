@@ -30,17 +30,19 @@ from quantlab.evaluation.adaptation_config import (
 from quantlab.evaluation.adaptation_gain import gain_of
 from quantlab.evaluation.adaptation_probes import probe_adaptation
 from quantlab.evaluation.adaptive_scoring import check_adaptation, chunk_of, score_adapted
-from quantlab.evaluation.data_checks import overlap_checks, split_check
 from quantlab.evaluation.divergence import measure_divergence
+from quantlab.evaluation.document_costs import DocumentCosts, memorized
 from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord, Gain, Memory, Probe, record_path
 from quantlab.evaluation.sampled_probes import probe_sample
 from quantlab.evaluation.scoring import Score, device_of, score_tokens
+from quantlab.evaluation.token_losses import TokenLosses
 from quantlab.evaluation.window_sample import WindowSample
 from quantlab.evaluation.windows import DEFAULT_STRIDE, Mode, as_mode, scored_part, stride_of
 from quantlab.fields import json_file
 from quantlab.files import hash_file, write_whole
 from quantlab.jobs.devices import on_device, peak_of_process
 from quantlab.jobs.input_files import input_files
+from quantlab.jobs.score_checks import Clock, code_check, data_checks
 from quantlab.jobs.tokenizers import found_tokenizer
 from quantlab.models.loading import (
     LoadedModel,
@@ -54,20 +56,16 @@ from quantlab.models.loading import (
 )
 from quantlab.outputs import check_outputs
 from quantlab.progress import Progress, silent, stage
-from quantlab.report.pack_report import read_report, report_path
 from quantlab.text.counted_stream import read_stream
-from quantlab.text.document_sample import DocumentSample
+from quantlab.text.shards import open_shards
 from quantlab.text.tokenizer import TokenBytes, Tokenizer
 from quantlab.trainer.packed_layers import PackedWeight, weight_bytes
 from quantlab.trainer.world import World, close_world, open_world
 
 SEQ_LEN = 1024
 """Tokens of context where neither the user nor the model's file says: those of the challenge's baseline."""
-CLOCK = 600.0
-"""Seconds that the challenge allows an evaluation, beside those of training."""
-Losses = NDArray[np.float32]
-Scored = tuple[Score, list[Probe], Gain | None, float]
-"""A score, its probes, what adaptation changed, and the seconds that scoring took."""
+ADAPTED_SECONDS = 600.0
+"""Seconds that an evaluation with adaptation may take where nobody says: the challenge's, beside those of training."""
 _log = logging.getLogger(__name__)
 
 
@@ -85,7 +83,8 @@ def evaluate(
     model: str | None = None,
     ttt: str | None = None,
     ttt_options: Mapping[str, Any] | None = None,
-    clock: float | None = None,
+    trained_on: str | None = None,
+    max_seconds: float | None = None,
     save: bool = False,
     force: bool = False,
     progress: Progress = silent,
@@ -110,8 +109,10 @@ def evaluate(
         ttt: how the model adapts to the text, each token after its score (test-time training): lora, sgd or phased. The same
             tokens are then scored without it too, for the record's `gain`. lora and phased are of mode document.
         ttt_options: options of that adaptation by name, see `quantlab.evaluation.adaptation_config`.
-        clock: seconds that scoring, with adaptation, may take; a score that took longer is not valid. If None, 600 with ttt, as
-            the challenge allows beside those of training, and no limit without.
+        trained_on: a glob pattern of the token shards that training read, which may not have the scored documents; for a model
+            whose file does not say it.
+        max_seconds: seconds that loading and scoring, with adaptation, may take; a slower score is not valid. If None, 600 with
+            ttt, and no limit without.
         save: whether the record is written beside the target, as its stem.eval.json.
         force: whether an existing record is replaced.
     Returns:
@@ -122,10 +123,12 @@ def evaluate(
         CheckpointError, FormatError: the target or the reference cannot be read.
         DataError: text, shards or tokenizer are missing, damaged, or do not belong together.
     """
-    check_options(text, tokens, mode, seq_len, stride)
-    adaptation, clock = adaptation_of(ttt, ttt_options, clock)
+    started = time.perf_counter()
+    check_options(text, tokens, mode, seq_len, stride, max_seconds)
+    adaptation = adaptation_of(ttt, ttt_options)
     if save:
         refuse_record(target, text, force=force)
+    trained = open_shards(trained_on) if trained_on is not None else None
     world = open_world()
     try:
         _refuse_several(adaptation, world)
@@ -135,17 +138,22 @@ def evaluate(
         is_needed = text is not None or against is None
         known = _tokenizer(target, loaded, tokenizer, is_needed=is_needed, say=world.is_main)
         ids, byte_counts = read_stream(text, tokens, known)
-        scoring = _Scoring.of(loaded, ids, byte_counts, known, seq_len, windows, stride, world, progress)
-        score, probes, gain, seconds = scoring.score_adapted(loaded, adaptation) if adaptation else scoring.score_plain(loaded)
+        scoring = _Scoring.of(loaded, ids, known, byte_counts, seq_len, windows, stride, world, progress)
+        if adaptation is None:
+            (score, probes), gain = scoring.score_and_probe(loaded, Clock(started, max_seconds)), None
+        else:
+            clock = Clock(started, max_seconds or ADAPTED_SECONDS)
+            score, probes, gain = scoring.score_adapted(loaded, adaptation, clock)
         memory = memory_of(loaded, world.device)
         takes_part = against is not None and (world.is_main or windows != "chunked")  # chunks are compared by the main process
         found = scoring.compare(load(against, model=model), loaded, score) if against is not None and takes_part else None
     finally:
         close_world(world)
     place = file_of(target)
-    checks = data_checks(loaded, place, ids, known, tokens, score) if world.is_main else []
-    on_time = [clock_check(seconds, clock)] if clock is not None and world.is_main else []
-    record = _record(place if world.is_main else None, score, ids, known, memory, [*probes, *checks, *on_time], found)
+    if world.is_main:
+        probes += data_checks(loaded, place, ids, known, tokens, score, trained)
+        probes += code_check(model)
+    record = _record(place if world.is_main else None, score, ids, known, memory, probes, found)
     data = replace(record.data, adaptation=describe(adaptation) if adaptation else "")
     record = replace(record, data=data, gain=gain, deviations=tuple(_deviations(loaded, score)))
     if save and world.is_main and place is not None:
@@ -167,9 +175,16 @@ def _check_context(loaded: LoadedModel, seq_len: int) -> None:
 
 
 def check_options(
-    text: str | Path | None, tokens: str | None, mode: str | None, seq_len: int | None, stride: int | None
+    text: str | Path | None,
+    tokens: str | None,
+    mode: str | None,
+    seq_len: int | None,
+    stride: int | None,
+    max_seconds: float | None = None,
 ) -> None:
     """Raise ConfigError unless there is one source of tokens and all that is given is in range."""
+    if max_seconds is not None and not 0 < max_seconds < math.inf:
+        raise ConfigError(f"max_seconds must be a number of seconds above 0, got {max_seconds}")
     if (text is None) == (tokens is None):
         raise ConfigError("exactly one of text and tokens is needed", hint="give a text file, or a pattern of token shards")
     stride_of(as_mode(mode or "chunked"), max(stride or 0, DEFAULT_STRIDE) if seq_len is None else seq_len, stride)
@@ -183,28 +198,17 @@ def _defaults(loaded: LoadedModel, seq_len: int | None, mode: str | None) -> tup
     return seq_len, as_mode(mode or past.mode or "chunked")
 
 
-def adaptation_of(
-    ttt: str | None, options: Mapping[str, Any] | None, clock: float | None
-) -> tuple[Adaptation | None, float | None]:
-    """Return the adaptation that is asked for, and the seconds that the evaluation may take.
+def adaptation_of(ttt: str | None, options: Mapping[str, Any] | None) -> Adaptation | None:
+    """Return the adaptation that is asked for, None for none.
 
     Raises:
-        ConfigError: an option is unknown, out of range, or given without an adaptation; or the clock is not positive.
+        ConfigError: an option is unknown, out of range, or given without an adaptation.
     """
-    if clock is not None and not 0 < clock < math.inf:
-        raise ConfigError(f"the clock must be a positive number of seconds, got {clock}")
     if ttt is None:
         if options:
             raise ConfigError(f"option {next(iter(options))} is one of test-time training", hint="pass ttt lora, sgd or phased")
-        return None, clock
-    return read_adaptation(ttt, options or {}), CLOCK if clock is None else clock
-
-
-def clock_check(seconds: float, clock: float) -> Probe:
-    """Check that scoring took no longer than the clock allows; a passed check names no time, so that its record is the same."""
-    if seconds <= clock:
-        return Probe(name="clock", passed=True, detail=f"scoring took at most the {clock:g} s that it may take")
-    return Probe(name="clock", passed=False, detail=f"scoring took {seconds:.1f} s, it may take {clock:g} s")
+        return None
+    return read_adaptation(ttt, options or {})
 
 
 def _refuse_several(adaptation: Adaptation | None, world: World) -> None:
@@ -231,40 +235,15 @@ def _deviations(loaded: LoadedModel, score: Score) -> Iterator[str]:
         yield f"mode {score.mode}, the model was validated in mode {past.mode}"
 
 
-def data_checks(
-    loaded: LoadedModel, place: Path | None, ids: NDArray[Any], tokenizer: Tokenizer | None, shards: str | None, score: Score
-) -> list[Probe]:
-    """Return the checks of what was scored: a whole split, and no document that calibration or training has read."""
-    stream = scored_part(ids, score.mode, score.seq_len)
-    bos_id = tokenizer.bos_id if tokenizer else loaded.first_id()
-    found = overlap_checks(stream, bos_id, _documents_read(loaded, place))
-    whole = split_check(
-        shards, (tokenizer or loaded).vocab_size, split=score.split, tokens=score.tokens, documents=score.documents
-    )
-    return [*found, *([whole] if whole else [])]
-
-
-def _documents_read(loaded: LoadedModel, place: Path | None) -> dict[str, DocumentSample]:
-    """Return samples of what training and calibration have read: of the report of packing, which has more, or of the file."""
-    past, where = loaded.provenance, loaded.name or "model"
-    texts = {"training": past.training, "calibration": past.calibration}
-    path = report_path(place) if place is not None and not place.is_dir() else None
-    if path is not None and place is not None and path.is_file():
-        report = read_report(path)
-        if report.artifact_sha256 == hash_file(place)[1]:
-            texts |= {"training": report.training_documents or texts["training"]}
-            texts |= {"calibration": str(report.calibration.get("documents", texts["calibration"]))}
-    return {name: DocumentSample.from_text(text, where) for name, text in texts.items() if text}
-
-
 @dataclass(frozen=True, slots=True)
 class _Scoring:
     """The way in which every model of one evaluation is scored."""
 
     ids: NDArray[Any]
-    byte_counts: NDArray[np.uint16] | None
+    tokenizer: Tokenizer | None
     token_bytes: TokenBytes
     bos_id: int
+    byte_counts: NDArray[np.uint16] | None
     seq_len: int
     mode: Mode
     stride: int | None
@@ -272,55 +251,49 @@ class _Scoring:
     progress: Progress
 
     @classmethod
-    def of(
-        cls,
-        loaded: LoadedModel,
-        ids: NDArray[Any],
-        byte_counts: NDArray[np.uint16] | None,
-        tokenizer: Tokenizer | None,
-        *rest: Any,
-    ) -> "_Scoring":
+    def of(cls, loaded: LoadedModel, ids: NDArray[Any], tokenizer: Tokenizer | None, *rest: Any) -> "_Scoring":
         """Return the way of scoring with a tokenizer, or without one for a model's number of ids."""
         if tokenizer:
-            return cls(ids, byte_counts, tokenizer.token_bytes(), tokenizer.bos_id, *rest)
-        return cls(ids, byte_counts, TokenBytes.unknown(loaded.vocab_size), loaded.first_id(), *rest)
+            return cls(ids, tokenizer, tokenizer.token_bytes(), tokenizer.bos_id, *rest)
+        return cls(ids, None, TokenBytes.unknown(loaded.vocab_size), loaded.first_id(), *rest)
 
-    def score_plain(self, loaded: LoadedModel, label: str = "evaluate", losses: Losses | None = None) -> Scored:
-        """Return the score, and the probes on some of the main process' windows; none in any other process."""
-        sample = WindowSample() if self.world.is_main else None
-        with on_device(loaded.model, self.world.device):
-            started = time.perf_counter()
-            score = self.score(loaded, label, sample, losses)
-            seconds = time.perf_counter() - started
-            return score, probe_sample(loaded.model, sample) if sample is not None else [], None, seconds
+    def score_adapted(self, loaded: LoadedModel, adaptation: Adaptation, clock: Clock) -> tuple[Score, list[Probe], Gain]:
+        """Return the score with adaptation, which the clock is for; the probes; and the gain from the score without it.
 
-    def score_adapted(self, loaded: LoadedModel, adaptation: Adaptation) -> Scored:
-        """Return the score with adaptation, and the gain from the plain one, whose probes are those of the model.
-
-        The procedure's own probes come after them. The time is that of scoring with adaptation alone.
+        The probes are those of the model without adaptation, and those of the whole procedure.
         """
         check_adaptation(adaptation, self.mode, self.seq_len, self.stride)
-        stream = scored_part(self.ids, self.mode, self.seq_len)
-        plain = np.full(len(self.ids), np.nan, dtype=np.float32)
-        by_chunk = replace(self, stride=chunk_of(adaptation) or self.stride)
-        before, probes, _, _ = by_chunk.score_plain(loaded, "evaluate without adaptation", plain)
+        stream, show = scored_part(self.ids, self.mode, self.seq_len), stage(self.progress, "evaluate")
         way: dict[str, Any] = {"seq_len": self.seq_len, "mode": self.mode, "stride": self.stride, "bos_id": self.bos_id}
+        of_text = loaded.model, self.ids, self.token_bytes, adaptation
         with on_device(loaded.model, self.world.device):
-            started, show = time.perf_counter(), stage(self.progress, "evaluate")
-            score, nats = score_adapted(
-                loaded.model,
-                self.ids,
-                self.token_bytes,
-                adaptation,
-                byte_counts=self.byte_counts,
-                progress=show,
-                **way,
-            )
-            seconds = time.perf_counter() - started
-            probes += probe_adaptation(loaded.model, stream, self.token_bytes, adaptation, **way)
-        return score, probes, gain_of(nats, plain[: len(stream)], stream, self.bos_id, before), seconds
+            score, nats = score_adapted(*of_text, byte_counts=self.byte_counts, progress=show, **way)
+            late = clock.check()
+            found = probe_adaptation(loaded.model, stream, self.token_bytes, adaptation, **way)
+        losses = TokenLosses(len(self.ids))
+        by_chunk = replace(self, stride=chunk_of(adaptation) or self.stride)
+        label = "evaluate without adaptation"
+        plain, probes = by_chunk.score_and_probe(loaded, Clock(clock.started, None), label=label, losses=losses)
+        gain = gain_of(nats, losses.nats_N[: len(stream)], stream, self.bos_id, plain)
+        return score, [*probes, *found, *late], gain
 
-    def score(self, loaded: LoadedModel, label: str, sample: WindowSample | None = None, losses: Losses | None = None) -> Score:
+    def score_and_probe(
+        self, loaded: LoadedModel, clock: Clock, *, label: str = "evaluate", **watchers: Any
+    ) -> tuple[Score, list[Probe]]:
+        """Return the score, and the probes of the main process' share; none in any other process."""
+        if not self.world.is_main:
+            return self.score(loaded, "evaluate"), []
+        stream = scored_part(self.ids, self.mode, self.seq_len)
+        seed = hashlib.sha256(loaded.fingerprint.encode() + stream.tobytes()).digest()
+        sample, costs = WindowSample(int.from_bytes(seed[:8])), DocumentCosts(stream, self.bos_id)
+        with on_device(loaded.model, self.world.device):
+            score = self.score(loaded, label, sample=sample, costs=costs, **watchers)
+            late = clock.check()
+            probes = probe_sample(loaded.model, sample)
+        known = [memorized(costs, self.token_bytes, self.tokenizer)] if self.tokenizer else []
+        return score, [*probes, *known, *late]
+
+    def score(self, loaded: LoadedModel, label: str, **watchers: Any) -> Score:
         """Return the bits per byte of a model, which runs on the world's device and is put back."""
         with on_device(loaded.model, self.world.device), in_eval_mode(loaded.model):
             return score_tokens(
@@ -333,8 +306,7 @@ class _Scoring:
                 bos_id=self.bos_id,
                 byte_counts=self.byte_counts,
                 world=self.world,
-                sample=sample,
-                losses=losses,
+                **watchers,
                 progress=stage(self.progress, label),
             )
 

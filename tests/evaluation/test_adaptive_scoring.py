@@ -23,6 +23,7 @@ from quantlab.evaluation.adaptation_probes import adapted_flip, probe_adaptation
 from quantlab.evaluation.adaptive_scoring import DocumentGroup, score_adapted
 from quantlab.evaluation.ledger import Ledger
 from quantlab.evaluation.scoring import score_tokens
+from quantlab.evaluation.token_losses import TokenLosses
 from quantlab.kernels.packed import pack
 from quantlab.text.tokenizer import TokenBytes
 from quantlab.trainer.model import GPT
@@ -74,10 +75,10 @@ def run(model, adaptation, tokens=TOKENS, **more):
 
 
 def plain(model, adaptation, tokens=TOKENS):
-    losses = np.full(len(tokens), np.nan, dtype=np.float32)
+    losses = TokenLosses(len(tokens))
     way = way_of(adaptation)
     stride = way["stride"] or 8
-    return score_tokens(model, tokens, BYTES, mode=way["mode"], stride=stride, losses=losses, **WAY), losses
+    return score_tokens(model, tokens, BYTES, mode=way["mode"], stride=stride, losses=losses, **WAY), losses.nats_N
 
 
 def still(adaptation):

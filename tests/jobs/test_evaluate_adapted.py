@@ -43,16 +43,15 @@ def test_the_record_has_the_adaptation_its_gain_and_its_probes(toy_state, asked,
     change, low, high = record.gain.in_bpb(record.data)
     assert plain.val_bpb + change == pytest.approx(record.val_bpb, rel=1e-6)
     assert low < change < high and change < 0  # the toy's weights are random: adaptation helps
-    names = [probe.name for probe in record.probes]
-    assert names == ["normalization", "flip", "rows", "score", "adaptation flip", "adaptation step 0", "clock"]
+    names = [probe.name for probe in record.probes if probe.passed]
+    assert {"normalization", "flip", "rows", "score", "adaptation flip", "adaptation step 0", "clock"} <= set(names)
     assert record.problems == ()
 
 
-def test_options_without_an_adaptation_and_clocks_are_refused(toy_state, asked):
+def test_options_without_an_adaptation_and_other_modes_are_refused(toy_state, asked):
     model = gpt_from_state_dict(toy_state)
     for wrong, message in [
         ({"ttt_options": {"rank": 2}}, "option rank is one of test-time training"),
-        ({"clock": 0.0}, "the clock must be a positive number of seconds, got 0.0"),
         ({"ttt": "lora", "mode": "chunked", "ttt_options": SMALL}, "in mode document, got mode chunked"),
     ]:
         with pytest.raises(ConfigError, match=message):
@@ -68,13 +67,11 @@ def test_several_processes_are_refused(toy_state, asked, monkeypatch):
         evaluate(gpt_from_state_dict(toy_state), ttt="lora", **asked)
 
 
-def test_a_score_over_its_clock_is_not_valid_and_ends_with_3(toy_checkpoint, text, tokenizer_file, monkeypatch):
-    command = ["eval", str(toy_checkpoint), "--text", str(text), "--tokenizer", str(tokenizer_file), "--seq-len", "64"]
-    late = CliRunner().invoke(app, [*command, "--clock", "1e-9", "--json"])
-    assert late.exit_code == 3
-    (problem,) = json.loads(late.stdout)["problems"]
-    assert problem.startswith("clock: scoring took 0.") and problem.endswith(" s, it may take 1e-09 s")
-    assert CliRunner().invoke(app, [*command, "--clock", "1000"]).exit_code == 0
+def test_a_score_over_its_clock_is_not_valid(toy_state, asked):
+    model = gpt_from_state_dict(toy_state)
+    late = evaluate(model, ttt="lora", ttt_options=SMALL, max_seconds=1e-9, **asked)
+    (problem,) = late.problems
+    assert problem.startswith("clock: ") and problem.endswith(" s until the score, 1e-09 s are allowed")
 
 
 def test_the_command_prints_both_scores_and_saves_the_same_record_twice(toy_state, text, tokenizer_file, tmp_path):
@@ -96,7 +93,7 @@ def test_the_command_prints_both_scores_and_saves_the_same_record_twice(toy_stat
     interval = f"{change:+.6f} (95 % over 8 documents: {low:+.6f} to {high:+.6f})"
     assert f"without it val_bpb {record.gain.plain_bpb:.6f}, with it {interval}" in result.stdout
     assert "test-time training: lora rank=2 alpha=16 lr=0.002 " in result.stdout
-    assert "checks passed: normalization, flip, rows, score, adaptation flip, adaptation step 0, clock" in result.stdout
+    assert "adaptation flip, adaptation step 0, clock" in result.stdout.partition("checks passed: ")[2].splitlines()[0]
     assert CliRunner().invoke(app, command).exit_code == 0
     assert record_path(target).read_bytes() == first
     wrong = CliRunner().invoke(app, ["eval", str(target), "--text", str(text), "--ttt", "lora", "--ttt-option", "rnak=2"])
