@@ -20,7 +20,7 @@ class LoraAdaptation:
     """Rank of each adapter, at least 1."""
     alpha: float = 16.0
     """An adapter adds alpha / rank · B A x; positive."""
-    lr: float = 0.01
+    lr: float = 0.003
     """AdamW's learning rate, 0 or more; 0 does not adapt."""
     beta1: float = 0.0
     """AdamW's decay rate of the mean gradient, below 1."""

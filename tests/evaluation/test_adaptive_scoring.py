@@ -266,7 +266,7 @@ class Flat(nn.Module):
 
 
 def test_options_are_told_apart_in_the_record():
-    assert describe(read_adaptation("lora", {"rank": 4})).startswith("lora rank=4 alpha=16 lr=0.01 ")
+    assert describe(read_adaptation("lora", {"rank": 4})).startswith("lora rank=4 alpha=16 lr=0.003 ")
     phased = read_adaptation("phased", {"prefix": 9, "sgd": {"lr": 0.5}})
     assert phased.sgd.epochs == 1 and "sgd.lr=0.5" in describe(phased) and "lora.rank=8" in describe(phased)
 
