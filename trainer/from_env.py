@@ -243,6 +243,8 @@ def _gate(environment: Mapping[str, str], base: Mapping[str, Any]) -> dict[str, 
 
 def _value_embedding(environment: Mapping[str, str], base: Mapping[str, Any], value: Value) -> dict[str, Any]:
     """Return the changes of the value embedding, whose layers must be the last ones."""
+    if not {"VE_ENABLED", "VE_DIM", "VE_LAYERS"} & environment.keys():
+        return {}
     is_on = bool(_like(base, "model.value_dim"))
     if "VE_ENABLED" in environment:
         is_on = _read("VE_ENABLED", environment["VE_ENABLED"], False)

@@ -105,6 +105,8 @@ class PhasedAdaptation:
 
 Adaptation = LoraAdaptation | SgdAdaptation | PhasedAdaptation
 KINDS: dict[str, type[Adaptation]] = {"lora": LoraAdaptation, "sgd": SgdAdaptation, "phased": PhasedAdaptation}
+TABLES = ("lora", "sgd")
+"""Options of phased that have options of their own."""
 
 
 def read_adaptation(kind: str, options: Mapping[str, Any]) -> Adaptation:
@@ -122,10 +124,12 @@ def describe(adaptation: Adaptation) -> str:
 
 def _with_defaults(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options; a table of phased keeps the defaults that phased has for it."""
-    defaults = asdict(PhasedAdaptation()) if kind == "phased" else {}
+    if kind != "phased":
+        return dict(options)
+    defaults = asdict(PhasedAdaptation())
     return {
-        k: {**defaults[k], **v} if k in ("lora", "sgd") and isinstance(v, Mapping) and defaults else v
-        for k, v in options.items()
+        key: {**defaults[key], **value} if isinstance(value, Mapping) and key in TABLES else value
+        for key, value in options.items()
     }
 
 
