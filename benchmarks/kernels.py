@@ -30,7 +30,7 @@ from quantlab.coding import rans, rans_device, rans_numba
 from quantlab.coding.frequency_tables import fit_tables
 from quantlab.coding.rans import lanes_for
 from quantlab.kernels.check import check_kernels, sample
-from quantlab.kernels.dequant_matmul import dequant_matmul
+from quantlab.kernels.dequant_matmul import dequant_matmul, input_gradient
 from quantlab.kernels.fake_quant import fake_quant, fake_quant_ref
 from quantlab.kernels.gptq_block import gptq_block, gptq_block_ref
 from quantlab.kernels.packed import Packed
@@ -121,6 +121,17 @@ class Bench:
                 moved = packed.nbytes + 2 * 2 * rows * side
                 yield self.row("dequant_matmul", f"{bits} bits, {rows} rows, {side} x {side}", ms, moved, peers)
 
+    def input_gradient(self) -> Iterator[Row]:
+        """Time the gradient to the input of packed weights, as adapters need it, for the rows of a training batch."""
+        side, rows = 8192 // self.scale, 4096 // self.scale
+        packed, weight = sample(side, side, 5, self.device)
+        inputs, decoded = self.packed_copies(packed), copies(weight.bfloat16().to(self.device), self.rotated)
+        grad = torch.randn(rows, side, device=self.device, dtype=torch.bfloat16)
+        ms = self.time(lambda i: input_gradient(grad, inputs[i % len(inputs)]))
+        peers = {"cuBLAS bf16": self.time(lambda i: grad @ decoded[i % len(decoded)])}
+        moved = packed.nbytes + 2 * 2 * rows * side
+        yield self.row("input_gradient", f"5 bits, {rows} rows, {side} x {side}", ms, moved, peers)
+
     def fake_quant(self) -> Iterator[Row]:
         side = 8192 // self.scale
         weights = copies(torch.randn(side, side, device=self.device), self.rotated)
@@ -195,7 +206,8 @@ class Bench:
 
     def all(self) -> Iterator[Row]:
         for part in (
-            self.unpack, self.dequant_matmul, self.fake_quant, self.softcap_cross_entropy, self.rans_decode, self.gptq_block,
+            self.unpack, self.dequant_matmul, self.input_gradient, self.fake_quant, self.softcap_cross_entropy,
+            self.rans_decode, self.gptq_block,
         ):  # fmt: skip
             yield from part()
 

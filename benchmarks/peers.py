@@ -30,12 +30,12 @@ from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics, write_statistics
 from quantlab.evaluation.divergence import measure_divergence
 from quantlab.jobs.calibrate import measure_statistics, reuse_statistics
-from quantlab.jobs.evaluate import evaluation_tokens
 from quantlab.jobs.pack import pack
 from quantlab.jobs.tokenizers import TOKENIZER_NAME
 from quantlab.jobs.train import VAL_NAME
 from quantlab.models.loading import LoadedModel, load, load_tokenizer
 from quantlab.models.weights import split_state
+from quantlab.text.counted_stream import read_stream
 from quantlab.trainer.training_loop import MODEL_NAME
 
 ZSTD_LEVEL = 19
@@ -128,7 +128,7 @@ def measure(arguments: argparse.Namespace, folder: Path, about: Row) -> None:
     loaded = load(arguments.checkpoint)
     tokenizer = load_tokenizer(arguments.tokenizer, loaded)
     shards = str(arguments.demo / VAL_NAME) if arguments.demo else None
-    tokens = evaluation_tokens(arguments.text, shards, tokenizer)[: arguments.eval_tokens + 1]
+    tokens = read_stream(arguments.text, shards, tokenizer)[0][: arguments.eval_tokens + 1]
     reference = Remembering(loaded.model)
     place = arguments.stats or folder / "statistics.safetensors"
     if not arguments.stats:

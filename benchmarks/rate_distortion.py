@@ -40,12 +40,12 @@ from quantlab.calib.statistics import write_statistics
 from quantlab.evaluation.divergence import Z95, measure_divergence
 from quantlab.evaluation.scoring import Score, score_tokens
 from quantlab.jobs.calibrate import measure_statistics, reuse_statistics
-from quantlab.jobs.evaluate import evaluation_tokens
 from quantlab.jobs.pack import pack
 from quantlab.jobs.tokenizers import TOKENIZER_NAME
 from quantlab.jobs.train import VAL_NAME, train_to_folder
 from quantlab.jobs.train_file import read_train_config
 from quantlab.models.loading import LoadedModel, load, load_tokenizer
+from quantlab.text.counted_stream import read_stream
 from quantlab.text.tokenizer import Tokenizer
 from quantlab.trainer.training_loop import MODEL_NAME
 
@@ -284,7 +284,7 @@ def open_bench(arguments: argparse.Namespace, folder: Path) -> Bench:
     loaded = load(arguments.checkpoint)
     tokenizer = load_tokenizer(arguments.tokenizer, loaded)
     shards = str(arguments.demo / VAL_NAME) if arguments.demo else None
-    tokens = evaluation_tokens(arguments.text, shards, tokenizer)[: arguments.eval_tokens + 1]
+    tokens = read_stream(arguments.text, shards, tokenizer)[0][: arguments.eval_tokens + 1]
     calibration = CalibrationConfig(source=arguments.calib, seq_len=arguments.seq_len)
     stats = arguments.stats or folder / "statistics.safetensors"
     if not arguments.stats:

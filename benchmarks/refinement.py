@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 import quantlab
 from quantlab.budget import parse_bytes
 from quantlab.evaluation.divergence import Z95
-from quantlab.jobs.evaluate import evaluation_tokens
 from quantlab.models.loading import LoadedModel, load, load_tokenizer
+from quantlab.text.counted_stream import read_stream
 
 SEQ_LEN = 512
 LINE = (
@@ -36,7 +36,7 @@ def main() -> None:
     options = _arguments()
     loaded = load(options.checkpoint)
     tokenizer = load_tokenizer(options.tokenizer, loaded)
-    tokens = evaluation_tokens(options.text, None, tokenizer)[: options.tokens]
+    tokens = read_stream(options.text, None, tokenizer)[0][: options.tokens]
     found: dict[str, Any] = {"machine": machine(), "model": options.checkpoint.name, "tokens": len(tokens), "rows": []}
     with tempfile.TemporaryDirectory() as folder:
         stats = options.stats or quantlab.calibrate(loaded, tokenizer=tokenizer)

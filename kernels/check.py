@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quantlab.format_rules import LANE_GROUP, LOWEST, PATHS, SCALAR_CLASSES, TOTAL
-from quantlab.kernels.dequant_matmul import dequant_matmul
+from quantlab.kernels.dequant_matmul import dequant_matmul, input_gradient
 from quantlab.kernels.fake_quant import fake_quant, fake_quant_ref
 from quantlab.kernels.gptq_block import gptq_block, gptq_block_ref
 from quantlab.kernels.launch import on_kernel
@@ -59,6 +59,7 @@ def check_kernels(device: torch.device) -> list[Check]:
         ("unpack", "float64", _unpack, ROUNDINGS),
         ("dequant_matmul", "float64", _matmul, SUMS),
         ("dequant_matmul bf16", "float64", _matmul_bf16, BF16),
+        ("input_gradient", "float64", _input_gradient, SUMS),
         ("fake_quant", "reference, bit for bit", _fake_quant, 0.0),
         ("softcap_cross_entropy", "float64", _cross_entropy, SUMS),
         ("rans_decode", "reference", _rans_decode, 0.0),
@@ -95,6 +96,12 @@ def _matmul_bf16(device: torch.device) -> float:
     packed, weight = sample(130, 520, 6, device)
     x = torch.randn(5, 520, generator=torch.Generator().manual_seed(1)).bfloat16()
     return _relative(dequant_matmul(x.to(device), packed), x.double() @ weight.T)
+
+
+def _input_gradient(device: torch.device) -> float:
+    packed, weight = sample(130, 520, 6, device)
+    grad = torch.randn(5, 130, generator=torch.Generator().manual_seed(1))
+    return _relative(input_gradient(grad.to(device), packed), grad.double() @ weight)
 
 
 def _fake_quant(device: torch.device) -> float:

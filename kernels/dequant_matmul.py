@@ -17,7 +17,15 @@ from quantlab.kernels.launch import configs, jit, on_kernel, tl, tuned
 from quantlab.kernels.packed import LANES, Packed
 from quantlab.kernels.unpack_weights import DTYPES, code_tile, load_words, shape_arguments, unpack, unpack_ref
 
-__all__ = ["FUSED_ROWS", "dequant_matmul", "dequant_matmul_ref", "dequant_matmul_triton", "splits_of"]
+__all__ = [
+    "FUSED_ROWS",
+    "dequant_matmul",
+    "dequant_matmul_ref",
+    "dequant_matmul_triton",
+    "input_gradient",
+    "input_gradient_ref",
+    "splits_of",
+]
 
 FUSED_ROWS = 64
 """Largest number of rows of x for the kernel; with more, weights are unpacked once and cuBLAS multiplies. Not measured."""
@@ -30,6 +38,11 @@ that sums are the same on all."""
 def dequant_matmul_ref(x: Tensor, packed: Packed) -> Tensor:
     """Return what `dequant_matmul` returns; the reference implementation: weights in x's dtype, then torch's product."""
     return F.linear(x, unpack_ref(packed, dtype=x.dtype))
+
+
+def input_gradient_ref(grad: Tensor, packed: Packed) -> Tensor:
+    """Return what `input_gradient` returns; the reference implementation."""
+    return grad @ unpack_ref(packed, dtype=grad.dtype)
 
 
 @tuned("dequant_matmul", key=["R", "I", "BITS", "BLOCK_M"])
@@ -188,7 +201,22 @@ class _DequantMatmul(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] @ unpack(ctx.packed, dtype=grads[0].dtype), None
+        return input_gradient(grads[0], ctx.packed), None
+
+
+def input_gradient(grad: Tensor, packed: Packed) -> Tensor:
+    """Return the gradient of x in y = x Wᵀ, which is grad W; the weights are unpacked, rounded to grad's dtype.
+
+    Adapters and gains are trained over packed weights with it. Training reads hundreds of rows or more at once, where unpacking
+    is a small share of the product.
+
+    Args:
+        grad: gradient of y, float32, bfloat16 or float16, [..., O].
+        packed: the matrix, on grad's device.
+    Returns:
+        [..., I] in grad's dtype.
+    """
+    return grad @ unpack(packed, dtype=grad.dtype)
 
 
 def dequant_matmul(x: Tensor, packed: Packed) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from quantlab.trainer.layers import Linear
-from quantlab.trainer.model_config import GPTConfig
+from quantlab.trainer.model_config import SMEAR_WINDOW, GPTConfig
 
 Mask = Tensor | BlockMask | None
 """Where queries attend: bool [B, 1, T, T], the blocks of flex attention, or None for all tokens up to their own."""
@@ -84,12 +84,31 @@ class Attention(nn.Module):
         self.c_v = Linear(dim, kv_dim)
         self.proj = Linear(dim, dim)
         self.q_gain = nn.Parameter(torch.full((config.num_heads,), config.qk_gain_init))
+        self.gate_kind, self.gate_scale = config.attn_gate, config.attn_gate_scale
+        self.attn_gate_w: nn.Parameter | None = None
+        if self.gate_kind in ("sparse", "full"):
+            width = dim if self.gate_kind == "full" else SMEAR_WINDOW
+            self.attn_gate_w = nn.Parameter(torch.zeros(config.num_heads, width))
+        self.attn_gate_proj = Linear(SMEAR_WINDOW, config.num_heads) if self.gate_kind == "double" else None
 
     def forward(
-        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], layer: int, cache: KVCache | None, mask: Mask = None
+        self,
+        x_BTD: Tensor,
+        rope: tuple[Tensor, Tensor],
+        layer: int,
+        cache: KVCache | None,
+        mask: Mask = None,
+        more_values: Tensor | None = None,
     ) -> Tensor:
-        """Attend from each token to itself and those before it, [B, T, D] -> [B, T, D]; `layer` is the pass in the cache."""
-        q, k, v = (self._heads(c(x_BTD)) for c in (self.c_q, self.c_k, self.c_v))
+        """Attend from each token to itself and those before it, [B, T, D] -> [B, T, D].
+
+        Args:
+            layer: the pass in the cache.
+            more_values: is added to the values of all heads, [B, T, K · E].
+        """
+        q, k = self._heads(self.c_q(x_BTD)), self._heads(self.c_k(x_BTD))
+        values = self.c_v(x_BTD)
+        v = self._heads(values if more_values is None else values + more_values.to(values.dtype))
         own_v = v
         q, k = rotate(rms_norm(q), rope), rotate(rms_norm(k), rope)
         q, k = (q * self.q_gain[:, None, None]).to(v.dtype), k.to(v.dtype)
@@ -101,8 +120,19 @@ class Attention(nn.Module):
         y = attend(q, k, v, mask)
         if self.is_exclusive:
             y = without_own_value(y, own_v)
+        if self.gate_kind != "none":
+            y = y * self._gate(x_BTD).transpose(1, 2)[..., None].to(y.dtype)
         out: Tensor = self.proj(y.transpose(1, 2).flatten(2))
         return out
+
+    def _gate(self, x_BTD: Tensor) -> Tensor:
+        """Return the factor of each head's output, [B, T, H]."""
+        if self.attn_gate_proj is not None:
+            twice: Tensor = 2.0 * torch.sigmoid(self.attn_gate_proj(x_BTD[..., :SMEAR_WINDOW]))
+            return twice
+        assert self.attn_gate_w is not None
+        read = x_BTD if self.gate_kind == "full" else x_BTD[..., :SMEAR_WINDOW]
+        return torch.sigmoid(self.gate_scale * F.linear(read, self.attn_gate_w.to(x_BTD.dtype)))
 
     def _heads(self, y: Tensor) -> Tensor:
         return y.view(*y.shape[:2], -1, self.head_dim).transpose(1, 2)  # [B, heads, T, E]
@@ -152,14 +182,20 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],))
 
 
-def rope_table(start: int, count: int, config: GPTConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+def rope_table(
+    start: int, count: int, config: GPTConfig, device: torch.device, length: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the rotary embedding's cosines and sines of positions start, start + 1, ... (arXiv 2104.09864).
 
-    Both are float32 [count, R / 2], where R is the number of channels with rotary embedding.
+    Both are float32 [count, R / 2], where R is the number of channels with rotary embedding. `length` is that of the sequence,
+    by default start + count; beyond `rope_train_len` the base grows so that the slowest channel turns as far as at that length.
     """
-    rotary_dims = config.rope_dims or config.head_dim
+    rotary_dims, base = config.rope_dims or config.head_dim, config.rope_base
     channels = torch.arange(0, rotary_dims, 2, dtype=torch.float32, device=device)
-    frequencies = 1.0 / config.rope_base ** (channels / rotary_dims)
+    longer = (length or start + count) / config.rope_train_len if config.rope_train_len else 1.0
+    if longer > 1.0:
+        base *= longer ** (rotary_dims / (rotary_dims - 2))
+    frequencies = 1.0 / base ** (channels / rotary_dims)
     positions = torch.arange(start, start + count, dtype=torch.float32, device=device)
     angles = torch.outer(positions, frequencies)
     return angles.cos(), angles.sin()

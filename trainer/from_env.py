@@ -27,6 +27,8 @@ TABLE: dict[str, dict[str, Rule]] = {
         "TRAIN_LOG_EVERY": "log_every",
         "VAL_LOSS_EVERY": "val_every",
         "EMA_DECAY": SEVERAL,
+        "WD_TAPER_START_FRAC": "wd_taper_from",
+        "WD_TAPER_FINAL_MULT": "wd_taper_to",
     },
     "optimizers": {
         "MATRIX_LR": "matrix_lr",
@@ -62,7 +64,7 @@ TABLE: dict[str, dict[str, Rule]] = {
         "ROPE_BASE": "model.rope_base",
         "ROPE_DIMS": "model.rope_dims",
         "ROPE_TRAIN_SEQ_LEN": SEVERAL,
-        "ROPE_YARN": OFF,
+        "ROPE_YARN": SEVERAL,
         "XSA_LAST_N": "model.xsa_last_n",
         "LN_SCALE": "model.ln_scale",
         "SKIP_GATES_ENABLED": "model.skip_gates",
@@ -73,30 +75,33 @@ TABLE: dict[str, dict[str, Rule]] = {
         "ENABLE_LOOPING_AT": "loop_from",
         "BIGRAM_VOCAB_SIZE": "model.bigram_buckets",
         "BIGRAM_DIM": "model.bigram_dim",
-    },
-    "parts of the model that are not built here": {
         "PARALLEL_START_LAYER": SEVERAL,
-        "PARALLEL_FINAL_LANE": None,
-        "ATTN_OUT_GATE_ENABLED": OFF,
-        "ATTN_OUT_GATE_SRC": None,
-        "GATED_ATTN_ENABLED": OFF,
-        "GATED_ATTN_INIT_STD": None,
-        "GATED_ATTN_QUANT_GATE": None,
-        "SPARSE_ATTN_GATE_ENABLED": OFF,
-        "SPARSE_ATTN_GATE_INIT_STD": None,
-        "SPARSE_ATTN_GATE_SCALE": None,
+        "PARALLEL_FINAL_LANE": SEVERAL,
+        "ATTN_OUT_GATE_ENABLED": SEVERAL,
+        "GATED_ATTN_ENABLED": SEVERAL,
+        "SPARSE_ATTN_GATE_ENABLED": SEVERAL,
+        "SPARSE_ATTN_GATE_SCALE": SEVERAL,
+        "VE_ENABLED": SEVERAL,
+        "VE_DIM": SEVERAL,
+        "VE_LAYERS": SEVERAL,
+    },
+    "parts of the model that are built here in one way": {
+        "ATTN_OUT_GATE_SRC": ("proj",),
+        "GATED_ATTN_INIT_STD": ("0.01",),
+        "SPARSE_ATTN_GATE_INIT_STD": ("0.0", "0"),
         "GATE_WINDOW": ("12",),
     },
     "data": {
         "DATA_PATH": SEVERAL,
         "DATA_DIR": SEVERAL,
         "TOKENIZER_PATH": "data.tokenizer",
-        "CASEOPS_ENABLED": OFF,
+        "CASEOPS_ENABLED": SEVERAL,
     },
     "warm-up, kernels, names": dict.fromkeys(
         ("RUN_ID", "ARTIFACT_DIR", "WARMUP_STEPS", "FUSED_CE_ENABLED", "VAL_BATCH_SIZE", "VAL_BATCH_TOKENS", "MUON_BETA2")
     ),
     "packing": {
+        "GATED_ATTN_QUANT_GATE": None,
         **dict.fromkeys(("COMPRESSOR", "GPTQ_CALIBRATION_BATCHES", "MATRIX_BITS", "EMBED_BITS", "PREQUANT_ONLY")),
         **dict.fromkeys(("MATRIX_CLIP_SIGMAS", "EMBED_CLIP_SIGMAS", "MLP_CLIP_SIGMAS", "ATTN_CLIP_SIGMAS")),
         **dict.fromkeys(
@@ -132,6 +137,8 @@ RULES = {name: rule for group in TABLE.values() for name, rule in group.items()}
 PLAIN = {name: rule for name, rule in RULES.items() if isinstance(rule, str) and rule != SEVERAL}
 """The config key that takes the value of each variable."""
 
+CASEOPS = "_lossless_caps_caseops_v1_reserved"
+"""End of the names of the record's CaseOps data and tokenizer."""
 EMBED_LR = {True: 0.05, False: 0.6}
 """Learning rate of the embedding in the challenge's baseline, by whether it is tied."""
 
@@ -188,18 +195,69 @@ def _shape(environment: Mapping[str, str], base: Mapping[str, Any], value: Value
     multiple = _like(base, "model.mlp_hidden") / _like(base, "model.model_dim")
     multiple = _read("MLP_MULT", environment.get("MLP_MULT", str(multiple)), 0.0)
     changes["model.mlp_hidden"] = int(multiple * value("model.model_dim"))
-    if _read("EMBEDDING_DIM", environment.get("EMBEDDING_DIM", "0"), 0) not in (0, value("model.model_dim")):
-        raise ConfigError(f"EMBEDDING_DIM must be MODEL_DIM = {value('model.model_dim')}, got {environment['EMBEDDING_DIM']}")
+    if "EMBEDDING_DIM" in environment:
+        width = _read("EMBEDDING_DIM", environment["EMBEDDING_DIM"], 0)
+        changes["model.embedding_dim"] = 0 if width == value("model.model_dim") else width
+    if "ROPE_YARN" in environment or "ROPE_TRAIN_SEQ_LEN" in environment:  # earlier scripts scale always
+        is_on = _read("ROPE_YARN", environment.get("ROPE_YARN", "1"), False)
+        longest = _read("ROPE_TRAIN_SEQ_LEN", environment.get("ROPE_TRAIN_SEQ_LEN", str(value("seq_len"))), 0)
+        changes["model.rope_train_len"] = longest if is_on else 0
+    return changes | _lanes(environment, base, value) | _gate(environment, base) | _value_embedding(environment, base, value)
+
+
+def _lanes(environment: Mapping[str, str], base: Mapping[str, Any], value: Value) -> dict[str, Any]:
+    """Return the changes of the two-lane decoder; a layer beyond the last one turns it off, as in the script."""
+    changes: dict[str, Any] = {}
+    start = _like(base, "model.lanes_from")
     if "PARALLEL_START_LAYER" in environment:
-        start, layers = _read("PARALLEL_START_LAYER", environment["PARALLEL_START_LAYER"], 0), value("model.num_layers")
-        if 0 < start < layers:
-            reason = f"it makes a decoder of two lanes from layer {start} of {layers} on, which is not built here"
-            raise ConfigError(f"PARALLEL_START_LAYER must be 0 here, got {start}: {reason}", hint="unset PARALLEL_START_LAYER")
-        changes["model.parallel_last_n"] = 0
-    rope = _read("ROPE_TRAIN_SEQ_LEN", environment.get("ROPE_TRAIN_SEQ_LEN", str(value("seq_len"))), 0)
-    if rope < value("seq_len"):
-        raise ConfigError(f"ROPE_TRAIN_SEQ_LEN must be TRAIN_SEQ_LEN = {value('seq_len')} or more here, got {rope}")
+        start = _read("PARALLEL_START_LAYER", environment["PARALLEL_START_LAYER"], 0)
+        start = start if 0 < start < value("model.num_layers") else 0
+        changes |= {"model.lanes_from": start, "model.parallel_last_n": 0}
+    if "PARALLEL_FINAL_LANE" in environment:
+        lane = environment["PARALLEL_FINAL_LANE"].lower()
+        changes["model.final_lane"] = (lane if lane in ("mlp", "attn") else "mean") if start else "mean"
     return changes
+
+
+GATE_SWITCHES = {"ATTN_OUT_GATE_ENABLED": "double", "GATED_ATTN_ENABLED": "full", "SPARSE_ATTN_GATE_ENABLED": "sparse"}
+"""Kind of gate that each of these variables turns on."""
+
+
+def _gate(environment: Mapping[str, str], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes of the gate of attention outputs, of which there is one kind at most."""
+    before = _like(base, "model.attn_gate")
+    states = {
+        kind: _read(n, environment[n], False) if n in environment else kind == before for n, kind in GATE_SWITCHES.items()
+    }
+    on = [kind for kind, is_on in states.items() if is_on]
+    if len(on) > 1:
+        names = [name for name, kind in GATE_SWITCHES.items() if kind in on]
+        raise ConfigError(f"{' and '.join(names)} exclude each other", hint=f"set {names[0]} to 0")
+    kind = on[0] if on else "none"
+    scale = environment.get("SPARSE_ATTN_GATE_SCALE", str(_like(base, "model.attn_gate_scale")))
+    changes: dict[str, Any] = {} if kind == before else {"model.attn_gate": kind}
+    if changes or "SPARSE_ATTN_GATE_SCALE" in environment:
+        changes["model.attn_gate_scale"] = _read("SPARSE_ATTN_GATE_SCALE", scale, 0.0) if kind == "sparse" else 1.0
+    return changes
+
+
+def _value_embedding(environment: Mapping[str, str], base: Mapping[str, Any], value: Value) -> dict[str, Any]:
+    """Return the changes of the value embedding, whose layers must be the last ones."""
+    if not {"VE_ENABLED", "VE_DIM", "VE_LAYERS"} & environment.keys():
+        return {}
+    is_on = bool(_like(base, "model.value_dim"))
+    if "VE_ENABLED" in environment:
+        is_on = _read("VE_ENABLED", environment["VE_ENABLED"], False)
+    if not is_on:
+        return {"model.value_dim": 0, "model.value_last_n": 0} if "VE_ENABLED" in environment else {}
+    layers = [_read("VE_LAYERS", part, 0) for part in environment.get("VE_LAYERS", "9,10").split(",") if part.strip()]
+    last = list(range(value("model.num_layers") - len(layers), value("model.num_layers")))
+    if layers != last:
+        raise ConfigError(
+            f"VE_LAYERS must be the last layers here, {last}, got {layers}", hint="set VE_LAYERS, or VE_ENABLED to 0"
+        )
+    width = _read("VE_DIM", environment.get("VE_DIM", "128"), 0)
+    return {"model.value_dim": width, "model.value_last_n": len(layers)}
 
 
 def _schedule(environment: Mapping[str, str], value: Value) -> dict[str, Any]:
@@ -227,11 +285,13 @@ def _schedule(environment: Mapping[str, str], value: Value) -> dict[str, Any]:
 def _data(environment: Mapping[str, str], value: Value) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     folder = environment.get("DATA_PATH", "").rstrip("/")
+    ending = CASEOPS if _read("CASEOPS_ENABLED", environment.get("CASEOPS_ENABLED", "0"), False) else ""
     if "DATA_DIR" in environment:
         data, vocab = environment["DATA_DIR"].rstrip("/"), value("model.vocab_size")
-        folder = folder or f"{data}/datasets/fineweb10B_sp{vocab}"
+        data += f"/datasets/fineweb10B_sp{vocab}_caseops/datasets" if ending else ""
+        folder = folder or f"{data}/datasets/fineweb10B_sp{vocab}{ending}"
         if "TOKENIZER_PATH" not in environment:
-            changes["data.tokenizer"] = f"{data}/tokenizers/fineweb_{vocab}_bpe.model"
+            changes["data.tokenizer"] = f"{data}/tokenizers/fineweb_{vocab}_bpe{ending}.model"
     if folder:
         changes |= {"data.train": f"tokens:{folder}/fineweb_train_*.bin", "data.val": f"tokens:{folder}/fineweb_val_*.bin"}
     return changes

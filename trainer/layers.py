@@ -51,6 +51,21 @@ class SmearGate(nn.Module):
         return x_BTD + share_BT1 * previous(x_BTD).masked_fill(is_first_BT[..., None], 0.0)
 
 
+class ValueEmbedding(nn.Module):
+    """Second embedding of the tokens, mapped to the width of the values; the map starts at 0."""
+
+    def __init__(self, vocab_size: int, width: int, kv_dim: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocab_size, width, _weight=torch.zeros(vocab_size, width))
+        self.proj = Linear(width, kv_dim)
+        self.scale = nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """Map ids [B, T] to [B, T, K · E]."""
+        out: Tensor = self.proj(self.embed(ids_BT))
+        return self.scale.to(out.dtype) * out
+
+
 class BigramHash(nn.Module):
     """Table of hashed pairs (previous token, token), projected to the width of the stream; it starts at 0."""
 
@@ -95,13 +110,35 @@ def initialise_(model: nn.Module, generator: torch.Generator) -> None:
     config: GPTConfig = model.config  # type: ignore[assignment]
     std = config.tied_embed_init_std if config.tie_embeddings else 1.0
     model.get_parameter("tok_emb.weight").normal_(0.0, std, generator=generator)
+    if config.embed_power_law:
+        _shape_spectrum_(model.get_parameter("tok_emb.weight"))
+    if config.mix_by_depth:
+        _mix_by_depth_(model, config)
+    for name, parameter in model.named_parameters():
+        is_full_gate = config.attn_gate == "full" and name.endswith("attn_gate_w")
+        if is_full_gate or name == "ve_shared.embed.weight":
+            parameter.normal_(0.0, 0.01, generator=generator)
     for name, module in model.named_modules():
         if not isinstance(module, Linear):
             continue
-        if name.endswith(("proj", "lm_head", "gate")) and name != "bigram.proj":
+        if name.endswith(("proj", "lm_head", "gate")) and name not in ("bigram.proj", "embed_proj", "head_proj"):
             module.weight.zero_()
         else:
             _draw_(module.weight, config.init, generator)
+
+
+def _shape_spectrum_(table_VD: Tensor) -> None:
+    """Give a table the singular values s, s / √2, s / √3 and so on, where s is its largest one (record of pull request 60)."""
+    u, s, vh = torch.linalg.svd(table_VD, full_matrices=False)
+    table_VD.copy_((u * (s[0] * torch.arange(1, len(s) + 1, dtype=s.dtype) ** -0.5)) @ vh)
+
+
+def _mix_by_depth_(model: nn.Module, config: GPTConfig) -> None:
+    """Let block i begin with share σ(3 i / (L - 1) - 1.5) of the stream and the rest of the embedding (the same record)."""
+    for i in range(config.num_layers):
+        share = torch.sigmoid(torch.tensor(3.0 * (i / max(config.num_layers - 1, 1) - 0.5)))
+        mix_2D = model.get_parameter(f"blocks.{i}.resid_mix")
+        mix_2D[0], mix_2D[1] = share, 1.0 - share
 
 
 def _draw_(weight_OI: Tensor, kind: str, generator: torch.Generator) -> None:

@@ -10,8 +10,12 @@ from quantlab.fields import dataclass_from_dict
 
 INITS = ("uniform", "orthogonal", "spectral")
 """Initializations of matrices, see `GPTConfig.init`."""
+GATES = ("none", "sparse", "full", "double")
+"""Gates of attention outputs, see `GPTConfig.attn_gate`."""
+LANES = ("mean", "attn", "mlp")
+"""Lanes that the head reads, see `GPTConfig.final_lane`."""
 SMEAR_WINDOW = 12
-"""Number of channels that a smear gate reads."""
+"""Number of channels that a smear gate, or the gate of an attention output, reads."""
 MAX_PASSES = 4096
 """Most passes through blocks, loops included: a config from a file must not keep a model running for hours."""
 
@@ -73,6 +77,29 @@ class GPTConfig:
     """Initialization of matrices: uniform (torch's default), orthogonal (rows or columns orthonormal), or spectral (orthogonal,
     with the largest singular value sqrt(outputs / inputs)). Output projections start at 0."""
 
+    attn_gate: str = "none"
+    """Gate of each head's output, by a linear map of what the block reads: sigmoid of its first 12 channels (sparse) or of all
+    (full), or 2 sigmoid of the first 12 (double), which begins as 1."""
+    attn_gate_scale: float = 1.0
+    """Factor before the sigmoid of a sparse gate."""
+    lanes_from: int = 0
+    """First block of the second half that runs on two lanes, one that attention reads and one that the MLP reads, both of which
+    get both outputs with learned weights; 0 for none."""
+    final_lane: str = "mean"
+    """What the head reads where there are two lanes: their mean, attn or mlp."""
+    rope_train_len: int = 0
+    """Longest sequence with the rotary embedding's own base; of a longer one the base grows with its length. 0 for no limit."""
+    embedding_dim: int = 0
+    """Width of the embedding, which a matrix maps to the stream and another back from it; 0 for that of the stream."""
+    value_dim: int = 0
+    """Width of a second embedding of the tokens, which is mapped to the values of the last blocks; 0 for none."""
+    value_last_n: int = 0
+    """Number of last blocks whose values it is added to."""
+    embed_power_law: bool = False
+    """Whether a tied embedding begins with singular values that fall with the root of their rank."""
+    mix_by_depth: bool = False
+    """Whether early blocks begin with more of the embedding in their mix, and late ones with more of the stream."""
+
     def __post_init__(self) -> None:
         at_least("vocab_size", self.vocab_size, 2)
         for name in ("num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden", "bigram_dim"):
@@ -93,6 +120,8 @@ class GPTConfig:
         for name, high in (
             ("xsa_last_n", self.num_layers),
             ("parallel_last_n", self.num_layers),
+            ("lanes_from", self.num_layers - 1),
+            ("value_last_n", self.num_layers),
             ("bos_id", self.vocab_size - 1),
         ):
             if not 0 <= getattr(self, name) <= high:
@@ -111,8 +140,37 @@ class GPTConfig:
             raise ConfigError(f"bigram_buckets must be 0, or 2 or more, got {self.bigram_buckets}")
         if self.smear_gate and self.model_dim < SMEAR_WINDOW:
             raise ConfigError(f"smear_gate needs a model_dim of {SMEAR_WINDOW} or more, got {self.model_dim}")
-        if self.init not in INITS:
-            raise ConfigError(f"init must be one of {', '.join(INITS)}, got {self.init!r}")
+        for name, allowed in (("init", INITS), ("attn_gate", GATES), ("final_lane", LANES)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        self._check_later_options()
+
+    def _check_later_options(self) -> None:
+        for name in ("rope_train_len", "embedding_dim", "value_dim"):
+            at_least(name, getattr(self, name), 0)
+        if not math.isfinite(self.attn_gate_scale):
+            raise ConfigError(f"attn_gate_scale must be finite, got {self.attn_gate_scale}")
+        if self.attn_gate != "sparse" and self.attn_gate_scale != 1.0:
+            raise ConfigError(f"attn_gate_scale {self.attn_gate_scale} is of attn_gate sparse, got {self.attn_gate}")
+        if self.attn_gate in ("sparse", "double") and self.model_dim < SMEAR_WINDOW:
+            raise ConfigError(f"attn_gate {self.attn_gate} needs a model_dim of {SMEAR_WINDOW} or more, got {self.model_dim}")
+        if self.lanes_from and self.parallel_last_n:
+            raise ConfigError(f"give lanes_from or parallel_last_n, not both: {self.lanes_from} and {self.parallel_last_n}")
+        if self.final_lane != "mean" and not self.lanes_from:
+            raise ConfigError(f"final_lane {self.final_lane} needs two lanes: set lanes_from")
+        if self.rope_train_len and (self.rope_dims or self.head_dim) <= 2:
+            raise ConfigError("rope_train_len needs 4 channels of a head or more with rotary embedding")
+        if bool(self.value_dim) != bool(self.value_last_n):
+            raise ConfigError(f"value_dim and value_last_n go together, got {self.value_dim} and {self.value_last_n}")
+        if self.embed_power_law and not self.tie_embeddings:
+            raise ConfigError("embed_power_law is of a tied embedding", hint="set tie_embeddings, or leave it out")
+        if self.embedding_dim and (self.smear_gate or self.bigram_buckets):
+            raise ConfigError("embedding_dim goes without smear_gate and bigram_buckets, which add to the stream")
+
+    @property
+    def table_dim(self) -> int:
+        """Width of the token embedding."""
+        return self.embedding_dim or self.model_dim
 
     @property
     def head_dim(self) -> int:

@@ -1,5 +1,6 @@
 """The optimizers of a GPT: assign each parameter to one, and do one step of all of them over all processes."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,9 @@ from quantlab.trainer.model import GPT
 from quantlab.trainer.muon import Muon, PendingUpdate
 from quantlab.trainer.train_config import TrainConfig
 from quantlab.trainer.world import World
+
+CONTROLS = re.compile(r"attn_gate_proj\.weight$|^ve_shared\.proj\.weight$")
+"""Names of linear maps that AdamW trains as controls, as the challenge's records do."""
 
 
 class Optimizers:
@@ -28,6 +32,7 @@ class Optimizers:
             momentum=config.muon_momentum,
             weight_decay=config.weight_decay,
             normalize_rows=config.muon_normalize_rows,
+            polar_express=config.muon_polar_express,
             world=world,
         )
         groups = [
@@ -45,12 +50,18 @@ class Optimizers:
         """Both optimizers, for a checkpoint."""
         return self.muon, self.adam
 
-    def step(self, lr_multiplier: float, momentum: float) -> None:
-        """Update all parameters by their gradients, summed over all processes, and clear the gradients."""
+    def step(self, lr_multiplier: float, momentum: float, weight_decay: float | None = None) -> None:
+        """Update all parameters by their gradients, summed over all processes, and clear the gradients.
+
+        Args:
+            lr_multiplier: factor on every learning rate.
+            momentum, weight_decay: those of Muon; the weight decay stays as it is for None.
+        """
         for group in self._groups():
             group["lr"] = group["base_lr"] * lr_multiplier
         for group in self.muon.param_groups:
             group["momentum"] = momentum
+            group["weight_decay"] = group["weight_decay"] if weight_decay is None else weight_decay
         pending, small = self.muon.begin(), self._sum_small()
         scale = self._clip_scale(pending, small()) if self.clip else 1.0
         self.muon.finish(pending, scale)
@@ -85,8 +96,9 @@ class Optimizers:
 def _split(model: GPT) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Return tables, matrices, head and controls; parameters without elements are in none of them."""
     tables: list[Tensor] = [model.tok_emb.weight] + ([model.bigram.embed.weight] if model.bigram is not None else [])
+    tables += [model.ve_shared.embed.weight] if model.ve_shared is not None else []
     head: list[Tensor] = [] if model.lm_head is None else [model.lm_head.weight]
     taken = {id(p) for p in (*tables, *head)}
     rest = [(n, p) for n, p in model.named_parameters() if id(p) not in taken and p.numel()]
-    is_matrix = {n: n.endswith(".weight") and p.ndim == 2 and min(p.shape) > 1 for n, p in rest}
+    is_matrix = {n: n.endswith(".weight") and p.ndim == 2 and min(p.shape) > 1 and not CONTROLS.search(n) for n, p in rest}
     return tables, [p for n, p in rest if is_matrix[n]], head, [p for n, p in rest if not is_matrix[n]]

@@ -32,6 +32,14 @@ def _down(config: TrainConfig, step: int, elapsed_seconds: float) -> float:
     return max(config.max_seconds - elapsed_seconds, 0.0) / seconds if seconds else 1.0
 
 
+def muon_weight_decay(config: TrainConfig, step: int, elapsed_seconds: float) -> float:
+    """Return the weight decay of the matrices: constant, then linear to its share `wd_taper_to` at the end of the training."""
+    if config.wd_taper_from >= 1.0:
+        return config.weight_decay
+    past = training_fraction(config, step, elapsed_seconds) - config.wd_taper_from
+    return config.weight_decay * (1.0 + (config.wd_taper_to - 1.0) * max(past, 0.0) / (1.0 - config.wd_taper_from))
+
+
 def muon_momentum(config: TrainConfig, step: int) -> float:
     """Return Muon's momentum at `step` (from 0): linear from `muon_momentum_start` to `muon_momentum`, then constant."""
     if step >= config.muon_momentum_warmup_steps:

@@ -59,8 +59,14 @@ class TrainConfig:
     """Adam's epsilon, positive."""
     muon_normalize_rows: bool = False
     """Whether the rows of Muon's updates are normalized before they are orthogonalized (MuonEq-R)."""
+    muon_polar_express: bool = False
+    """Whether Muon orthogonalizes with coefficients that are best for each iteration (Polar Express) instead of one set."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the matrices in blocks: each step subtracts lr · weight_decay of them."""
+    wd_taper_from: float = 1.0
+    """Fraction of the training after which the weight decay of the matrices changes linearly; 1 for never."""
+    wd_taper_to: float = 1.0
+    """Factor on it at the end of the training, 0 or more."""
     embed_weight_decay: float = 0.0
     """Decoupled weight decay of the token embedding and the bigram table."""
     scalar_weight_decay: float = 0.0
@@ -114,6 +120,9 @@ class TrainConfig:
             raise ConfigError(f"quant_from must be above 0 (initial weights are zeros) and at most 1, got {self.quant_from}")
         if self.warmdown_steps and self.warmdown_frac not in (0.0, WARMDOWN_FRAC):
             raise ConfigError(f"give warmdown_steps or warmdown_frac, not both: {self.warmdown_steps} and {self.warmdown_frac}")
+        if (self.wd_taper_from < 1.0) != (self.wd_taper_to != 1.0):
+            both = f"{self.wd_taper_from} and {self.wd_taper_to}"
+            raise ConfigError(f"a taper needs wd_taper_from below 1 and wd_taper_to other than 1, got {both}")
         if self.model.num_loops and self.loop_from >= 1.0:
             raise ConfigError(f"loop_from must be below 1 for a model with loops, got {self.loop_from}")
         if not 0.0 < self.quant_bits < 16.0:
@@ -143,6 +152,7 @@ class TrainConfig:
             "scalar_lr",
             "head_lr",
             "weight_decay",
+            "wd_taper_to",
             "embed_weight_decay",
             "scalar_weight_decay",
             "grad_clip",
@@ -153,7 +163,7 @@ class TrainConfig:
         for name in ("muon_momentum", "muon_momentum_start", "beta1", "beta2", "ema_decay"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in ("warmdown_frac", "min_lr", "loop_from", "swa_from", "distill_weight"):
+        for name in ("warmdown_frac", "min_lr", "loop_from", "swa_from", "wd_taper_from", "distill_weight"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} must be 0 to 1, got {getattr(self, name)}")
 

@@ -18,7 +18,7 @@ from quantlab.trainer.loader import Loader, TokenSource, fingerprint
 from quantlab.trainer.model import GPT
 from quantlab.trainer.optimizers import Optimizers
 from quantlab.trainer.qat import MeasureGrid, Steps, grid_from_tensors, grid_tensors, quantize_, stop_quantizing
-from quantlab.trainer.schedule import Average, lr_multiplier, muon_momentum, training_fraction
+from quantlab.trainer.schedule import Average, lr_multiplier, muon_momentum, muon_weight_decay, training_fraction
 from quantlab.trainer.train_config import TrainConfig
 from quantlab.trainer.training_state import TrainState, load_checkpoint_, save_checkpoint
 from quantlab.trainer.world import World
@@ -240,7 +240,8 @@ class TrainingLoop:
         loss = self._backward(self.step)
         self._read_loss()
         self._unread = (self.step, loss)
-        self.optimizers.step(multiplier, muon_momentum(self.config, self.step))
+        weight_decay = muon_weight_decay(self.config, self.step, self.elapsed_seconds)
+        self.optimizers.step(multiplier, muon_momentum(self.config, self.step), weight_decay)
         self.step += 1
         self.average.update(self.model, training_fraction(self.config, self.step, self.elapsed_seconds))
         if self._is_pause_near():  # the device's unfinished work is training time and must not count as what comes next

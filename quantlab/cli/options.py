@@ -172,7 +172,23 @@ TrainedOn = Annotated[
 ]
 MaxSeconds = Annotated[
     float | None,
-    typer.Option("--max-seconds", metavar="S", help="Seconds that loading and scoring may take; a slower score is not valid."),
+    typer.Option(
+        "--max-seconds",
+        metavar="S",
+        help="Seconds that loading and scoring may take; a slower score is not valid.  [default: 600 with --ttt, else none]",
+    ),
+]
+Ttt = Annotated[
+    str | None,
+    typer.Option(
+        "--ttt",
+        metavar="KIND",
+        help="Test-time training: adapt to each token after its score. lora: adapters for each document. sgd: all weights, "
+        "after each chunk. phased: adapters, and all weights after some documents. The score without it is printed too.",
+    ),
+]
+TttOption = Annotated[
+    list[str], typer.Option("--ttt-option", metavar="KEY=VALUE", help="Set an option of the adaptation; repeatable.")
 ]
 Sandbox = Annotated[
     bool,

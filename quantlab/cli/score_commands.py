@@ -11,7 +11,7 @@ from quantlab.cli.display import ProgressDisplay, note, print_json, say, show_wh
 from quantlab.errors import ConfigError
 
 if TYPE_CHECKING:
-    from quantlab.evaluation.evaluation_record import EvaluationRecord
+    from quantlab.evaluation.evaluation_record import EvaluationRecord, Gain
 
 _PROBE_WORDS = {True: "pass", False: "FAIL", None: "info"}
 
@@ -30,6 +30,8 @@ def evaluate(
     stride: options.Stride = None,
     packed: options.Packed = None,
     model: options.Model = None,
+    ttt: options.Ttt = None,
+    ttt_option: options.TttOption = [],  # noqa: B006
     trained_on: options.TrainedOn = None,
     max_seconds: options.MaxSeconds = None,
     sandbox: options.Sandbox = False,
@@ -49,17 +51,24 @@ def evaluate(
     Example: quantlab eval model.qlab --tokens 'fineweb_val_*.bin' --tokenizer fineweb_1024_bpe.model
 
     Example: torchrun --standalone --nproc_per_node=8 -m quantlab eval model.qlab --mode sliding --text val.txt
+
+    Example: quantlab eval model.qlab --text val.txt --ttt lora --ttt-option rank=4
     """
     import os
 
-    from quantlab.jobs.evaluate import check_options, refuse_record, save_record
+    from quantlab.jobs.evaluate import adaptation_of, check_options, refuse_record, save_record
     from quantlab.jobs.evaluate import evaluate as score
     from quantlab.jobs.sandbox import evaluate_in_sandbox
+    from quantlab.toml_file import apply_changes_
 
     check_options(text, tokens, mode, seq_len, stride, max_seconds)
+    ttt_options: dict[str, Any] = {}
+    apply_changes_(ttt_options, ttt_option, option="--ttt-option")
+    adaptation_of(ttt, ttt_options)
     asked: dict[str, Any] = {"text": text, "tokens": tokens, "tokenizer": tokenizer, "against": against}
     asked |= {"seq_len": seq_len, "mode": mode, "packed": packed, "model": model}
     asked |= {"trained_on": trained_on, "max_seconds": max_seconds}
+    asked |= {"ttt": ttt, "ttt_options": ttt_options} if ttt else {}
     recorder = options.recorder_of(runs, no_run, mirror)
     if save:
         refuse_record(target, text, force=force)
@@ -105,11 +114,15 @@ def _print_score(record: "EvaluationRecord") -> None:
     way = f"{data.mode}, sequences of {data.seq_len}{stride}"
     if record.val_bpb is None:
         say(f"val_loss {record.val_loss:.6f}  tokens {data.tokens:,}  documents {data.documents:,}  ({way})")
+        if record.gain:
+            _print_gain(record, record.gain)
         return
     say(
         f"val_bpb {record.val_bpb:.6f}  val_loss {record.val_loss:.6f}  tokens {data.tokens:,}  "
         f"bytes {data.bytes:,}  documents {data.documents:,}  ({data.bytes / data.tokens:.4f} bytes per token, {way})"
     )
+    if record.gain:
+        _print_gain(record, record.gain)
     if record.bytes_match:
         say(f"tokens and bytes are those of the public validation split {record.split}")
     for deviation in record.deviations:
@@ -121,6 +134,15 @@ def _print_score(record: "EvaluationRecord") -> None:
         say(f"checks passed: {', '.join(probe.name for probe in record.probes if probe.passed)}")
     if record.unchecked:
         say(f"not checked: {', '.join(probe.name for probe in record.probes if probe.passed is None)}")
+
+
+def _print_gain(record: "EvaluationRecord", gain: "Gain") -> None:
+    say(f"test-time training: {record.data.adaptation}")
+    in_nats = gain.loss_difference, gain.loss_difference_low, gain.loss_difference_high
+    change, low, high = gain.in_bpb(record.data) or in_nats
+    interval = "" if low is None else f" (95 % over {gain.documents:,} documents: {low:+.6f} to {high:+.6f})"
+    before = f"val_loss {gain.plain_loss:.6f}" if gain.plain_bpb is None else f"val_bpb {gain.plain_bpb:.6f}"
+    say(f"without it {before}, with it {change:+.6f}{interval}")
 
 
 def _print_comparison(record: "EvaluationRecord", against: Path | None) -> None:

@@ -31,7 +31,7 @@ def train(
 ) -> None:
     """Train the challenge's architectures on a CPU, one GPU, or several under torchrun.
 
-    Presets: baseline, h1394, laptop, demo.
+    Presets: baseline, h1394, record_1855, one_gpu_proxy, laptop, demo.
 
     Example: quantlab train laptop --out runs/laptop --set max_seconds=300
 
@@ -87,7 +87,7 @@ def _record(run: "RunWriter", result: "TrainResult", out: Path) -> None:
 
 
 app = typer.Typer(
-    help="Make token shards from text, and check shards before a score on them is believed.",
+    help="Fetch or make token shards, train tokenizers, and check shards before a score on them is believed.",
     rich_markup_mode=None,
 )
 
@@ -131,6 +131,79 @@ def prepare(
         docs, tokens, text_bytes, files = (stats[f"{kind}_{split}"] for kind in ("docs", "tokens", "bytes", "files"))
         say(f"{split:<5} {docs:,} documents, {text_bytes:,} bytes of text, {tokens:,} tokens, {files:,} shards")
     say(f"wrote {out}")
+
+
+@app.command()
+def fetch(
+    variant: Annotated[str, typer.Argument(metavar="VARIANT", help="sp1024, sp4096, sp8192, or another name of --repo.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for datasets/ and tokenizers/.")] = Path("data"),
+    train_shards: Annotated[
+        int, typer.Option("--train-shards", metavar="N", help="Training shards, of 100 million tokens each.")
+    ] = 80,
+    repo: Annotated[
+        str | None,
+        typer.Option("--repo", metavar="OWNER/NAME", help="Data set on the hub.  [default: of the challenge's records]"),
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the data set.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Fetch the challenge's shards and their tokenizer from the Hugging Face Hub; run it again to go on after an error.
+
+    Every file is checked by size and header before it appears under its name.
+
+    Example: quantlab data fetch sp1024 --train-shards 1
+    """
+    from quantlab.jobs.fetch_data import fetch_data
+
+    with ProgressDisplay() as progress:
+        found = fetch_data(variant, out, repository=repo, revision=revision, train_shards=train_shards, progress=progress)
+    if as_json:
+        names = {"folder": str(found.folder), "tokenizer": str(found.tokenizer)}
+        print_json({**names, "files": found.files, "new": found.new})
+    else:
+        say(f"{found.folder}: {found.files} files, {found.new} new; tokenizer {found.tokenizer}")
+
+
+@app.command("train-tokenizer")
+def train_tokenizer(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCE", help="Plain text, or .jsonl with a text field; also .zst of either."),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="T.model", help="The SentencePiece model to write.")],
+    vocab_size: Annotated[int, typer.Option("--vocab-size", metavar="N", help="Pieces, 261 to 65,536.")] = 1024,
+    case_operators: Annotated[
+        bool,
+        typer.Option("--case-operators", help="Write capitals as operators before small letters (CaseOps); text comes back."),
+    ] = False,
+    max_bytes: Annotated[
+        str, typer.Option("--max-bytes", metavar="BYTES", help="Text to train on; documents are drawn by --seed.")
+    ] = "4MB",
+    seed: options.Seed = 0,
+    force: options.Force = False,
+    as_json: options.Json = False,
+) -> None:
+    """Train a SentencePiece tokenizer (BPE with byte pieces, no normalization) on documents.
+
+    Example: quantlab data train-tokenizer docs.jsonl --vocab-size 8192 --case-operators -o case_8192.model
+    """
+    from quantlab.budget import parse_bytes
+    from quantlab.jobs.train_tokenizer import train_to_file
+
+    made = train_to_file(
+        sources,
+        out,
+        vocab_size=vocab_size,
+        max_bytes=parse_bytes(max_bytes),
+        seed=seed,
+        has_operators=case_operators,
+        force=force,
+    )
+    about = {"tokenizer": str(out), "kind": made.kind, "vocab_size": made.vocab_size, "sha256": made.sha256}
+    if as_json:
+        print_json(about)
+    else:
+        say(f"wrote {out}: {made.vocab_size:,} pieces, {made.kind}, sha256 {made.sha256[:12]}")
 
 
 @app.command()

@@ -34,6 +34,8 @@ class EvaluationData:
     """Tokens from one window to the next."""
     tokenizer_sha256: str
     """Empty for tokens of shards that were scored without their tokenizer."""
+    adaptation: str = ""
+    """How the model adapted to the text while it was scored, with all options; empty where it did not."""
 
     def differences(self, other: "EvaluationData") -> list[str]:
         """Return the names of the fields that differ."""
@@ -78,6 +80,32 @@ class Against:
             return None
         scale = self.tokens / (math.log(2) * self.bytes)
         return scale * self.loss_difference, scale * self.loss_difference_low, scale * self.loss_difference_high
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gain:
+    """What adaptation to the scored text changed: the same tokens, scored with and without it."""
+
+    plain_bpb: float | None
+    """Bits per byte without adaptation; None where bytes cannot be counted."""
+    plain_loss: float
+    """Mean nats per token without adaptation."""
+    loss_difference: float
+    """With minus without adaptation, mean nats per token; below 0 where adaptation helps."""
+    loss_difference_low: float | None
+    """Lower end of its 95 % interval over documents, paired by token; None for a single document."""
+    loss_difference_high: float | None
+    """Upper end of that interval."""
+    documents: int
+    """Number of documents with a scored token."""
+
+    def in_bpb(self, data: "EvaluationData") -> tuple[float, float | None, float | None] | None:
+        """Return the difference in bits per byte, with the ends of its interval; None where bytes cannot be counted."""
+        if data.bytes < 1:
+            return None
+        scale = data.tokens / (math.log(2) * data.bytes)
+        low, high = (None if end is None else scale * end for end in (self.loss_difference_low, self.loss_difference_high))
+        return scale * self.loss_difference, low, high
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,6 +166,8 @@ class EvaluationRecord:
     """Differences from the way in which the model was validated while it was trained, a line each."""
     against: Against | None = None
     """Comparison with a reference; None where there is none."""
+    gain: Gain | None = None
+    """What adaptation changed; None without adaptation."""
     memory: Memory | None = None
     """Memory that the evaluation took; None in saved records, so that the same evaluation writes the same file."""
     producer: str = ""

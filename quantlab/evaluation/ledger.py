@@ -37,15 +37,17 @@ class Ledger:
         token_bytes: TokenBytes,
         *,
         bos_id: int,
+        byte_counts: NDArray[np.integer] | None = None,
         start: int = 0,
         stop: int | None = None,
     ) -> None:
         """Account for the due positions from `start` to `stop`, by default all.
 
-        `stream` and `due`, both [N], are those of all processes.
+        `stream` and `due`, both [N], are those of all processes; so are `byte_counts`, which replace the tokenizer's table.
         """
+        self.byte_counts = byte_counts
         self.stream, self.due, self.token_bytes, self.bos_id = stream, due, token_bytes, bos_id
-        self.next, self.stop = start, len(stream) if stop is None else stop
+        self.start, self.next, self.stop = start, start, len(stream) if stop is None else stop
         self.nats, self.tokens, self.bytes, self.documents = 0.0, 0, 0, 0
 
     def write(self, positions: NDArray[np.int64], nats: NDArray[np.floating]) -> None:
@@ -70,10 +72,33 @@ class Ledger:
 
     def adaptable(self, start: int, stop: int) -> NDArray[np.integer]:
         """Return the tokens from `start` to `stop`, for a model that adapts to them. QuantlabError unless they are scored."""
+        if start < self.start:
+            raise QuantlabError(
+                f"token {start:,} belongs to another ledger: nothing here may adapt to tokens before {self.start:,}"
+            )
         waiting = self.next + np.flatnonzero(self.due[self.next : stop])
         if len(waiting):
             raise QuantlabError(f"token {waiting[0]:,} is not scored yet: nothing may adapt to tokens before {stop:,}")
         return self.stream[start:stop]
+
+    def part(self, start: int, stop: int) -> "Ledger":
+        """Return a ledger of the positions from `start` to `stop` alone: of a document that is scored beside others."""
+        alike = {"bos_id": self.bos_id, "byte_counts": self.byte_counts}
+        return type(self)(self.stream, self.due, self.token_bytes, **alike, start=start, stop=stop)  # type: ignore[arg-type]
+
+    def join(self, part: "Ledger") -> None:
+        """Enter all scores of a part. QuantlabError unless it is whole, and the next part of this ledger."""
+        part.close()
+        waiting = self.next + np.flatnonzero(self.due[self.next : part.start])
+        if part.start < self.next:
+            raise QuantlabError(f"token {part.start:,} is scored a second time")
+        if len(waiting):
+            raise QuantlabError(f"token {waiting[0]:,} must be scored before token {part.start:,}")
+        if part.stop > self.stop:
+            raise QuantlabError(f"token {self.stop:,} must not be scored here")
+        self.nats, self.tokens = self.nats + part.nats, self.tokens + part.tokens
+        self.bytes, self.documents = self.bytes + part.bytes, self.documents + part.documents
+        self.next = part.stop
 
     def close(self) -> None:
         """Raise QuantlabError unless every due position of this share is scored."""
@@ -85,7 +110,8 @@ class Ledger:
         """Add to the counts; a document counts at its first scored token: BOS, or the token after one that is never scored."""
         self.tokens += len(positions)
         before, here = self.stream[positions - 1], self.stream[positions]
-        self.bytes += int(self.token_bytes.count(before, here).sum(dtype=np.int64))
+        counts = self.token_bytes.count(before, here) if self.byte_counts is None else self.byte_counts[positions]
+        self.bytes += int(counts.sum(dtype=np.int64))
         self.documents += int(((here == self.bos_id) | ~self.due[positions - 1]).sum())
 
     def _mistake(self, positions: NDArray[np.int64], expected: NDArray[np.int64]) -> str:

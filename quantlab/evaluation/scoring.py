@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from quantlab.errors import ConfigError, DataError, ShapeError
 from quantlab.evaluation.document_costs import DocumentCosts
 from quantlab.evaluation.ledger import Ledger, bytes_match, due_positions, implied_bytes, public_split
+from quantlab.evaluation.token_losses import TokenLosses
 from quantlab.evaluation.window_sample import WindowSample
 from quantlab.evaluation.windows import (
     Mode,
@@ -76,10 +77,12 @@ def score_tokens(
     mode: Mode = "chunked",
     stride: int | None = None,
     bos_id: int = 1,
+    byte_counts: NDArray[np.integer] | None = None,
     batch_tokens: int = 32768,
     world: World | None = None,
     sample: WindowSample | None = None,
     costs: DocumentCosts | None = None,
+    losses: TokenLosses | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
     """Score each token once, from the tokens of its window alone, and enter it in a ledger.
@@ -97,10 +100,11 @@ def score_tokens(
         mode: how windows are cut.
         stride: tokens from one window to the next, 1 to seq_len, 64 if None; must be None in mode chunked, where it is seq_len.
         bos_id: token that begins a document; 1 in the challenge's tokenizers.
+        byte_counts: bytes of raw text that each token stands for, [N], from a sidecar or from encoding; they replace the table.
         batch_tokens: largest number of tokens in one call of the model, but at least one window; bounds the logits' memory.
         world: processes that share the windows; each calls this with the same arguments and gets the same score.
         sample: gets some of this process' windows and their losses, to probe the model on afterwards.
-        costs: gets all losses of this process.
+        costs, losses: get all losses of this process.
         progress: called with (windows done, windows in all) of the main process' share after each batch.
     Raises:
         ConfigError: seq_len, stride or batch_tokens is out of range.
@@ -118,15 +122,16 @@ def score_tokens(
     windows = windows_of(stream, mode, seq_len=seq_len, stride=step, bos_id=bos_id)
     parts = share_of(batches(windows, batch_tokens), world.rank, world.size)
     start, stop = _positions_of(parts, windows, len(stream))
-    ledger = Ledger(stream, due_positions(stream, mode, bos_id), token_bytes, bos_id=bos_id, start=start, stop=stop)
+    alike: dict[str, Any] = {"bos_id": bos_id, "byte_counts": byte_counts}
+    ledger = Ledger(stream, due_positions(stream, mode, bos_id), token_bytes, **alike, start=start, stop=stop)
     if sample is not None:  # of few windows this process may have none to score
         sample.choose(stream, windows, slice(parts[0].start, parts[-1].stop) if parts else slice(0, len(windows)))
-    watchers = [watcher for watcher in (sample, costs) if watcher is not None]
+    watchers = [watcher for watcher in (sample, costs, losses) if watcher is not None]
     _fill(ledger, model, windows, parts, watchers, progress if world.is_main else None)
     part = [ledger.nats, ledger.tokens, ledger.bytes, ledger.documents]
     total = world.sum_(torch.tensor(part, dtype=torch.float64, device=world.device))()
-    is_known = token_bytes.is_known
-    return _score(total.tolist(), len(stream) - 1, is_known=is_known, mode=mode, seq_len=seq_len, stride=step)
+    is_known = token_bytes.is_known or byte_counts is not None
+    return score_of(total.tolist(), len(stream) - 1, is_known=is_known, mode=mode, seq_len=seq_len, stride=step)
 
 
 def predict(model: nn.Module, ids_BT: Tensor) -> Tensor:
@@ -177,7 +182,7 @@ def _fill(
     model: nn.Module,
     windows: Windows,
     parts: list[slice],
-    watchers: Sequence[WindowSample | DocumentCosts],
+    watchers: Sequence[WindowSample | DocumentCosts | TokenLosses],
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Score every batch of a share and enter it in the ledger."""
@@ -223,7 +228,7 @@ def _scored_logits(model: nn.Module, ids_BT: Tensor, rows: Tensor, vocab_size: i
     return logits_BTV.flatten(0, 1)[rows].float()
 
 
-def _score(total: list[float], targets: int, *, is_known: bool, mode: Mode, seq_len: int, stride: int) -> Score:
+def score_of(total: list[float], targets: int, *, is_known: bool, mode: Mode, seq_len: int, stride: int) -> Score:
     """Return the score of [nats, tokens, bytes, documents]; the number of targets tells whether the text is a known split."""
     nats, (tokens, byte_count, documents) = total[0], (int(count) for count in total[1:])
     if is_known and byte_count == 0:

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,23 @@ from numpy.typing import NDArray
 from quantlab import __version__
 from quantlab.child_process import serve
 from quantlab.errors import CheckpointError, ConfigError, DataError
+from quantlab.evaluation.adaptation_config import (
+    Adaptation,
+    LoraAdaptation,
+    PhasedAdaptation,
+    SgdAdaptation,
+    describe,
+    read_adaptation,
+)
+from quantlab.evaluation.adaptation_gain import gain_of
+from quantlab.evaluation.adaptation_probes import probe_adaptation
+from quantlab.evaluation.adaptive_scoring import check_adaptation, chunk_of, score_adapted
 from quantlab.evaluation.divergence import measure_divergence
 from quantlab.evaluation.document_costs import DocumentCosts, memorized
-from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord, Memory, Probe, record_path
+from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord, Gain, Memory, Probe, record_path
 from quantlab.evaluation.sampled_probes import probe_sample
 from quantlab.evaluation.scoring import Score, device_of, score_tokens
+from quantlab.evaluation.token_losses import TokenLosses
 from quantlab.evaluation.window_sample import WindowSample
 from quantlab.evaluation.windows import DEFAULT_STRIDE, Mode, as_mode, scored_part, stride_of
 from quantlab.fields import json_file
@@ -44,14 +56,16 @@ from quantlab.models.loading import (
 )
 from quantlab.outputs import check_outputs
 from quantlab.progress import Progress, silent, stage
-from quantlab.text.documents import read_documents
-from quantlab.text.shards import open_shards, read_shards
+from quantlab.text.counted_stream import read_stream
+from quantlab.text.shards import open_shards
 from quantlab.text.tokenizer import TokenBytes, Tokenizer
 from quantlab.trainer.packed_layers import PackedWeight, weight_bytes
 from quantlab.trainer.world import World, close_world, open_world
 
 SEQ_LEN = 1024
 """Tokens of context where neither the user nor the model's file says: those of the challenge's baseline."""
+ADAPTED_SECONDS = 600.0
+"""Seconds that an evaluation with adaptation may take where nobody says: the challenge's, beside those of training."""
 _log = logging.getLogger(__name__)
 
 
@@ -67,6 +81,8 @@ def evaluate(
     stride: int | None = None,
     packed: bool | None = None,
     model: str | None = None,
+    ttt: str | None = None,
+    ttt_options: Mapping[str, Any] | None = None,
     trained_on: str | None = None,
     max_seconds: float | None = None,
     save: bool = False,
@@ -90,9 +106,13 @@ def evaluate(
         stride: tokens between windows of the modes sliding and document, 1 to seq_len; 64 if None.
         packed: whether the weights of an artifact stay packed in memory; if None, on a GPU.
         model: path/to/file.py:factory of another architecture, for target and reference; this runs that file.
+        ttt: how the model adapts to the text, each token after its score (test-time training): lora, sgd or phased. The same
+            tokens are then scored without it too, for the record's `gain`. lora and phased are of mode document.
+        ttt_options: options of that adaptation by name, see `quantlab.evaluation.adaptation_config`.
         trained_on: a glob pattern of the token shards that training read, which may not have the scored documents; for a model
             whose file does not say it.
-        max_seconds: seconds that loading and scoring may take; a slower score is not valid.
+        max_seconds: seconds that loading and scoring, with adaptation, may take; a slower score is not valid. If None, 600 with
+            ttt, and no limit without.
         save: whether the record is written beside the target, as its stem.eval.json.
         force: whether an existing record is replaced.
     Returns:
@@ -105,19 +125,25 @@ def evaluate(
     """
     started = time.perf_counter()
     check_options(text, tokens, mode, seq_len, stride, max_seconds)
+    adaptation = adaptation_of(ttt, ttt_options)
     if save:
         refuse_record(target, text, force=force)
     trained = open_shards(trained_on) if trained_on is not None else None
     world = open_world()
     try:
-        loaded = _load_target(target, model, packed, world.device)
-        seq_len, windows = _defaults(loaded, seq_len, mode)
+        _refuse_several(adaptation, world)
+        loaded = _load_target(target, model, _stays_packed(packed, adaptation), world.device)
+        seq_len, windows = _defaults(loaded, seq_len, mode or _mode_of(adaptation))
         _check_context(loaded, seq_len)
         is_needed = text is not None or against is None
         known = _tokenizer(target, loaded, tokenizer, is_needed=is_needed, say=world.is_main)
-        ids = evaluation_tokens(text, tokens, known)
-        scoring = _Scoring.of(loaded, ids, known, seq_len, windows, stride, world, progress)
-        score, probes = scoring.score_and_probe(loaded, Clock(started, max_seconds))
+        ids, byte_counts = read_stream(text, tokens, known)
+        scoring = _Scoring.of(loaded, ids, known, byte_counts, seq_len, windows, stride, world, progress)
+        if adaptation is None:
+            (score, probes), gain = scoring.score_and_probe(loaded, Clock(started, max_seconds)), None
+        else:
+            clock = Clock(started, max_seconds or ADAPTED_SECONDS)
+            score, probes, gain = scoring.score_adapted(loaded, adaptation, clock)
         memory = memory_of(loaded, world.device)
         takes_part = against is not None and (world.is_main or windows != "chunked")  # chunks are compared by the main process
         found = scoring.compare(load(against, model=model), loaded, score) if against is not None and takes_part else None
@@ -128,7 +154,8 @@ def evaluate(
         probes += data_checks(loaded, place, ids, known, tokens, score, trained)
         probes += code_check(model)
     record = _record(place if world.is_main else None, score, ids, known, memory, probes, found)
-    record = replace(record, deviations=tuple(_deviations(loaded, score)))
+    data = replace(record.data, adaptation=describe(adaptation) if adaptation else "")
+    record = replace(record, data=data, gain=gain, deviations=tuple(_deviations(loaded, score)))
     if save and world.is_main and place is not None:
         save_record(place, record)
     return record
@@ -171,6 +198,34 @@ def _defaults(loaded: LoadedModel, seq_len: int | None, mode: str | None) -> tup
     return seq_len, as_mode(mode or past.mode or "chunked")
 
 
+def adaptation_of(ttt: str | None, options: Mapping[str, Any] | None) -> Adaptation | None:
+    """Return the adaptation that is asked for, None for none.
+
+    Raises:
+        ConfigError: an option is unknown, out of range, or given without an adaptation.
+    """
+    if ttt is None:
+        if options:
+            raise ConfigError(f"option {next(iter(options))} is one of test-time training", hint="pass ttt lora, sgd or phased")
+        return None
+    return read_adaptation(ttt, options or {})
+
+
+def _refuse_several(adaptation: Adaptation | None, world: World) -> None:
+    if adaptation and world.size > 1:
+        raise ConfigError(f"test-time training runs in one process, not in {world.size}", hint="leave out torchrun or ttt")
+
+
+def _stays_packed(packed: bool | None, adaptation: Adaptation | None) -> bool | None:
+    """Return whether weights stay packed as asked; an adaptation of all weights needs them decoded where nothing is asked."""
+    return False if packed is None and isinstance(adaptation, SgdAdaptation | PhasedAdaptation) else packed
+
+
+def _mode_of(adaptation: Adaptation | None) -> Mode | None:
+    """Return the mode that an adaptation needs, None for any."""
+    return "document" if isinstance(adaptation, LoraAdaptation | PhasedAdaptation) else None
+
+
 def _deviations(loaded: LoadedModel, score: Score) -> Iterator[str]:
     """Yield a line for each difference from the validation of the model's training, as far as its file tells."""
     past = loaded.provenance
@@ -188,6 +243,7 @@ class _Scoring:
     tokenizer: Tokenizer | None
     token_bytes: TokenBytes
     bos_id: int
+    byte_counts: NDArray[np.uint16] | None
     seq_len: int
     mode: Mode
     stride: int | None
@@ -201,7 +257,29 @@ class _Scoring:
             return cls(ids, tokenizer, tokenizer.token_bytes(), tokenizer.bos_id, *rest)
         return cls(ids, None, TokenBytes.unknown(loaded.vocab_size), loaded.first_id(), *rest)
 
-    def score_and_probe(self, loaded: LoadedModel, clock: Clock) -> tuple[Score, list[Probe]]:
+    def score_adapted(self, loaded: LoadedModel, adaptation: Adaptation, clock: Clock) -> tuple[Score, list[Probe], Gain]:
+        """Return the score with adaptation, which the clock is for; the probes; and the gain from the score without it.
+
+        The probes are those of the model without adaptation, and those of the whole procedure.
+        """
+        check_adaptation(adaptation, self.mode, self.seq_len, self.stride)
+        stream, show = scored_part(self.ids, self.mode, self.seq_len), stage(self.progress, "evaluate")
+        way: dict[str, Any] = {"seq_len": self.seq_len, "mode": self.mode, "stride": self.stride, "bos_id": self.bos_id}
+        of_text = loaded.model, self.ids, self.token_bytes, adaptation
+        with on_device(loaded.model, self.world.device):
+            score, nats = score_adapted(*of_text, byte_counts=self.byte_counts, progress=show, **way)
+            late = clock.check()
+            found = probe_adaptation(loaded.model, stream, self.token_bytes, adaptation, **way)
+        losses = TokenLosses(len(self.ids))
+        by_chunk = replace(self, stride=chunk_of(adaptation) or self.stride)
+        label = "evaluate without adaptation"
+        plain, probes = by_chunk.score_and_probe(loaded, Clock(clock.started, None), label=label, losses=losses)
+        gain = gain_of(nats, losses.nats_N[: len(stream)], stream, self.bos_id, plain)
+        return score, [*probes, *found, *late], gain
+
+    def score_and_probe(
+        self, loaded: LoadedModel, clock: Clock, *, label: str = "evaluate", **watchers: Any
+    ) -> tuple[Score, list[Probe]]:
         """Return the score, and the probes of the main process' share; none in any other process."""
         if not self.world.is_main:
             return self.score(loaded, "evaluate"), []
@@ -209,7 +287,7 @@ class _Scoring:
         seed = hashlib.sha256(loaded.fingerprint.encode() + stream.tobytes()).digest()
         sample, costs = WindowSample(int.from_bytes(seed[:8])), DocumentCosts(stream, self.bos_id)
         with on_device(loaded.model, self.world.device):
-            score = self.score(loaded, "evaluate", sample=sample, costs=costs)
+            score = self.score(loaded, label, sample=sample, costs=costs, **watchers)
             late = clock.check()
             probes = probe_sample(loaded.model, sample)
         known = [memorized(costs, self.token_bytes, self.tokenizer)] if self.tokenizer else []
@@ -226,6 +304,7 @@ class _Scoring:
                 mode=self.mode,
                 stride=self.stride,
                 bos_id=self.bos_id,
+                byte_counts=self.byte_counts,
                 world=self.world,
                 **watchers,
                 progress=stage(self.progress, label),
@@ -244,7 +323,9 @@ class _Scoring:
             progress = stage(self.progress, "compare")
             found = measure_divergence(reference.model, loaded.model, self.ids, seq_len=self.seq_len, progress=progress)
         stream = self.ids[: found.tokens + 1]
-        byte_count = int(self.token_bytes.count(stream[:-1], stream[1:]).sum(dtype=np.int64))
+        by_table = self.token_bytes.count(stream[:-1], stream[1:])
+        counts = by_table if self.byte_counts is None else self.byte_counts[1 : len(stream)]
+        byte_count = int(counts.sum(dtype=np.int64))
         chunked_bpb = found.reference_loss * found.tokens / (math.log(2) * byte_count) if byte_count else None
         return Against(
             file=Path(reference.name).name,
@@ -261,15 +342,6 @@ class _Scoring:
             loss_difference_high=found.loss_difference_high,
             reference_loss=found.reference_loss,
         )
-
-
-def evaluation_tokens(text: str | Path | None, shards: str | None, tokenizer: Tokenizer | None) -> NDArray[Any]:
-    """Return the token ids [N] of a text file (each document begins with BOS) or of all shards that match a pattern."""
-    if text is not None and tokenizer is not None:
-        return tokenizer.encode_documents(read_documents(Path(text)))
-    if shards is None:
-        raise ConfigError("evaluation needs a text file or token shards")
-    return np.asarray(read_shards(shards))
 
 
 def _tokenizer(

@@ -11,9 +11,9 @@ from quantlab.errors import ConfigError, DataError
 from quantlab.evaluation.evaluation_record import Probe
 from quantlab.evaluation.probes import run_probes
 from quantlab.jobs.devices import on_device
-from quantlab.jobs.evaluate import evaluation_tokens
 from quantlab.jobs.tokenizers import found_tokenizer
 from quantlab.models.loading import LoadedModel, Source, load, load_tokenizer
+from quantlab.text.counted_stream import read_stream
 from quantlab.text.shards import read_shards
 from quantlab.text.tokenizer import Tokenizer
 
@@ -63,7 +63,7 @@ def probe(
 def _stream(text: str | Path | None, tokens: str | None, tokenizer: Tokenizer | None) -> NDArray[Any] | None:
     if tokens is not None:
         return np.asarray(read_shards(tokens))
-    return evaluation_tokens(text, None, tokenizer) if text is not None and tokenizer is not None else None
+    return read_stream(text, None, tokenizer)[0] if text is not None and tokenizer is not None else None
 
 
 def _ids(loaded: LoadedModel, stream: NDArray[Any] | None, seq_len: int, seed: int) -> NDArray[np.int64]:

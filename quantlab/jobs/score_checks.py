@@ -33,8 +33,10 @@ class Clock:
         if self.max_seconds is None:
             return []
         seconds = time.perf_counter() - self.started
+        if seconds <= self.max_seconds:  # without the time, so that the same work writes the same record
+            return [Probe(name="clock", passed=True, detail=f"less than the {self.max_seconds:g} s that are allowed")]
         detail = f"{seconds:.1f} s until the score, {self.max_seconds:g} s are allowed"
-        return [Probe(name="clock", passed=seconds <= self.max_seconds, detail=detail)]
+        return [Probe(name="clock", passed=False, detail=detail)]
 
 
 def data_checks(

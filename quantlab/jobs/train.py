@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -20,9 +21,10 @@ from quantlab.jobs.train_file import DataConfig, read_train_config
 from quantlab.methods.trellis.training_grid import measure_grid
 from quantlab.models.provenance import Provenance
 from quantlab.progress import Progress, silent
+from quantlab.text.counted_stream import read_stream
 from quantlab.text.document_sample import sample_documents
 from quantlab.text.documents import read_documents
-from quantlab.text.shards import open_shards, read_shards, write_shard
+from quantlab.text.shards import open_shards, write_shard
 from quantlab.text.stdlib_corpus import shuffled, stdlib_documents
 from quantlab.text.tokenizer import Tokenizer, train_tokenizer
 from quantlab.trainer.loader import TokenSource
@@ -42,6 +44,8 @@ class TokenizedData:
     train: TokenSource
     val: NDArray[Any] | None
     """Validation tokens; None without validation text."""
+    val_counts: NDArray[np.uint16] | None = None
+    """Bytes of text that each of them stands for, where the tokenizer's table cannot tell (CaseOps)."""
 
 
 def load_data(config: DataConfig, vocab_size: int, seed: int) -> TokenizedData:
@@ -52,19 +56,23 @@ def load_data(config: DataConfig, vocab_size: int, seed: int) -> TokenizedData:
     """
     if config.train == "stdlib":
         data = _stdlib_data(config, vocab_size, seed)
-        return replace(data, val=_read(config.val, data.tokenizer)) if config.val else data
+        return _with_validation(data, config.val)
     tokenizer = Tokenizer.load(config.tokenizer)
     tokenizer.check_vocab(vocab_size)
     kind, _, path = config.train.partition(":")
-    val = _read(config.val, tokenizer) if config.val else None
-    train = open_shards(path) if kind == "tokens" else _read(config.train, tokenizer)  # shards stay on disk
-    return TokenizedData(tokenizer, train, val)
+    # shards stay on disk
+    train = open_shards(path) if kind == "tokens" else tokenizer.encode_documents(read_documents(Path(path)))
+    return _with_validation(TokenizedData(tokenizer, train, None), config.val)
 
 
-def _read(source: str, tokenizer: Tokenizer) -> NDArray[Any]:
+def _with_validation(data: TokenizedData, source: str) -> TokenizedData:
+    """Return the data with the validation text of a source, text:FILE or tokens:GLOB; as they are for an empty one."""
+    if not source:
+        return data
     kind, _, path = source.partition(":")
-    tokens: NDArray[Any] = read_shards(path) if kind == "tokens" else tokenizer.encode_documents(read_documents(Path(path)))
-    return tokens
+    text, shards = (None, path) if kind == "tokens" else (path, None)
+    val, counts = read_stream(text, shards, data.tokenizer)
+    return replace(data, val=val, val_counts=counts)
 
 
 def _stdlib_data(config: DataConfig, vocab_size: int, seed: int) -> TokenizedData:
@@ -189,7 +197,8 @@ def _validation(world: World, config: TrainConfig, data: TokenizedData, log: Tra
     counts = data.tokenizer.token_bytes()
 
     def validate(model: GPT, step: int, seconds: float) -> None:
-        score = score_tokens(model, tokens, counts, seq_len=config.seq_len, bos_id=data.tokenizer.bos_id, world=world)
+        way: dict[str, Any] = {"seq_len": config.seq_len, "bos_id": data.tokenizer.bos_id, "world": world}
+        score = score_tokens(model, tokens, counts, byte_counts=data.val_counts, **way)
         assert score.val_bpb is not None  # a training has a tokenizer
         log.validation(step=step, steps=config.steps, loss=score.val_loss, bpb=score.val_bpb, seconds=seconds)
 

@@ -17,33 +17,8 @@ BANKS = {
     "mlp_down_bank": ("mlp.proj.weight",),
 }
 """Names, within a block, of a bank's matrices: a bank [2 L, O, I] has those of the first name, then those of the second."""
-FACTORY = (
-    "pass --model path/to/file.py:factory, a function from state dict to nn.Module, which is given the tensors as they are"
-)
 RENAMED = {"smear_gate.weight": "smear.gate.weight", "smear_lambda": "smear.scale"}
 """Names of a banked checkpoint and of the built-in model for the same tensor."""
-
-UNSUPPORTED = {
-    "attn_gate_w": "gates of attention outputs",
-    "attn_gate_proj.weight": "gates of attention outputs",
-    "parallel_post_lambdas": "two parallel lanes",
-    "parallel_resid_lambdas": "two parallel lanes",
-    "embed_proj.weight": "an embedding of another width",
-    "head_proj.weight": "an embedding of another width",
-}
-"""Ends of names in the challenge's records that the built-in model has no place for, and what they are."""
-
-
-def check_supported(state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError if there are tensors of `UNSUPPORTED`; each kind is named with its first tensor."""
-    first: dict[str, str] = {}
-    for name in state:
-        for end, what in UNSUPPORTED.items():
-            if name.endswith(end):
-                first.setdefault(what, name)
-    if first:
-        listed = ", ".join(f"{what} ({name})" for what, name in first.items())
-        raise CheckpointError(f"no model matches: the built-in model does not have {listed}", hint=FACTORY)
 
 
 def is_banked(state: Mapping[str, Tensor]) -> bool:

@@ -24,7 +24,6 @@ from quantlab.coding.contexts import TensorContext
 from quantlab.errors import CheckpointError, ConfigError, FormatError
 from quantlab.format_rules import LOG_STEPS, SCALE_UNITS
 from quantlab.kernels.packed import Packed, pack
-from quantlab.models.banks import check_supported
 from quantlab.models.presets import record_options
 from quantlab.trainer.model import GPT
 from quantlab.trainer.model_config import SMEAR_WINDOW, GPTConfig
@@ -51,7 +50,6 @@ def config_from_state_dict(
         CheckpointError: a tensor is missing, unexpected or of another shape; the first is named, with what was expected.
         ConfigError: an option is unknown, of another type or out of range.
     """
-    check_supported(state)
     shapes = _shape_fields(state)
     if options is not None:
         config = GPTConfig.from_dict({**options, **shapes})
@@ -67,13 +65,16 @@ def config_from_state_dict(
 
 def _record_options(state: Mapping[str, Tensor], num_layers: int) -> dict[str, Any]:
     """Return the preset's options, and those that the tensors' names tell."""
-    options = record_options(num_layers, _shape(state, "skip_weights", 2)[0])
+    options = record_options(num_layers, _shape(state, "skip_weights", 2)[0], has_lanes="parallel_post_lambdas" in state)
+    if _shape_options(state, 0, 0).get("attn_gate") != "sparse":
+        options = {key: value for key, value in options.items() if not key.startswith("attn_gate")}
     return {**options, "skip_gates": "skip_gates" in state, "smear_gate": "smear.gate.weight" in state}
 
 
 def _shape_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the fields of the config that the shapes tell."""
-    vocab_size, model_dim = _shape(state, "tok_emb.weight", 2)
+    vocab_size, table_dim = _shape(state, "tok_emb.weight", 2)
+    model_dim, _ = _shape(state, "blocks.0.attn.proj.weight", 2)
     (num_heads,) = _shape(state, "blocks.0.attn.q_gain", 1)
     kv_dim, _ = _shape(state, "blocks.0.attn.c_k.weight", 2)
     mlp_hidden, _ = _shape(state, "blocks.0.mlp.fc.weight", 2)
@@ -87,7 +88,24 @@ def _shape_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_kv_heads": kv_dim // (model_dim // num_heads),
         "mlp_hidden": mlp_hidden,
         "tie_embeddings": "lm_head.weight" not in state,
+        **_shape_options(state, model_dim, table_dim),
     }
+
+
+def _shape_options(state: Mapping[str, Tensor], model_dim: int, table_dim: int) -> dict[str, Any]:
+    """Return the later fields that names and shapes tell; the first block of two lanes is not among them."""
+    found: dict[str, Any] = {}
+    if "embed_proj.weight" in state:
+        found["embedding_dim"] = table_dim
+    if "blocks.0.attn.attn_gate_w" in state:
+        _, width = _shape(state, "blocks.0.attn.attn_gate_w", 2)
+        found["attn_gate"] = "full" if width == model_dim else "sparse"
+    elif "blocks.0.attn.attn_gate_proj.weight" in state:
+        found["attn_gate"] = "double"
+    if "ve_shared.embed.weight" in state:
+        found["value_dim"] = _shape(state, "ve_shared.embed.weight", 2)[1]
+        found["value_last_n"] = sum(name.startswith("ve_layer_scales.") for name in state)
+    return found
 
 
 def gpt_from_state_dict(state: Mapping[str, Tensor], config: GPTConfig | None = None) -> GPT:
@@ -125,11 +143,11 @@ def expected_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
     }
     shapes: dict[str, tuple[int, ...]] = {
         "skip_weights": (config.num_skips, dim),
-        "tok_emb.weight": (config.vocab_size, dim),
+        "tok_emb.weight": (config.vocab_size, config.table_dim),
     }
     shapes |= {f"blocks.{i}.{name}": shape for i in range(config.num_layers) for name, shape in block.items()}
     shapes |= _shapes_of_options(config)
-    return shapes if config.tie_embeddings else shapes | {"lm_head.weight": (config.vocab_size, dim)}
+    return shapes if config.tie_embeddings else shapes | {"lm_head.weight": (config.vocab_size, config.table_dim)}
 
 
 def _shapes_of_options(config: GPTConfig) -> dict[str, tuple[int, ...]]:
@@ -138,6 +156,21 @@ def _shapes_of_options(config: GPTConfig) -> dict[str, tuple[int, ...]]:
         shapes["skip_gates"] = (config.num_skips, config.model_dim)
     if config.smear_gate:
         shapes |= {"smear.gate.weight": (1, SMEAR_WINDOW), "smear.scale": (1,)}
+    heads, kv_dim = config.num_heads, config.num_kv_heads * config.head_dim
+    gates = {"sparse": ("attn_gate_w", SMEAR_WINDOW), "full": ("attn_gate_w", config.model_dim)}
+    if config.attn_gate != "none":
+        name, width = gates.get(config.attn_gate, ("attn_gate_proj.weight", SMEAR_WINDOW))
+        shapes |= {f"blocks.{i}.attn.{name}": (heads, width) for i in range(config.num_layers)}
+    if config.lanes_from:
+        layers = config.num_layers
+        shapes |= {"parallel_post_lambdas": (layers, 2, 2), "parallel_resid_lambdas": (layers, 2)}
+    if config.embedding_dim:
+        wide, narrow = config.model_dim, config.embedding_dim
+        shapes |= {"embed_proj.weight": (wide, narrow), "head_proj.weight": (narrow, wide)}
+    if config.value_dim:
+        table = {"ve_shared.embed.weight": (config.vocab_size, config.value_dim), "ve_shared.scale": ()}
+        shapes |= {**table, "ve_shared.proj.weight": (kv_dim, config.value_dim)}
+        shapes |= {f"ve_layer_scales.{n}": (1,) for n in range(config.value_last_n)}
     if config.bigram_buckets:
         shapes |= {
             "bigram.embed.weight": (config.bigram_buckets, config.bigram_dim),

@@ -252,6 +252,19 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Take the gradients from the model's own weights inside the block; after it each has the flag that it had before."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
 def load_tokenizer(source: str | Path | Tokenizer, loaded: LoadedModel) -> Tokenizer:
     """Return the tokenizer with the model's number of ids, after checking that it belongs to the model.
 

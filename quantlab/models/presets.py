@@ -11,8 +11,8 @@ from quantlab.toml_file import read_toml
 
 log = logging.getLogger(__name__)
 
-RECORDS = "h1394"
-"""Preset by which a checkpoint with skip gates or banks is read, since later records have its options."""
+RECORDS, LANES = "h1394", "record_1855"
+"""Presets by which a checkpoint with skip gates or banks is read, and one with two lanes: later records have their options."""
 SHAPES = ("vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden", "tie_embeddings")
 """Fields that the tensors tell."""
 
@@ -41,13 +41,16 @@ def model_options(spec: str) -> dict[str, Any]:
     return {key: value for key, value in table.items() if key not in SHAPES}
 
 
-def record_options(num_layers: int, num_skips: int) -> dict[str, Any]:
-    """Return the options of preset `RECORDS` for a model of so many layers, and say so in the log.
+def record_options(num_layers: int, num_skips: int, *, has_lanes: bool = False) -> dict[str, Any]:
+    """Return the options of preset `RECORDS`, or of `LANES`, for a model of so many layers, and say so in the log.
 
     All layers have exclusive attention and none is parallel, as in the preset. Its loop is kept if the number of skips is that
     with the loop, and left out if it is that without. Other numbers keep the loop too, and the check of shapes then names them.
     """
-    options = model_options(RECORDS)
+    preset = LANES if has_lanes else RECORDS
+    options = model_options(preset)
+    if options.get("lanes_from", 0) >= num_layers:
+        del options["lanes_from"]
     options |= {"xsa_last_n": num_layers, "parallel_last_n": 0}
     fits_loop = options["loop_end"] < num_layers
     if not fits_loop or num_skips == num_layers // 2 != passes(options, num_layers) // 2:
@@ -55,7 +58,7 @@ def record_options(num_layers: int, num_skips: int) -> dict[str, Any]:
             del options[key]
     shown = ", ".join(f"{key} = {value}" for key, value in options.items() if key not in ("init", "qk_gain_init", "skip_gates"))
     log.warning(
-        "the tensors do not tell all of the model: taken from preset %s: %s (--model FILE.toml sets others)", RECORDS, shown
+        "the tensors do not tell all of the model: taken from preset %s: %s (--model FILE.toml sets others)", preset, shown
     )
     return options
 

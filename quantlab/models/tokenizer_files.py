@@ -39,7 +39,7 @@ def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
 
 def files_of(tokenizer: Tokenizer) -> dict[str, bytes]:
     """Return files from which `tokenizer_in` makes this tokenizer again, by name."""
-    name = SENTENCEPIECE_FILE if tokenizer.kind == "sentencepiece" else HUGGINGFACE_FILE
+    name = SENTENCEPIECE_FILE if tokenizer.kind in ("sentencepiece", "caseops") else HUGGINGFACE_FILE
     special = {f"{key}_token": text for key, text in sorted(tokenizer.special_tokens.items()) if text}
     config = {CONFIG_NAME: json.dumps(special).encode()} if special else {}
     return {name: tokenizer.model_bytes, **config}

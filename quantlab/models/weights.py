@@ -19,7 +19,7 @@ MIN_MATRIX_ELEMENTS = 4096
 """A smaller matrix would save less than its scales and its entry in the manifest cost."""
 
 _CONTROL = re.compile(
-    r"(^|[._])(norm\d*|ln_?\w*|bias|gains?|gates?|mix(es)?|scales?|skips?|skip_weights?|lambdas?)(\.weight|\.bias)?$"
+    r"(^|[._])(norm\d*|ln_?\w*|bias|gains?|gates?(_w|_proj)?|mix(es)?|scales?|skips?|skip_weights?|lambdas?)(\.weight|\.bias)?$"
 )
 """Names of per-channel controls, which the challenge stores in full precision; quantlab does the same."""
 _RATES = re.compile(r"(^|[._])A_logs?$")

@@ -32,6 +32,7 @@ class ByteVocabulary:
     normalization = ""
     unknown_id: int | None = None
     dummy_prefix = b""
+    operator_ids: tuple[int, ...] = ()
 
     def __init__(self, content: dict[str, Any], *, name: str) -> None:
         """Check the file's content. DataError if its ids are others than those of byte260."""
@@ -44,3 +45,7 @@ class ByteVocabulary:
     def encode(self, data: bytes) -> list[int]:
         """Return the value of each byte plus 4."""
         return [byte + SPECIAL_IDS for byte in data]
+
+    def restore(self, data: bytes) -> bytes:
+        """Return the bytes as they are."""
+        return data

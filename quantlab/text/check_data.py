@@ -113,7 +113,8 @@ def _try(findings: list[Finding], check: str, make: Callable[[], Made], about: C
 
 def _about_tokenizer(tokenizer: Tokenizer) -> str:
     # a SentencePiece model without the piece U+2581 is refused when it is loaded
-    space = ", a lone space (U+2581) is a piece" if tokenizer.kind == "sentencepiece" else ""
+    space = ", a lone space (U+2581) is a piece" if tokenizer.kind in ("sentencepiece", "caseops") else ""
+    space += ", with case operators" if tokenizer.has_operators else ""
     changes = f", normalizes text ({tokenizer.normalization})" if tokenizer.normalization else ""
     return f"{tokenizer.name}: {tokenizer.vocab_size:,} pieces, BOS {tokenizer.bos_id}{space}{changes}"
 

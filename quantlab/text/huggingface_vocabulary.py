@@ -27,6 +27,7 @@ class HuggingFaceVocabulary:
     """A byte-level BPE of the library tokenizers; see `quantlab.text.vocabulary.Vocabulary` for the fields."""
 
     kind = "huggingface"
+    operator_ids: tuple[int, ...] = ()
     unknown_id: int | None = None
     dummy_prefix = b""
 
@@ -67,6 +68,10 @@ class HuggingFaceVocabulary:
             ids = [self._byte_ids[byte] for byte in raw] if is_raw else self._engine.encode(text, add_special_tokens=False).ids
             tokens += ids
         return tokens
+
+    def restore(self, data: bytes) -> bytes:
+        """Return the bytes as they are."""
+        return data
 
 
 def special_tokens_beside(path: Path) -> tuple[str, str]:

@@ -32,9 +32,9 @@ from quantlab.text.tokenizer import Tokenizer
 MANIFEST = "manifest.json"
 SPLITS = ("val", "train")
 """The splits in the order of the corpus: its first documents are the validation split."""
-OUTPUTS = re.compile(r"manifest\.json|[\w.-]+_(train|val)_\d{6}\.bin")
+OUTPUTS = re.compile(r"manifest\.json|[\w.-]+_(train|val|val_bytes)_\d{6}\.bin")
 """Names of the files that `prepare` writes."""
-SHORT_KINDS = {"sentencepiece": "sp", "huggingface": "hf", "byte260": "byte"}
+SHORT_KINDS = {"sentencepiece": "sp", "caseops": "caseops", "huggingface": "hf", "byte260": "byte"}
 """Beginnings of the names of data sets, before the vocabulary's size: the challenge's sp1024 and byte260."""
 BATCH_BYTES = 2**20
 """Bytes of text after which a batch is full."""
@@ -80,9 +80,10 @@ def prepare(
 ) -> dict[str, Any]:
     """Write the shards of both splits and `manifest.json` into the folder `out`, which appears whole or not at all.
 
-    Each document is BOS and its tokens, without EOS; tokens are uint16, or uint32 for a vocabulary above 65,536. The same
-    sources give the same bytes for any number of workers. With a SentencePiece model a document with U+2581 in its text gets
-    byte pieces for it, where the challenge's exporter writes a space; all other documents are tokenized as the exporter does.
+    Each document is BOS and its tokens, without EOS; tokens are uint16, or uint32 for a vocabulary above 65,536. With a CaseOps
+    tokenizer the validation split has byte counts beside it, NAME_val_bytes_000000.bin. The same sources give the same bytes
+    for any number of workers. With a SentencePiece model a document with U+2581 in its text gets byte pieces for it, where the
+    challenge's exporter writes a space; all other documents are tokenized as the exporter does.
 
     Args:
         sources: files that `read_documents` reads, in the order of the corpus.
@@ -121,9 +122,12 @@ def _write_splits(
             s: stack.enter_context(ShardWriter(folder / f"{config.name}_{s}", config.shard_tokens, tokenizer.dtype))
             for s in SPLITS
         }
-        for batch, tokens in stack.enter_context(closing(encode_batches(work, tokenizer, workers=config.workers))):
+        sidecars = stack.enter_context(ShardWriter(folder / f"{config.name}_val_bytes", config.shard_tokens))
+        for batch, tokens, counts in stack.enter_context(closing(encode_batches(work, tokenizer, workers=config.workers))):
             split = "val" if batch.first < config.val_docs else "train"
             writers[split].write(tokens)
+            if split == "val" and counts is not None:
+                sidecars.write(counts)
             stats[f"docs_{split}"] += len(batch.documents)
             stats[f"bytes_{split}"] += sum(map(len, batch.documents))
             written = sum(writer.tokens for writer in writers.values())
@@ -177,7 +181,9 @@ class Batch:
     documents: list[bytes]
 
 
-Encoded = Generator[tuple[Batch, Tokens], None, None]
+Counts = NDArray[np.uint16] | None
+"""Bytes of text that each token stands for; None where the tokenizer's table is exact."""
+Encoded = Generator[tuple[Batch, Tokens, Counts], None, None]
 
 
 def batches(documents: Iterable[bytes], split_at: int) -> Iterator[Batch]:
@@ -195,7 +201,7 @@ def batches(documents: Iterable[bytes], split_at: int) -> Iterator[Batch]:
 
 
 def encode_batches(work: Iterable[Batch], tokenizer: Tokenizer, *, workers: int) -> Encoded:
-    """Yield each batch with its tokens, in order; one worker starts no process.
+    """Yield each batch with its tokens and their byte counts, in order; one worker starts no process.
 
     Close the iterator (`contextlib.closing`) to end the processes early. A script that asks for more than one worker
     needs `if __name__ == "__main__"`, because each worker imports it.
@@ -206,18 +212,27 @@ def encode_batches(work: Iterable[Batch], tokenizer: Tokenizer, *, workers: int)
     """
     if workers > 1:
         return _in_processes(work, tokenizer, workers)
-    return ((batch, encode_batch(batch, tokenizer)) for batch in work)
+    return ((batch, *encode_batch(batch, tokenizer)) for batch in work)
 
 
-def encode_batch(batch: Batch, tokenizer: Tokenizer) -> Tokens:
-    """Return BOS and the tokens of every document of a batch, without EOS, [N] of the tokenizer's type."""
+def encode_batch(batch: Batch, tokenizer: Tokenizer) -> tuple[Tokens, Counts]:
+    """Return BOS and the tokens of every document of a batch, without EOS, [N] of the tokenizer's type, and byte counts.
+
+    Only a tokenizer with case operators gives byte counts, [N].
+    """
     ids: list[int] = []
+    counts: list[int] = []
     for number, document in enumerate(batch.documents, start=batch.first):
         try:
-            ids += tokenizer.encode_document(document)
+            if tokenizer.has_operators:
+                new, sizes = tokenizer.encode_counted(document)
+                counts += sizes
+            else:
+                new = tokenizer.encode_document(document)
         except DataError as error:
             raise DataError(f"document {number}: {error}") from error
-    return np.array(ids, dtype=tokenizer.dtype)
+        ids += new
+    return np.array(ids, dtype=tokenizer.dtype), np.array(counts, dtype=np.uint16) if tokenizer.has_operators else None
 
 
 def _in_processes(work: Iterable[Batch], tokenizer: Tokenizer, workers: int) -> Encoded:
@@ -225,7 +240,7 @@ def _in_processes(work: Iterable[Batch], tokenizer: Tokenizer, workers: int) -> 
     context = multiprocessing.get_context("spawn")
     model = (tokenizer.model_bytes, tokenizer.name, tokenizer.special_tokens)
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=model)
-    waiting: deque[tuple[Batch, Future[Tokens]]] = deque()
+    waiting: deque[tuple[Batch, Future[tuple[Tokens, Counts]]]] = deque()
     try:
         for batch in work:
             with _interrupts_held():
@@ -240,9 +255,9 @@ def _in_processes(work: Iterable[Batch], tokenizer: Tokenizer, workers: int) -> 
         pool.shutdown(cancel_futures=True)
 
 
-def _next(waiting: deque[tuple[Batch, Future[Tokens]]]) -> tuple[Batch, Tokens]:
+def _next(waiting: deque[tuple[Batch, Future[tuple[Tokens, Counts]]]]) -> tuple[Batch, Tokens, Counts]:
     batch, future = waiting.popleft()
-    return batch, future.result()
+    return batch, *future.result()
 
 
 @contextmanager
@@ -284,5 +299,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encode_in_worker(batch: Batch) -> Tokens:
+def _encode_in_worker(batch: Batch) -> tuple[Tokens, Counts]:
     return encode_batch(batch, _worker_tokenizer)

@@ -23,6 +23,7 @@ class SentencePieceVocabulary:
     """A SentencePiece model; see `quantlab.text.vocabulary.Vocabulary` for the fields."""
 
     kind = "sentencepiece"
+    operator_ids: tuple[int, ...] = ()
 
     def __init__(self, model_bytes: bytes, *, name: str) -> None:
         """Load a serialized model; `name` is used in error texts.
@@ -62,6 +63,10 @@ class SentencePieceVocabulary:
             tokens += self._encode_raw(raw, offset) if is_raw else self.processor.encode(text)
             offset += len(raw)
         return tokens
+
+    def restore(self, data: bytes) -> bytes:
+        """Return the bytes as they are."""
+        return data
 
     def _encode_raw(self, raw: bytes, offset: int) -> list[int]:
         problem = f"byte 0x{raw[0]:02x} at offset {offset} is not valid UTF-8 or part of U+2581"

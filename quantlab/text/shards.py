@@ -105,6 +105,36 @@ def read_shards(pattern: str) -> NDArray[Any]:
     return np.concatenate([read_shard(path) for path in match_shards(pattern)])
 
 
+def sidecar_of(shard: Path) -> Path:
+    """Return where the byte counts of a shard's tokens are kept: NAME_bytes_000000.bin beside NAME_000000.bin."""
+    stem, _, number = shard.stem.rpartition("_")
+    return shard.with_name(f"{stem}{SIDECAR_MARK}{number}{shard.suffix}")
+
+
+def read_sidecars(pattern: str) -> NDArray[np.uint16] | None:
+    """Return how many bytes of the original text each token stands for, [N], as the sidecars beside the shards say.
+
+    Returns:
+        As many counts as `read_shards` returns tokens; None where no shard has a sidecar.
+    Raises:
+        DataError: some shards have one and others not, or a sidecar is damaged or has another number of counts than tokens.
+    """
+    shards = match_shards(pattern)
+    missing = [shard for shard in shards if not sidecar_of(shard).exists()]
+    if len(missing) == len(shards):
+        return None
+    if missing:
+        raise DataError(f"byte counts {sidecar_of(missing[0])} are missing, other shards of {pattern!r} have theirs")
+    parts = []
+    for shard in shards:
+        counts = read_shard(sidecar_of(shard))
+        if counts.dtype != np.uint16 or len(counts) != read_header(shard)[0]:
+            what = f"{len(counts):,} of {counts.dtype} for {read_header(shard)[0]:,} tokens"
+            raise DataError(f"byte counts {sidecar_of(shard)}: {what}, must be one uint16 a token")
+        parts.append(counts)
+    return np.concatenate(parts)
+
+
 def open_shards(pattern: str) -> "ShardStream":
     """Return every shard that the glob pattern matches, in the order of their names, as one stream that stays on disk.
 

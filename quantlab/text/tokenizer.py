@@ -21,6 +21,8 @@ from quantlab.fields import parse_json
 from quantlab.files import read_regular
 from quantlab.text.byte_vocabulary import NAME as BYTE260
 from quantlab.text.byte_vocabulary import ByteVocabulary, byte260_file
+from quantlab.text.case_operators import OPERATORS, encode_case
+from quantlab.text.case_vocabulary import CaseVocabulary, has_operators
 from quantlab.text.huggingface_vocabulary import FILE_NAME as HUGGINGFACE_FILE
 from quantlab.text.huggingface_vocabulary import HuggingFaceVocabulary, special_tokens_beside
 from quantlab.text.sentencepiece_vocabulary import SPACE, SentencePieceVocabulary
@@ -97,9 +99,9 @@ class TokenBytes:
 class Tokenizer:
     """A tokenizer that encodes bytes, valid UTF-8 or not, and knows the bytes of text of each of its tokens.
 
-    It is a SentencePiece model, a Hugging Face tokenizer.json (byte-level BPE), or the challenge's byte260. Where
-    `normalization` is empty, decode(encode(x)) == x for all bytes that can be encoded. A tokenizer that normalizes,
-    like those of the challenge, with NFKC, loses what it normalizes.
+    It is a SentencePiece model, one with case operators (CaseOps), a Hugging Face tokenizer.json (byte-level BPE), or the
+    challenge's byte260. Where `normalization` is empty, decode(encode(x)) == x for all bytes that can be encoded. A tokenizer
+    that normalizes, like those of the challenge, with NFKC, loses what it normalizes.
     """
 
     def __init__(self, model_bytes: bytes, *, name: str = "tokenizer", bos: str = "", eos: str = "") -> None:
@@ -144,7 +146,7 @@ class Tokenizer:
 
     @property
     def kind(self) -> str:
-        """Kind of the tokenizer: sentencepiece, huggingface or byte260."""
+        """Kind of the tokenizer: sentencepiece, caseops, huggingface or byte260."""
         return self.vocabulary.kind
 
     @property
@@ -222,7 +224,27 @@ class Tokenizer:
         Raises:
             DataError: the document cannot be encoded, or its ids stand for other bytes and the tokenizer does not normalize.
         """
-        ids = self.encode(document)
+        return [self.bos_id, *self._checked(self.encode(document), document)]
+
+    def encode_counted(self, document: bytes) -> tuple[list[int], list[int]]:
+        """Return what `encode_document` returns, and how many bytes of the document each token stands for: BOS for none.
+
+        For CaseOps the counts add up to the document's bytes, also where its model normalizes. For other kinds they are those
+        of `token_bytes`.
+        """
+        if isinstance(self.vocabulary, CaseVocabulary):
+            ids, counts = self.vocabulary.encode_counted(document)
+            return [self.bos_id, *self._checked(ids, document)], [0, *counts]
+        stream = np.array(self.encode_document(document))
+        return stream.tolist(), [0, *self.token_bytes().count(stream[:-1], stream[1:]).tolist()]
+
+    @property
+    def has_operators(self) -> bool:
+        """Whether its tokens must be counted with `encode_counted` to be exact: it has case operators."""
+        return bool(self.vocabulary.operator_ids)
+
+    def _checked(self, ids: list[int], document: bytes) -> list[int]:
+        """Return the ids. DataError where one of them loses bytes, or where they stand for other bytes."""
         unknown = self.vocabulary.unknown_id
         if unknown is not None and unknown in ids:
             raise DataError(
@@ -231,7 +253,7 @@ class Tokenizer:
         if not self.normalization and not self._stands_for(ids, document):
             problem = f"the {len(ids):,} tokens of a document stand for other bytes than its {len(document):,}"
             raise DataError(f"tokenizer {self.name}: {problem}: bits per byte would be wrong")
-        return [self.bos_id, *ids]
+        return ids
 
     def encode_documents(self, documents: Iterable[bytes]) -> NDArray[Any]:
         """Return one token stream in which each document is BOS and its tokens, without EOS, as in the challenge's shards.
@@ -273,7 +295,7 @@ class Tokenizer:
             if not 0 <= token < self.vocab_size:
                 raise DataError(f"token id {token} cannot be decoded, tokenizer {self.name} has 0 to {self.vocab_size - 1}")
         pieces = self.vocabulary.piece_bytes
-        return b"".join(pieces[token] for token in tokens if token < len(pieces))
+        return self.vocabulary.restore(b"".join(pieces[token] for token in tokens if token < len(pieces)))
 
     def token_bytes(self) -> TokenBytes:
         """Return the byte counts of the vocabulary, from which bits per byte follow.
@@ -281,10 +303,11 @@ class Tokenizer:
         For SentencePiece: a U+2581 inside a piece counts as the one space byte that it stands for; the challenge's code counts
         3, but none of its tokenizers has such a piece. A space directly after BOS counts 0. That is exact for models that put a
         dummy space before the text; for the others it is one byte short where a document starts with a space. The other kinds
-        are exact everywhere.
+        are exact everywhere, but CaseOps where the text itself has an operator: see `encode_counted`.
         """
         known = self.vocabulary
         lengths = np.array([len(piece) for piece in known.piece_bytes], dtype=np.int32)
+        lengths[list(known.operator_ids)] = 0
         unused = self.vocab_size - len(lengths)
         return TokenBytes(
             base=np.pad(lengths - known.has_space_V, (0, unused)).astype(np.int32, copy=False),
@@ -293,7 +316,7 @@ class Tokenizer:
         )
 
     def _stands_for(self, ids: Sequence[int], document: bytes) -> bool:
-        text = b"".join(map(self.vocabulary.piece_bytes.__getitem__, ids))
+        text = self.vocabulary.restore(b"".join(map(self.vocabulary.piece_bytes.__getitem__, ids)))
         return text == document or text == self.vocabulary.dummy_prefix + document
 
 
@@ -304,7 +327,8 @@ def tokenizer_file(folder: Path) -> Path | None:
 
 def _read_vocabulary(model_bytes: bytes, name: str, bos: str, eos: str) -> Vocabulary:
     if not model_bytes.startswith(b"{"):  # no SentencePiece model begins with this byte: its wire type is out of use
-        return SentencePieceVocabulary(model_bytes, name=name)
+        found = SentencePieceVocabulary(model_bytes, name=name)
+        return CaseVocabulary(model_bytes, name=name) if has_operators(found.processor) else found
     content = parse_json(model_bytes, f"tokenizer {name}", DataError)
     if content.get("tokenizer_type") == "pure_byte":
         return ByteVocabulary(content, name=name)
@@ -313,7 +337,14 @@ def _read_vocabulary(model_bytes: bytes, name: str, bos: str, eos: str) -> Vocab
     raise DataError(f"tokenizer {name}: its JSON is neither a {HUGGINGFACE_FILE} nor the challenge's byte tokenizer")
 
 
-def train_tokenizer(documents: Iterable[bytes], *, vocab_size: int = 1024, max_bytes: int = MAX_BYTES, seed: int = 0) -> bytes:
+def train_tokenizer(
+    documents: Iterable[bytes],
+    *,
+    vocab_size: int = 1024,
+    max_bytes: int = MAX_BYTES,
+    seed: int = 0,
+    has_operators: bool = False,
+) -> bytes:
     """Return a serialized SentencePiece BPE model for `Tokenizer`; the same arguments give the same bytes.
 
     Args:
@@ -321,6 +352,7 @@ def train_tokenizer(documents: Iterable[bytes], *, vocab_size: int = 1024, max_b
         vocab_size: number of pieces, including 256 byte pieces, 4 control pieces and the frequent characters.
         max_bytes: bytes of text that are used, about; documents are taken in an order that `seed` decides, and the last is cut.
         seed: decides which documents are used.
+        has_operators: whether it is for text with case operators (CaseOps), each of which is a piece.
     Raises:
         ConfigError: vocab_size is not 261 to 65,536, or max_bytes is below 1.
         DataError: there is no text, or its characters do not fit into vocab_size or cannot fill it.
@@ -331,12 +363,14 @@ def train_tokenizer(documents: Iterable[bytes], *, vocab_size: int = 1024, max_b
     if max_bytes < 1:
         raise ConfigError(f"max_bytes must be 1 or more, got {max_bytes}")
     sentences = [_trainable(document) for document in _sample(list(documents), max_bytes=max_bytes, seed=seed)]
+    sentences = [encode_case(sentence) for sentence in sentences] if has_operators else sentences
+    settings = SETTINGS | ({"user_defined_symbols": list(OPERATORS)} if has_operators else {})
     if not any(sentence.strip() for sentence in sentences):
         raise DataError(f"no text to train a tokenizer on in {len(sentences)} documents")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, **SETTINGS
+            sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, **settings
         )
     except RuntimeError as error:
         raise DataError(f"cannot train a tokenizer of {vocab_size} pieces on this text: {error}") from error

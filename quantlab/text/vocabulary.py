@@ -18,7 +18,7 @@ class Vocabulary(Protocol):
     """A tokenizer file that was read and checked. Each kind has a class in a module of its own."""
 
     kind: str
-    """sentencepiece, huggingface or byte260."""
+    """sentencepiece, caseops, huggingface or byte260."""
     bos_id: int
     """Id that begins every document."""
     eos_id: int | None
@@ -36,8 +36,14 @@ class Vocabulary(Protocol):
     has_space_V: NDArray[np.bool_]
     """Whether the first byte is a space that is not part of the text where the id directly follows a boundary."""
 
+    operator_ids: tuple[int, ...]
+    """Ids whose bytes are no text but change how the bytes after them are written; empty for all kinds but caseops."""
+
     def encode(self, data: bytes) -> list[int]:
         """Return the ids of raw bytes, without BOS. DataError where the vocabulary cannot express a byte."""
+
+    def restore(self, data: bytes) -> bytes:
+        """Return the text that joined `piece_bytes` stand for."""
 
 
 def runs_of(data: bytes, raw_characters: str = "") -> Iterator[tuple[str, bytes, bool]]:

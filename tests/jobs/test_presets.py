@@ -64,6 +64,6 @@ def test_a_preset_trains_packs_and_unpacks(tmp_path, tokenizer_file, preset):
 def test_the_mid_field_preset_uses_every_technique_of_its_line():
     config, _ = read_train_config("h1394")
     on = set(config.model.to_dict()) - set(read_train_config("baseline")[0].model.to_dict())
-    blocks = {"rope_dims", "mlp_slope", "xsa_last_n", "ln_scale", "skip_gates", "init"}
+    blocks = {"rope_dims", "rope_train_len", "mlp_slope", "xsa_last_n", "ln_scale", "skip_gates", "init"}
     assert on == blocks | {"num_loops", "loop_start", "loop_end"}
     assert len(config.model.order()) == 15 and config.model.num_skips == 7

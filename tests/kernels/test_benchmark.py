@@ -10,7 +10,9 @@ import torch
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize("part", ["unpack", "dequant_matmul", "fake_quant", "softcap_cross_entropy", "gptq_block"])
+@pytest.mark.parametrize(
+    "part", ["unpack", "dequant_matmul", "input_gradient", "fake_quant", "softcap_cross_entropy", "gptq_block"]
+)
 def test_every_part_measures_something(part, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import kernels as benchmark

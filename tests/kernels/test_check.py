@@ -22,7 +22,8 @@ CPU = torch.device("cpu")
 def test_all_reference_implementations_pass():
     checks = check_kernels(CPU)
     assert {c.kernel.split()[0] for c in checks} == {
-        "unpack", "dequant_matmul", "fake_quant", "softcap_cross_entropy", "rans_decode", "trellis_codes", "gptq_block",
+        "unpack", "dequant_matmul", "input_gradient", "fake_quant", "softcap_cross_entropy", "rans_decode", "trellis_codes",
+        "gptq_block",
     }  # fmt: skip
     assert [c.kernel for c in checks if not c.ok] == [] and {c.runs_as for c in checks} == {"reference"}
 
@@ -41,6 +42,7 @@ def test_all_kernels_pass_under_the_interpreter(monkeypatch):
     [
         ("unpack", lambda f: lambda *a, **k: f(*a, **k) * (1 + 1e-5)),
         ("dequant_matmul", lambda f: lambda *a: f(*a) + 1),
+        ("input_gradient", lambda f: lambda *a: f(*a) + 1),
         ("fake_quant", lambda f: lambda *a: f(*a) + 1),
         ("softcap_cross_entropy", lambda f: lambda *a: f(*a) * 1.001),
         ("rans_decode", lambda f: lambda *a: tuple(t + 1 for t in f(*a))),

@@ -10,7 +10,15 @@ from packed_samples import DTYPES, SHAPES, sample, surrounded
 
 import quantlab.kernels.dequant_matmul as module
 from quantlab.errors import ShapeError
-from quantlab.kernels.dequant_matmul import FUSED_ROWS, dequant_matmul, dequant_matmul_ref, dequant_matmul_triton, splits_of
+from quantlab.kernels.dequant_matmul import (
+    FUSED_ROWS,
+    dequant_matmul,
+    dequant_matmul_ref,
+    dequant_matmul_triton,
+    input_gradient,
+    input_gradient_ref,
+    splits_of,
+)
 from quantlab.kernels.packed import PACKED_WIDTHS, pack
 from quantlab.kernels.unpack_weights import unpack
 
@@ -127,6 +135,18 @@ def test_gradient_of_x_is_the_product_with_the_transpose(is_on_kernel, dtype, mo
     x, grad = inputs(3, 17, dtype).requires_grad_(), inputs(3, 63, dtype, seed=1)
     dequant_matmul(x, s.packed).backward(grad)
     assert_product(x.grad, grad, s.w_OI.T)
+
+
+@pytest.mark.parametrize("bits", PACKED_WIDTHS)
+@pytest.mark.parametrize("has_classes", [False, True])
+def test_input_gradient_of_the_kernel_and_of_the_reference_is_the_product(bits, has_classes, monkeypatch):
+    monkeypatch.setattr("quantlab.kernels.unpack_weights.on_kernel", lambda *tensors: True)
+    s = sample((70, 33), bits=bits, has_classes=has_classes, outliers=3)
+    grad = inputs(4, 70, torch.float32, seed=bits).view(2, 2, 70)
+    for gradient in (input_gradient, input_gradient_ref):
+        found = gradient(grad, s.packed)
+        assert found.shape == (2, 2, 33)
+        assert_product(found, grad, s.w_OI.T)
 
 
 @given(

@@ -16,7 +16,7 @@ BASELINE = GPTConfig(vocab_size=400, num_layers=2, model_dim=64, num_heads=4, nu
 H1394 = dataclasses.replace(
     GPTConfig(vocab_size=400, num_layers=6, model_dim=64, num_heads=4, num_kv_heads=2, mlp_hidden=128),
     **{"mlp_slope": 0.5, "rope_dims": 16, "qk_gain_init": 4.0, "xsa_last_n": 6, "ln_scale": True, "skip_gates": True},
-    **{"num_loops": 2, "loop_start": 4, "loop_end": 5, "init": "orthogonal"},
+    **{"num_loops": 2, "loop_start": 4, "loop_end": 5, "init": "orthogonal", "rope_train_len": 2048},
 )
 
 
@@ -131,7 +131,8 @@ def banked(state, layers):
         "mlp_up_bank": stack("mlp.fc"),
         "mlp_down_bank": stack("mlp.proj"),
     }
-    return {n: t for n, t in state.items() if not (n.startswith("blocks.") and n.endswith(".weight"))} | banks
+    ends = tuple(f".{name}.weight" for name in ("c_q", "attn.proj", "c_k", "c_v", "mlp.fc", "mlp.proj"))
+    return {n: t for n, t in state.items() if not (n.startswith("blocks.") and n.endswith(ends))} | banks
 
 
 def write_banked(path, state):

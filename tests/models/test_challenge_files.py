@@ -106,14 +106,41 @@ def test_smear_gates_of_a_banked_checkpoint_have_our_names(tmp_path):
     assert loaded.model.config == config and torch.equal(loaded.state["smear.scale"], state["smear.scale"])
 
 
+def test_a_checkpoint_of_the_record_with_lanes_and_gates_is_read_by_its_preset(tmp_path, caplog):
+    config = dataclasses.replace(
+        H1394,
+        num_layers=11,
+        xsa_last_n=11,
+        loop_start=3,
+        smear_gate=True,
+        attn_gate="sparse",
+        attn_gate_scale=0.5,
+        lanes_from=8,
+        rope_train_len=0,
+        qk_gain_init=5.0,
+    )
+    state = random_state(config)
+    names = {"smear.gate.weight": "smear_gate.weight", "smear.scale": "smear_lambda"}
+    write_pt(tmp_path / "m.pt", {names.get(n, n): t for n, t in banked(state, 11).items()})
+    loaded = load(tmp_path / "m.pt")
+    assert loaded.model.config == config
+    assert "taken from preset record_1855" in caplog.text and "lanes_from = 8" in caplog.text
+    split = split_state(loaded.state)
+    kept = {"parallel_post_lambdas", "parallel_resid_lambdas", "blocks.10.attn.attn_gate_w", "skip_gates"}
+    assert kept <= split.unquantized.keys()
+
+
+@pytest.mark.parametrize("kind", ["full", "double"])
+def test_other_gates_are_told_by_their_tensors(tmp_path, kind):
+    config = dataclasses.replace(H1394, attn_gate=kind)
+    write_pt(tmp_path / "m.pt", banked(random_state(config), 6))
+    assert load(tmp_path / "m.pt").model.config == config
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"blocks.0.attn.attn_gate_w": torch.zeros(4, 12)},
-            r"not have gates of attention outputs \(blocks.0.attn.attn_gate_w\)",
-        ),
-        ({"parallel_post_lambdas": torch.ones(6, 2, 2)}, r"not have two parallel lanes \(parallel_post_lambdas\)"),
+        ({"blocks.0.attn.attn_gate_w": torch.zeros(4, 12)}, "blocks.1.attn.attn_gate_w is missing"),
         ({"kv_bank": None}, "kv_bank is missing beside mlp_down_bank"),
         ({"kv_bank": torch.zeros(11, 32, 64)}, "kv_bank has 11 matrices, expected 2 for each layer"),
         ({"kv_bank": torch.zeros(10, 32, 64)}, "different numbers of layers: qo_bank of 6, kv_bank of 5"),

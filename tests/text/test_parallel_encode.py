@@ -32,8 +32,8 @@ def test_processes_give_what_encode_documents_gives_in_order(tokenizer, python_s
     for workers in (1, 2):
         with closing(encode_batches(iter(work), tokenizer, workers=workers)) as encoded:
             results = list(encoded)
-        assert [batch.first for batch, _ in results] == [batch.first for batch in work]
-        tokens = np.concatenate([tokens for _, tokens in results])
+        assert [batch.first for batch, _, _ in results] == [batch.first for batch in work]
+        tokens = np.concatenate([tokens for _, tokens, _ in results])
         assert tokens.dtype == np.uint16
         assert tokens.tolist() == tokenizer.encode_documents(documents).tolist()
 

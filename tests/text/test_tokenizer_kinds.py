@@ -307,5 +307,5 @@ def test_workers_have_the_bos_of_the_config(content, tmp_path):
     changed["added_tokens"].append(dict(content["added_tokens"][0], id=391, content="<x>"))
     tokenizer = Tokenizer.load(write(tmp_path, changed, {"bos_token": "<x>"}))
     work = [Batch(0, [b"a cat", b"b"]), Batch(2, [b"\xff"])]
-    alone, shared = ([t.tolist() for _, t in encode_batches(work, tokenizer, workers=workers)] for workers in (1, 2))
+    alone, shared = ([t.tolist() for _, t, _ in encode_batches(work, tokenizer, workers=workers)] for workers in (1, 2))
     assert alone == shared and alone[1][0] == 391

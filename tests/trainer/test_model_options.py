@@ -27,6 +27,20 @@ OPTIONS = {
     "bigram": {"bigram_buckets": 50, "bigram_dim": 8},
 }
 ALL = dataclasses.replace(BASE, **{k: v for option in OPTIONS.values() for k, v in option.items()})
+LATER = {
+    "sparse gate": {"attn_gate": "sparse", "attn_gate_scale": 0.5},
+    "full gate": {"attn_gate": "full"},
+    "double gate": {"attn_gate": "double"},
+    "lanes": {"lanes_from": 2},
+    "attention lane": {"lanes_from": 3, "final_lane": "attn"},
+    "mlp lane": {"lanes_from": 3, "final_lane": "mlp"},
+    "longer rope": {"rope_train_len": 6},
+    "embedding": {"embedding_dim": 10},
+    "values": {"value_dim": 16, "value_last_n": 4},
+}
+OPTIONS |= LATER
+RECORD = dataclasses.replace(ALL, parallel_last_n=0, lanes_from=2, value_dim=7, value_last_n=4, **LATER["sparse gate"])
+"""The techniques of the record of pull request 1855, and value embeddings."""
 
 SAME_MATHS = 1e-4  # float32 sums in another order, through up to nine blocks, on logits of size 10
 
@@ -45,29 +59,41 @@ def normed(x):
     return x / (x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
 
 
-def turned(x, dims):
-    """The first `dims` channels of x [T, E] as complex numbers, turned by -t · 10000^(-2j/dims)."""
-    T, half = x.shape[0], dims // 2
+def turned(x, dims, config):
+    """The first `dims` channels of x [T, E] as complex numbers, turned by -t · base^(-2j/dims)."""
+    T, half, base = x.shape[0], dims // 2, 10000.0
+    if config.rope_train_len and config.rope_train_len < T:
+        base *= (T / config.rope_train_len) ** (dims / (dims - 2))
     z = torch.complex(x[:, :half], x[:, half:dims])
-    angles = -torch.arange(T)[:, None] * 10000.0 ** (-2 * torch.arange(half) / dims)
+    angles = -torch.arange(T)[:, None] * base ** (-2 * torch.arange(half) / dims)
     z = z * torch.polar(torch.ones(T, half), angles.float())
     return torch.cat((z.real, z.imag, x[:, dims:]), 1)
 
 
-def attention(p, h, config, exclusive):
+def head_gate(p, h, head, config):
+    """The factor of one head's output, [T, 1]."""
+    if config.attn_gate == "double":
+        return 2 / (1 + torch.exp(-(h[:, :12] @ p["attn.attn_gate_proj.weight"][head])))[:, None]
+    read = h if config.attn_gate == "full" else h[:, :12]
+    return 1 / (1 + torch.exp(-config.attn_gate_scale * (read @ p["attn.attn_gate_w"][head])))[:, None]
+
+
+def attention(p, h, config, exclusive, more_values):
     T, E = h.shape[0], config.head_dim
-    q, k, v = h @ p["attn.c_q.weight"].T, h @ p["attn.c_k.weight"].T, h @ p["attn.c_v.weight"].T
+    q, k, v = h @ p["attn.c_q.weight"].T, h @ p["attn.c_k.weight"].T, h @ p["attn.c_v.weight"].T + more_values
     dims, mixed = config.rope_dims or E, []
     for head in range(config.num_heads):
         shared = head * config.num_kv_heads // config.num_heads
-        q_h = turned(normed(q[:, head * E : (head + 1) * E]), dims) * p["attn.q_gain"][head]
-        k_h = turned(normed(k[:, shared * E : (shared + 1) * E]), dims)
+        q_h = turned(normed(q[:, head * E : (head + 1) * E]), dims, config) * p["attn.q_gain"][head]
+        k_h = turned(normed(k[:, shared * E : (shared + 1) * E]), dims, config)
         v_h = v[:, shared * E : (shared + 1) * E]
         scores = (q_h @ k_h.T) / E**0.5
         scores[torch.triu(torch.ones(T, T), 1).bool()] = -torch.inf
         y = scores.softmax(1) @ v_h
         if exclusive:
             y = torch.stack([a - (a @ b) / (b @ b) * b for a, b in zip(y, v_h, strict=True)])
+        if config.attn_gate != "none":
+            y = head_gate(p, h, head, config) * y
         mixed.append(y)
     return torch.cat(mixed, 1) @ p["attn.proj.weight"].T
 
@@ -86,7 +112,8 @@ def embedded(sd, ids, config):
         if config.smear_gate and t and now != config.bos_id:
             share = sd["smear.scale"] * torch.sigmoid(sd["smear.gate.weight"] @ rows[t][:12])
             smeared[t] = rows[t] + share * rows[t - 1]
-    return normed(torch.stack(smeared))
+    x = normed(torch.stack(smeared))
+    return x @ sd["embed_proj.weight"].T if config.embedding_dim else x
 
 
 def reference_logits(sd, ids, config, looping=True):
@@ -96,29 +123,48 @@ def reference_logits(sd, ids, config, looping=True):
         a, b = config.loop_start, config.loop_end
         order = list(range(a)) + list(range(a, b + 1)) * (config.num_loops + 1) + list(range(b + 1, config.num_layers))
     x = x0 = embedded(sd, ids, config)
-    stack = []
+    stack, second = [], None
     for n, i in enumerate(order):
         p = {name.split(".", 2)[2]: t for name, t in sd.items() if name.startswith(f"blocks.{i}.")}
         at = n - len(order) // 2
+        more, late = 0.0, i - (config.num_layers - config.value_last_n)
+        if config.value_dim and late >= 0:
+            rows = sd["ve_shared.embed.weight"][ids] @ sd["ve_shared.proj.weight"].T
+            more = sd[f"ve_layer_scales.{late}"] * sd["ve_shared.scale"] * rows
+        if at >= 0 and config.lanes_from and i >= config.lanes_from and second is None:
+            second = x
         if at >= 0 and stack:
             skip = sd["skip_weights"][at] * stack.pop()
             gate = torch.sigmoid(sd["skip_gates"][at]) if config.skip_gates else None
             x = x + skip if gate is None else gate * x + (1 - gate) * skip
-        x = p["resid_mix"][0] * x + p["resid_mix"][1] * x0
         scale = (i + 1) ** -0.5 if config.ln_scale else 1.0
+        exclusive = i >= config.num_layers - config.xsa_last_n
+        if second is not None:
+            mixed = p["resid_mix"][0] * x + p["resid_mix"][1] * x0
+            a = p["attn_scale"] * attention(p, scale * normed(mixed), config, exclusive, more)
+            hidden = scale * normed(second) @ p["mlp.fc.weight"].T
+            m = p["mlp_scale"] * (torch.where(hidden > 0, hidden, config.mlp_slope * hidden) ** 2 @ p["mlp.proj.weight"].T)
+            post, keep = sd["parallel_post_lambdas"][i], sd["parallel_resid_lambdas"][i]
+            x, second = keep[0] * x + post[0, 0] * a + post[1, 0] * m, keep[1] * second + post[0, 1] * a + post[1, 1] * m
+            continue
+        x = p["resid_mix"][0] * x + p["resid_mix"][1] * x0
         start = x
-        x = x + p["attn_scale"] * attention(p, scale * normed(x), config, i >= config.num_layers - config.xsa_last_n)
+        x = x + p["attn_scale"] * attention(p, scale * normed(x), config, exclusive, more)
         read = start if i >= config.num_layers - config.parallel_last_n else x
         hidden = scale * normed(read) @ p["mlp.fc.weight"].T
         hidden = torch.where(hidden > 0, hidden, config.mlp_slope * hidden) ** 2
         x = x + p["mlp_scale"] * (hidden @ p["mlp.proj.weight"].T)
         if at < 0:
             stack.append(x)
-    z = normed(x) @ sd["tok_emb.weight"].T
+    if second is not None:
+        x = {"mean": (x + second) / 2, "attn": x, "mlp": second}[config.final_lane]
+    x = normed(x) @ sd["head_proj.weight"].T if config.embedding_dim else normed(x)
+    z = x @ sd["tok_emb.weight"].T
     return 30 * torch.tanh(z / 30)
 
 
-CONFIGS = {name: dataclasses.replace(BASE, **change) for name, change in OPTIONS.items()} | {"all": ALL}
+CONFIGS = {name: dataclasses.replace(BASE, **change) for name, change in OPTIONS.items()}
+CONFIGS |= {"all": ALL, "record": RECORD}
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -167,13 +213,13 @@ def test_reading_in_chunks_with_a_cache_equals_one_forward_pass(config):
     ids = random_ids(3, 17)
     ids[:, 9] = config.bos_id
     for chunks in ([1] * 17, [5, 1, 4, 7]):
-        cache = model.new_cache(3, 20)
+        cache = model.new_cache(3, 17)  # a longer one would scale the rotary embedding
         with torch.no_grad():
             parts = [model(part, cache) for part in ids.split(chunks, dim=1)]
             torch.testing.assert_close(torch.cat(parts, 1), model(ids), atol=SAME_MATHS, rtol=0)
 
 
-@pytest.mark.parametrize("config", [BASE, ALL], ids=["baseline", "all"])
+@pytest.mark.parametrize("config", [BASE, ALL, RECORD], ids=["baseline", "all", "record"])
 def test_by_document_equals_each_document_alone(config):
     """Nothing crosses: attention is masked, smear and bigrams begin anew. Positions differ, but rotary ones are relative."""
     model = gpt_from_state_dict(random_state(config), config)
@@ -259,9 +305,22 @@ def test_initial_matrices_are_orthogonal(kind):
     assert not model.blocks[0].mlp.proj.weight.any()
 
 
+def test_initial_spectrum_and_mixes_of_the_record_of_pull_request_60():
+    config = dataclasses.replace(BASE, embed_power_law=True, mix_by_depth=True)
+    model, plain = GPT(config, seed=4), GPT(BASE, seed=4)
+    u, s, vh = torch.linalg.svd(plain.tok_emb.weight.double(), full_matrices=False)
+    wanted = u @ torch.diag(s[0] / torch.arange(1, len(s) + 1).double().sqrt()) @ vh
+    torch.testing.assert_close(model.tok_emb.weight.double(), wanted, atol=1e-7, rtol=0)  # float32 of values of 0.005
+    for i, share in enumerate((0.182426, 0.320821, 0.5, 0.679179, 0.817574)):  # 1 / (1 + exp(1.5 - 3 i / 4))
+        mix = model.blocks[i].resid_mix
+        torch.testing.assert_close(mix, torch.tensor([[share], [1 - share]]).expand(2, 24), atol=1e-6, rtol=0)
+    assert torch.equal(model.blocks[1].attn.c_q.weight, plain.blocks[1].attn.c_q.weight)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"embed_power_law": True, "tie_embeddings": False}, "embed_power_law is of a tied embedding"),
         ({"rope_dims": 3}, "rope_dims must be even and at most the head's 6, got 3"),
         ({"rope_dims": 8}, "rope_dims must be even and at most the head's 6, got 8"),
         ({"xsa_last_n": 6}, "xsa_last_n must be 0 to 5, got 6"),
@@ -269,6 +328,15 @@ def test_initial_matrices_are_orthogonal(kind):
         ({"bigram_buckets": 1}, "bigram_buckets must be 0, or 2 or more, got 1"),
         ({"bos_id": 37}, "bos_id must be 0 to 36, got 37"),
         ({"init": "zeros"}, "init must be one of uniform, orthogonal, spectral, got 'zeros'"),
+        ({"attn_gate": "dense"}, "attn_gate must be one of none, sparse, full, double, got 'dense'"),
+        ({"attn_gate": "full", "attn_gate_scale": 2.0}, "attn_gate_scale 2.0 is of attn_gate sparse, got full"),
+        ({"model_dim": 8, "attn_gate": "sparse"}, "attn_gate sparse needs a model_dim of 12 or more, got 8"),
+        ({"lanes_from": 5}, "lanes_from must be 0 to 4, got 5"),
+        ({"lanes_from": 3, "parallel_last_n": 1}, "give lanes_from or parallel_last_n, not both: 3 and 1"),
+        ({"final_lane": "mlp"}, "final_lane mlp needs two lanes"),
+        ({"rope_dims": 2, "rope_train_len": 9}, "rope_train_len needs 4 channels"),
+        ({"value_dim": 8}, "value_dim and value_last_n go together, got 8 and 0"),
+        ({"embedding_dim": 8, "smear_gate": True}, "embedding_dim goes without smear_gate"),
         ({"model_dim": 8, "smear_gate": True}, "smear_gate needs a model_dim of 12 or more, got 8"),
     ],
 )

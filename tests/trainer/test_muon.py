@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quantlab.trainer.muon import Muon, orthogonalize
+from quantlab.trainer.muon import POLAR_EXPRESS, Muon, orthogonalize
 
 # The quintic does not converge: it holds singular values in a band around 1. Ends found by iterating it on 0.002 ... 1.
 BAND = (0.68, 1.21)
@@ -84,3 +84,33 @@ def test_wide_matrices_are_not_scaled():
     p.grad = torch.randn(4, 16, generator=torch.Generator().manual_seed(3))
     Muon([p], lr=1.0).step()
     torch.testing.assert_close(-p.data, orthogonalize(p.grad), atol=1e-4, rtol=0)
+
+
+POLAR_BAND = (0.858, 1.142)
+"""Where singular values above 0.001 of the Frobenius norm end with Polar Express."""
+
+
+def test_polar_express_takes_each_singular_value_through_its_own_polynomials():
+    """By hand: singular vectors stay, and each value goes through five odd polynomials in float64."""
+    G, _ = well_conditioned(24, 40)
+    U, s, Vh = torch.linalg.svd(G.double(), full_matrices=False)
+    x = s / s.square().sum().sqrt()
+    for a, b, c in POLAR_EXPRESS:
+        x = a * x + b * x**3 + c * x**5
+    torch.testing.assert_close(orthogonalize(G, coefficients=POLAR_EXPRESS).double(), U @ x.diag() @ Vh, atol=1e-4, rtol=0)
+
+
+def test_polar_express_ends_nearer_to_1():
+    x = torch.linspace(0.001, 1, 100_000, dtype=torch.float64)
+    for a, b, c in POLAR_EXPRESS:
+        x = a * x + b * x**3 + c * x**5
+    assert x.min() > POLAR_BAND[0] and x.max() < POLAR_BAND[1]
+
+
+def test_muon_uses_the_coefficients_that_are_asked_for():
+    grad = torch.randn(12, 20, generator=torch.Generator().manual_seed(5))
+    for is_asked, wanted in ((True, orthogonalize(grad, coefficients=POLAR_EXPRESS)), (False, orthogonalize(grad))):
+        p = torch.nn.Parameter(torch.zeros(12, 20))
+        p.grad = grad.clone()
+        Muon([p], lr=1.0, momentum=0.0, polar_express=is_asked).step()
+        torch.testing.assert_close(-p.data, wanted, atol=1e-4, rtol=0)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantlab.trainer.schedule import lr_multiplier, muon_momentum, training_fraction
+from quantlab.trainer.schedule import lr_multiplier, muon_momentum, muon_weight_decay, training_fraction
 from quantlab.trainer.train_config import TrainConfig
 
 
@@ -59,3 +59,16 @@ def test_momentum_rises_linearly():
     c = config()
     assert [muon_momentum(c, s) for s in (0, 5, 10, 99)] == pytest.approx([0.85, 0.9, 0.95, 0.95])
     assert muon_momentum(config(muon_momentum_warmup_steps=0), 0) == 0.95
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.1), (60, 0.1), (70, 0.1), (85, 0.075), (100, 0.05)])
+def test_weight_decay_tapers_linearly_over_the_end(step, expected):
+    """The record of pull request 1729: from 70 % of the training to half of it."""
+    tapered = config(weight_decay=0.1, wd_taper_from=0.7, wd_taper_to=0.5)
+    assert muon_weight_decay(tapered, step, 0.0) == pytest.approx(expected)
+    assert muon_weight_decay(config(weight_decay=0.1), step, 0.0) == 0.1
+
+
+def test_the_learning_rate_falls_to_its_floor():
+    floor = config(warmup_steps=0, warmdown_frac=0.85, min_lr=0.1)
+    assert [lr_multiplier(floor, step, 0.0) for step in (15, 57, 95, 100)] == pytest.approx([1.0, 43 / 85, 0.1, 0.1])
