@@ -8,16 +8,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from quantlab.array_file import ArrayFile
 from quantlab.artifact.whole import part_names
 from quantlab.calib.collect import Progress, batch_sequences, collect
 from quantlab.calib.fisher import Use
 from quantlab.calib.priors import siblings_of
-from quantlab.calib.statistics import Statistics, UsesOnDemand, read_statistics, write_statistics
+from quantlab.calib.statistics import Statistics, UsesOnDemand
+from quantlab.calib.triangle import pack_triangle, unpack_triangle
 from quantlab.calib.watch import FULL_ROWS
 
 SUM_BYTES = 6
@@ -78,7 +80,7 @@ def collect_in_passes(
 
     Args:
         groups: the matrices of `shapes`, as `groups_of` returns them.
-        scratch: folder for nameless files that hold the statistics of each group.
+        scratch: folder for nameless files that hold sums, and the statistics of groups that are done.
         progress: called with (sequences done, those of all passes).
         options: those of `collect`.
     Raises:
@@ -86,11 +88,11 @@ def collect_in_passes(
     """
     batch = batch_sequences(model, ids_NT, shapes)
     options["recompute"] = next(model.parameters()).device.type == "cpu"
-    found: list[Statistics] = []
+    found, file = list[Statistics](), ArrayFile(scratch)
 
     def measure(group: Shapes, *, fill: bool, progress: Progress | None) -> Statistics:
         stats = collect(model, ids_NT, group, batch=batch, fill=fill, scratch=scratch, progress=progress, **options)
-        return _on_disk(stats, scratch)
+        return _on_disk(stats, file)
 
     for number, group in enumerate(groups):
         found.append(measure(group, fill=False, progress=_counted(progress, number, len(groups))))
@@ -109,12 +111,28 @@ def _counted(progress: Progress | None, number: int, passes: int) -> Progress | 
     return lambda done, total: progress(number * total + done, passes * total)
 
 
-def _on_disk(stats: Statistics, scratch: Path) -> Statistics:
-    """Return the same statistics, read on demand from a file that goes when they go."""
-    with TemporaryDirectory(dir=scratch, prefix=".scratch.") as folder:
-        path = Path(folder) / "statistics"
-        write_statistics(path, stats)
-        return read_statistics(path)  # the open file outlives its name
+def _on_disk(stats: Statistics, file: ArrayFile) -> Statistics:
+    """Return the same statistics, whose matrices wait in a file until they are asked for."""
+
+    def moved(uses: Mapping[str, Use]) -> UsesOnDemand:
+        places = {name: _put(uses[name], file) for name in uses}
+        return UsesOnDemand(places, lambda name: places[name]())
+
+    return replace(stats, products=moved(stats.products), lookups=moved(stats.lookups), fishers=moved(stats.fishers))
+
+
+def _put(use: Use, file: ArrayFile) -> Callable[[], Use]:
+    """Write a use into a file, symmetric matrices as triangles, and return what reads it."""
+    H, g = (_put_side(side, file) for side in (use.H_II, use.g_O))
+    return lambda: Use(H(), g())
+
+
+def _put_side(side: Tensor, file: ArrayFile) -> Callable[[], Tensor]:
+    if side.ndim == 1:
+        diagonal = file.put(side.numpy())
+        return lambda: torch.from_numpy(diagonal())
+    triangle, size = file.put(pack_triangle(side).numpy()), len(side)
+    return lambda: unpack_triangle(torch.from_numpy(triangle()), size)
 
 
 def _joined(found: Sequence[Statistics], order: Sequence[str]) -> Statistics:
