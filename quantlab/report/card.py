@@ -81,6 +81,7 @@ def _score_lines(record: EvaluationRecord) -> Iterator[str]:
     if record.against is not None and record.against.val_bpb is not None:
         yield f"- the float model {_code(record.against.file)} has {record.against.val_bpb:.4f} bits per byte on the same data"
     yield "- valid: " + ("yes" if not record.problems else "no: " + "; ".join(_code(p) for p in record.problems))
+    yield from (f"- not checked: {_code(line)}" for line in record.unchecked)
 
 
 def _commands(entry: Entry, name: str) -> str:

@@ -197,7 +197,7 @@ def test_bad_input_is_one_clear_line(toy_checkpoint, toy_state, artifact, tmp_pa
     fails(
         capsys, packing(toy_checkpoint, "--widths", "12"), 2, "widths of method trellis must be among 2,3,4,5,6,7,8,16, got 12"
     )
-    fails(capsys, packing(toy_checkpoint, "--states", "7"), 2, "states must be one of 1, 4, 8, 16, 32, got 7")
+    fails(capsys, packing(toy_checkpoint, "--states", "7"), 2, "states must be one of 1, 4, 8, 16, 32, 64, 256, got 7")
     fails(capsys, packing(toy_checkpoint, "--method", "magic"), 2, "method must be one of gptq, rtn, trellis, got 'magic'")
     fails(capsys, packing(toy_checkpoint, "--calib", "web"), 2, "calibration source must be self")
     stats = ["pack", toy_checkpoint, "--budget", "60kB", "-o", out, "--stats", tmp_path / "absent"]

@@ -1,10 +1,14 @@
 """Estimates of several sizes, and where the bytes of one would go."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 import quantlab
 from quantlab.errors import BudgetError, ConfigError
-from quantlab.jobs.estimate import parse_sizes, sensitivity
+from quantlab.jobs.estimate import _curve, parse_sizes, sensitivity
+from quantlab.methods.method import Estimate, Point
 from quantlab.models.loading import load
 
 CALIB = {"calib_tokens": 2048, "calib_seq_len": 64}
@@ -77,3 +81,42 @@ def test_calibration_beside_statistics_is_refused(toy_checkpoint, stats):
 def test_default_sizes_can_be_reached(toy_checkpoint, stats):
     found = quantlab.estimate(toy_checkpoint, stats=stats)
     assert found.points[0].total_bytes >= found.smallest_bytes and len(found.points) == 5
+
+
+class Exact:
+    """A solver whose ln KL falls by 1 nat each 1,000 bytes, and whose files miss what was asked by so many bytes."""
+
+    def __init__(self, missed: int) -> None:
+        self.missed = missed
+
+    def estimate(self, budget_bytes: int) -> Estimate:
+        size = budget_bytes + self.missed
+        return Estimate(size, {"w": Point(8, 1.0, size - 100, math.exp(-size / 1000))})
+
+
+@pytest.mark.parametrize("missed", [0, 60, -60])
+def test_kl_is_carried_from_the_file_to_the_size_that_was_asked_for(missed):
+    points = _curve(Exact(missed), [2000, 3000, 4000], 8000, {"w": (80, 100)})
+    for point in points:
+        assert point.predicted_kl == pytest.approx(math.exp(-point.total_bytes / 1000))
+        (tensor,) = point.tensors
+        assert tensor.kl_per_kilobyte == pytest.approx(tensor.predicted_kl, rel=1e-6)
+        assert (tensor.name, tensor.shape) == ("w", (80, 100))
+
+
+def test_a_size_far_from_any_file_has_the_kl_of_the_nearest_one():
+    (point,) = _curve(Exact(-400), [2000], 8000, {"w": (80, 100)})
+    assert point.predicted_kl == pytest.approx(math.exp(-1.6))
+
+
+@pytest.mark.parametrize(("bits", "below", "above"), [(8.0, 0.8, 1.25), (3.0, 0.8, 1.25), (2.25, 0.75, 1.625), (1.0, 0.7, 2.0)])
+def test_the_band_is_wider_where_fewer_bits_are_left(bits, below, above):
+    (point,) = _curve(Exact(0), [2000], round(16000 / bits), {"w": (80, 100)})
+    assert (point.low, point.high) == pytest.approx((below * point.predicted_kl, above * point.predicted_kl), rel=1e-3)
+
+
+def test_what_the_file_carries_is_part_of_its_size(toy_checkpoint, stats, tokenizer_file):
+    loaded = load(toy_checkpoint)
+    carrying = replace(loaded, tokenizer_files={"tokenizer.model": tokenizer_file.read_bytes()})
+    alone, more = (quantlab.estimate(x, budgets=[60_000], stats=stats, method="rtn").smallest_bytes for x in (loaded, carrying))
+    assert more > alone + 2000
