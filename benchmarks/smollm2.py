@@ -32,10 +32,10 @@ import quantlab
 from quantlab.text.documents import read_documents
 
 BUDGET = 40_000_000
-TOKENS, SEQ_LEN = 8_192, 512
+TOKENS, SEQ_LEN = 4_096, 512
 EFFORT = "fast"
-SCORED_BYTES = 40_000
-"""Bytes of text that are scored, about: some 9,000 tokens."""
+SCORED_BYTES = 20_000
+"""Bytes of text that are scored, about: some 4,500 tokens."""
 PEERS = {"Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15}
 """llama_ftype of each file; llama-quantize calls the last two Q3_K and Q4_K as well."""
 PARAMETER_BYTES = 512
@@ -44,12 +44,23 @@ PARAMETER_BYTES = 512
 
 def prepare(work: Path, gguf: Path) -> dict[str, Any]:
     """Save the GGUF, dequantized to float32, as a folder of transformers."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    place = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32).save_pretrained(work / "model")
-    AutoTokenizer.from_pretrained(**place).save_pretrained(work / "model")
+    save_dequantized(gguf, work / "model")
+    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(work / "model")
     return {"gguf": gguf.name, "gguf_bytes": gguf.stat().st_size, "gguf_types": types_of(gguf)}
+
+
+def save_dequantized(gguf: Path, folder: Path) -> None:
+    """Save the model of a GGUF as transformers dequantizes it, in float32; it saves no model that it thinks quantized."""
+    from transformers import AutoModelForCausalLM
+
+    found = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    if hasattr(found.config, "quantization_config"):
+        del found.config.quantization_config
+    plain = AutoModelForCausalLM.from_config(found.config, dtype=torch.float32)
+    plain.load_state_dict(found.state_dict())
+    plain.save_pretrained(folder)
 
 
 def types_of(gguf: Path) -> dict[str, int]:
@@ -129,8 +140,6 @@ def _quantizer(libraries: Path) -> Callable[[Path, Path, int], None]:
 
 def score(work: Path, text: Path) -> dict[str, Any]:
     """Score each file on the same text, and its KL from the float model; a file that is not there is left out."""
-    from transformers import AutoModelForCausalLM
-
     sample, size = work / "scored.jsonl", 0
     with sample.open("w") as file:
         for document in read_documents(text):
@@ -145,8 +154,7 @@ def score(work: Path, text: Path) -> dict[str, Any]:
         target = path
         if name != "quantlab":
             target = work / name
-            model = AutoModelForCausalLM.from_pretrained(str(work), gguf_file=path.name, dtype=torch.float32)
-            model.save_pretrained(target)
+            save_dequantized(path, target)
             for file_name in ("tokenizer.json", "tokenizer_config.json"):
                 (target / file_name).write_bytes((work / "model" / file_name).read_bytes())
         found = quantlab.evaluate(target, text=sample, against=reference, seq_len=SEQ_LEN)

@@ -37,12 +37,11 @@ class ByteFallbackVocabulary(HuggingFaceVocabulary):
     def __init__(self, content: dict[str, Any], model_bytes: bytes, *, name: str, bos: str = "", eos: str = "") -> None:
         """Check the file and load it. The arguments and errors are those of HuggingFaceVocabulary."""
         super().__init__(content, model_bytes, name=name, bos=bos, eos=eos)
-        self._name = name
         first = self._engine.encode("a", add_special_tokens=False).ids
         self.dummy_prefix = b" " if first and self.piece_bytes[first[0]].startswith(b" ") else b""
         if self.dummy_prefix:
             is_byte_V = np.zeros(len(self.piece_bytes), np.bool_)
-            is_byte_V[self._byte_ids] = True
+            is_byte_V[[id_ for id_ in self._byte_ids if id_ is not None]] = True
             self.has_space_V = np.array([piece.startswith(b" ") for piece in self.piece_bytes]) & ~is_byte_V
 
     def _checked(self, content: dict[str, Any], name: str) -> str:
@@ -53,22 +52,22 @@ class ByteFallbackVocabulary(HuggingFaceVocabulary):
         refuse_first(problems, name, "use the SentencePiece .model file that it was made from")
         return ""
 
-    def _bytes_of_ids(self, name: str) -> tuple[list[bytes], list[int]]:
+    def _bytes_of_ids(self, name: str) -> tuple[list[bytes], list[int | None]]:
         ids: dict[str, int] = self._engine.get_vocab(with_added_tokens=False)
         added = self._engine.get_added_tokens_decoder()
         pieces = [b""] * size_of(ids, added, name)
         for id_, token in added.items():
             pieces[id_] = b"" if token.special else token.content.encode("utf-8")
         byte_ids = [ids.get(f"<0x{byte:02X}>") for byte in range(256)]
-        if None in byte_ids:
+        if None in byte_ids:  # of characters that the vocabulary lacks these bytes would be lost without a word
             raise DataError(f"tokenizer {name}: no token <0x{byte_ids.index(None):02X}>, a byte that would be lost")
         special = {id_ for id_, token in added.items() if token.special}
         for token, id_ in ids.items():  # text, unlike an added token, never reaches the model with U+2581 of its own
             pieces[id_] = b"" if id_ in special else token.replace(SPACE, " ").encode("utf-8")
-        known = [id_ for id_ in byte_ids if id_ is not None]
-        for byte, id_ in enumerate(known):
-            pieces[id_] = bytes([byte])
-        return pieces, known
+        for byte, id_ in enumerate(byte_ids):
+            if id_ is not None:
+                pieces[id_] = bytes([byte])
+        return pieces, byte_ids
 
     def encode(self, data: bytes) -> list[int]:
         """Return the ids of raw bytes; bytes that are not valid UTF-8, and U+2581, become the tokens of bytes.
@@ -80,8 +79,8 @@ class ByteFallbackVocabulary(HuggingFaceVocabulary):
         for text, raw, is_raw in runs_of(data, SPACE):
             if is_raw and self.dummy_prefix:
                 problem = f"byte 0x{raw[0]:02x} is not valid UTF-8 or part of U+2581, and the tokenizer adds spaces around it"
-                raise DataError(f"tokenizer {self._name}: {problem}")
-            tokens += [self._byte_ids[b] for b in raw] if is_raw else self._engine.encode(text, add_special_tokens=False).ids
+                raise DataError(f"tokenizer {self.name}: {problem}")
+            tokens += self._ids_of_bytes(raw) if is_raw else self._engine.encode(text, add_special_tokens=False).ids
         return tokens
 
 

@@ -41,6 +41,7 @@ class HuggingFaceVocabulary:
             ConfigError: the library tokenizers is not installed.
             DataError: the file is damaged, its bytes cannot be counted exactly (the reason is named), or it has no BOS.
         """
+        self.name = name
         self.normalization = self._checked(content, name)
         self._engine = _engine(model_bytes, name)
         self._engine.encode_special_tokens = True  # a text that spells "</s>" has 4 bytes that must be counted
@@ -64,17 +65,31 @@ class HuggingFaceVocabulary:
         """Return what normalizes text, after checking that the bytes of the file's tokens can be counted."""
         return checked_normalization(content, name)
 
-    def _bytes_of_ids(self, name: str) -> tuple[list[bytes], list[int]]:
-        """Return the bytes of text of each id, and the ids of the tokens of single bytes, in the order of the bytes."""
+    def _bytes_of_ids(self, name: str) -> tuple[list[bytes], list[int | None]]:
+        """Return the bytes of text of each id, and the id of each single byte; None where it has no token."""
         return _bytes_of_ids(self._engine, name)
 
     def encode(self, data: bytes) -> list[int]:
-        """Return the ids of raw bytes; bytes that are not valid UTF-8 become the tokens of single bytes."""
+        """Return the ids of raw bytes; bytes that are not valid UTF-8 become the tokens of single bytes.
+
+        Raises:
+            DataError: the vocabulary lacks the token of such a byte, or of a character of ASCII in the text.
+        """
         tokens: list[int] = []
-        for text, raw, is_raw in runs_of(data):
-            ids = [self._byte_ids[byte] for byte in raw] if is_raw else self._engine.encode(text, add_special_tokens=False).ids
-            tokens += ids
+        for text, raw, is_raw in runs_of(data, self._raw_characters):
+            tokens += self._ids_of_bytes(raw) if is_raw else self._engine.encode(text, add_special_tokens=False).ids
         return tokens
+
+    @property
+    def _raw_characters(self) -> str:
+        """Characters that the library would leave out, as part of a regular expression's set."""
+        return "".join(f"\\x{byte:02x}" for byte in range(128) if self._byte_ids[byte] is None)
+
+    def _ids_of_bytes(self, raw: bytes) -> list[int]:
+        ids = [self._byte_ids[byte] for byte in raw]
+        if None in ids:
+            raise DataError(f"tokenizer {self.name}: it has no token for the byte 0x{raw[ids.index(None)]:02x}")
+        return [id_ for id_ in ids if id_ is not None]
 
 
 def special_tokens_beside(path: Path) -> tuple[str, str]:
@@ -216,8 +231,8 @@ def _engine(model_bytes: bytes, name: str) -> Any:
         raise DataError(f"tokenizer {name} is not a {FILE_NAME} that tokenizers can load: {str(error)[:200]}") from error
 
 
-def _bytes_of_ids(engine: Any, name: str) -> tuple[list[bytes], list[int]]:
-    """Return the bytes of text of each id, and the ids of the tokens of single bytes, in the order of the bytes."""
+def _bytes_of_ids(engine: Any, name: str) -> tuple[list[bytes], list[int | None]]:
+    """Return the bytes of text of each id, and the id of each single byte; None where it has no token."""
     ids: dict[str, int] = engine.get_vocab(with_added_tokens=False)
     added = engine.get_added_tokens_decoder()
     pieces = [b""] * size_of(ids, added, name)
@@ -229,10 +244,7 @@ def _bytes_of_ids(engine: Any, name: str) -> tuple[list[bytes], list[int]]:
     for id_, token in added.items():
         pieces[id_] = b"" if token.special else token.content.encode("utf-8")
     characters = {byte: character for character, byte in bytes_of.items()}
-    byte_ids = [ids.get(characters[byte]) for byte in range(256)]
-    if None in byte_ids:
-        raise DataError(f"tokenizer {name}: no token for the byte 0x{byte_ids.index(None):02x}, which would be lost")
-    return pieces, [id_ for id_ in byte_ids if id_ is not None]
+    return pieces, [ids.get(characters[byte]) for byte in range(256)]
 
 
 def size_of(ids: Mapping[str, int], added: Mapping[int, Any], name: str) -> int:
