@@ -52,7 +52,7 @@ class ArrayFile:
 
 def read_array(file: IO[bytes], array: NDArray[Any], start: int) -> None:
     """Fill a contiguous array with the bytes of a file from `start` on. EOFError if the file ends before."""
-    left = memoryview(array.reshape(-1)).cast("B")
+    left = memoryview(array.reshape(-1).view(np.uint8).data)
     while left.nbytes:
         data = os.pread(file.fileno(), min(left.nbytes, MOST_AT_ONCE), start)  # no position: several threads may read at once
         if not data:
@@ -62,7 +62,7 @@ def read_array(file: IO[bytes], array: NDArray[Any], start: int) -> None:
 
 
 def _write(file: IO[bytes], array: NDArray[Any], start: int) -> None:
-    left = memoryview(array.reshape(-1)).cast("B")
+    left = memoryview(array.reshape(-1).view(np.uint8).data)
     while left.nbytes:
         written = os.pwrite(file.fileno(), left[:MOST_AT_ONCE], start)
         left, start = left[written:], start + written

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from quantlab.calib.collect import collect
 from quantlab.calib.passes import collect_in_passes, groups_of
@@ -130,7 +131,12 @@ def measure_statistics(
         if world is not None:
             ids = ids.to(world.device)
             world.copy_from_main([ids])  # the processes of several machines may have read different files
-        options = {"model_fingerprint": loaded.fingerprint, "source": about, "seed": config.seed, "plain": plain}
+        options: dict[str, Any] = {
+            "model_fingerprint": loaded.fingerprint,
+            "source": about,
+            "seed": config.seed,
+            "plain": plain,
+        }
         options["progress"] = stage(progress, "measure statistics")
         most_bytes = room_for_sums(loaded.model, shapes, loaded.vocab_size)
         groups = groups_of(loaded.model, shapes, plain=plain, most_bytes=most_bytes)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ class Rounder:
         self.target_OI = self.w_OI
         """What is rounded, float32 [O, I]: the weights, unless others took their place after other tensors were rounded."""
         parts = factors(name, uses(), row_feedback=options.row_feedback)
-        self.paths = "columns" if parts.rows is None else "blocks"
+        self.paths: Literal["blocks", "columns"] = "columns" if parts.rows is None else "blocks"
         self.scales = StepScales(w_OI, parts, rows=options.row_scales, columns=options.column_scales)
         self._parts = partial(_itself, parts) if file is None else stored(parts, file)
 
