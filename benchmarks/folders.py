@@ -2,22 +2,23 @@
 
     .venv/bin/python benchmarks/folders.py --families llama mamba     # prints a line each, saves JSON
 
-Each model is random, with 1 to 5 million weights, saved by `save_pretrained` with a byte-level tokenizer.json. Then run
+Each model is random, with 0.2 to 2 million weights, saved by `save_pretrained` with a byte-level tokenizer.json. Then run
 
     quantlab pack FOLDER --budget N -o m.qlab
     quantlab eval m.qlab --text text.txt --against FOLDER
     quantlab unpack m.qlab -o OUT --like FOLDER
 
-at 4 bits a weight, each in a process of its own. What is checked: transformers loads OUT with no key missing or left over, its
-logits are those of the artifact, and at least 98 % of the weights are coded.
+at 4 bits a weight; --tokens N gives pack a smaller calibration than its default, and the result says so. What is checked:
+transformers loads OUT with no key missing or left over, its logits are those of the artifact, and at least 98 % of the weights are
+coded.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,22 +30,23 @@ import transformers
 from machine import ROOT, machine
 
 import quantlab
+from quantlab.cli.main import run
 
 BITS = 4
 COMMON = {"vocab_size": 288, "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 256}
-SIZES = {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 1024}
-GATED = COMMON | SIZES | {"intermediate_size": 512, "num_key_value_heads": 2}
-WIDE = {"hidden_size": 768, "num_hidden_layers": 1, "state_size": 16}
+SIZES = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 1024}
+GATED = COMMON | SIZES | {"intermediate_size": 256, "num_key_value_heads": 2}
+WIDE = {"hidden_size": 512, "num_hidden_layers": 1, "state_size": 16}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", GATED),
     "llama_tied": ("LlamaConfig", GATED | {"tie_word_embeddings": True}),
     "qwen2": ("Qwen2Config", GATED),
-    "qwen3": ("Qwen3Config", GATED | {"head_dim": 64}),
-    "gemma2": ("Gemma2Config", GATED | {"head_dim": 64, "sliding_window": 128}),
-    "gpt2": ("GPT2Config", COMMON | {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_positions": 1024}),
+    "qwen3": ("Qwen3Config", GATED | {"head_dim": 32}),
+    "gemma2": ("Gemma2Config", GATED | {"head_dim": 32, "sliding_window": 128}),
+    "gpt2": ("GPT2Config", COMMON | {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 1024}),
     "mixtral": ("MixtralConfig", GATED | {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "gpt_neox": ("GPTNeoXConfig", COMMON | SIZES | {"intermediate_size": 1024}),
-    "opt": ("OPTConfig", COMMON | SIZES | {"ffn_dim": 1024, "word_embed_proj_dim": 256}),
+    "gpt_neox": ("GPTNeoXConfig", COMMON | SIZES | {"intermediate_size": 512}),
+    "opt": ("OPTConfig", COMMON | SIZES | {"ffn_dim": 512, "word_embed_proj_dim": 128}),
     "phi3": ("Phi3Config", GATED),
     "mamba": ("MambaConfig", COMMON | WIDE),  # its A_log, never quantized, has 32 values for each of 6 times the width
 }
@@ -82,14 +84,20 @@ def save_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def round_trip(family: str, place: Path) -> dict[str, Any]:
-    """Run the three commands in a folder, check what they leave, and return what was measured."""
+def round_trip(family: str, place: Path, tokens: int | None = None) -> dict[str, Any]:
+    """Run the three commands in a folder, check what they leave, and return what was measured.
+
+    Args:
+        tokens: calibration tokens; None for those of pack without options.
+    """
+    os.environ["QUANTLAB_RUNS"] = ""  # no record of these runs is kept
     save(family, place / "model")
     (place / "text.txt").write_bytes(TEXT)
     weights = sum(tensor.numel() for tensor in quantlab.load(place / "model").state.values())
     budget = weights * BITS // 8 + 12_000
     start = time.perf_counter()
-    command("pack", "model", "--budget", str(budget), "-o", "m.qlab", place=place)
+    fewer = [] if tokens is None else ["--calib-tokens", str(tokens)]
+    command("pack", "model", "--budget", str(budget), "-o", "m.qlab", *fewer, place=place)
     pack_s = time.perf_counter() - start
     record = json.loads(command("eval", "m.qlab", "--text", "text.txt", "--against", "model", "--json", place=place))
     command("unpack", "m.qlab", "-o", "out", "--like", "model", place=place)
@@ -102,6 +110,7 @@ def round_trip(family: str, place: Path) -> dict[str, Any]:
     return {
         "family": family,
         "weights": report["n_params"],
+        "calibration_tokens": report["calibration"]["tokens"],
         "coded_share": round(coded, 5),
         "budget_bytes": budget,
         "file_bytes": size,
@@ -128,27 +137,25 @@ def check_logits(place: Path) -> None:
 
 
 def command(*arguments: str, place: Path) -> str:
-    """Run quantlab in a folder and return its standard output. CalledProcessError, with its last lines, if it fails."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "QUANTLAB_RUNS": ""}
-    done = subprocess.run(
-        [sys.executable, "-m", "quantlab", *arguments], cwd=place, env=environment, capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.stderr.write(done.stderr[-2000:])
-        done.check_returncode()
-    return done.stdout
+    """Run a command of quantlab in a folder and return its standard output. AssertionError, with its last line, if it fails."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(place), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(list(arguments))
+    assert code == 0, f"quantlab {' '.join(arguments)} ended with {code}: {err.getvalue()[-500:]}"
+    return out.getvalue()
 
 
 def main() -> None:
     """Run all families, print a line each, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--tokens", type=int, help="calibration tokens in place of the default")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "folders.json")
     arguments = parser.parse_args()
     rows = []
     for family in arguments.families:
         with tempfile.TemporaryDirectory() as place:
-            rows.append(round_trip(family, Path(place)))
+            rows.append(round_trip(family, Path(place), arguments.tokens))
         print(rows[-1], flush=True)
     about = machine() | {"transformers": transformers.__version__}
     arguments.output.write_text(json.dumps({"machine": about, "bits": BITS, "rows": rows}, indent=1) + "\n")
