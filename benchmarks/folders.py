@@ -9,8 +9,8 @@ Each model is random, with 0.2 to 2 million weights, saved by `save_pretrained` 
     quantlab unpack m.qlab -o OUT --like FOLDER
 
 at 4 bits a weight; --tokens N gives pack a smaller calibration than its default, and the result says so. What is checked:
-transformers loads OUT with no key missing or left over, its logits are those of the artifact, and at least 98 % of the weights are
-coded.
+transformers loads OUT with no key missing or left over, its logits are those of the artifact, and at least 98 % of the
+weights are coded.
 """
 
 import argparse
