@@ -1,4 +1,4 @@
-"""A model whose float weights and statistics together exceed the memory that `ulimit -v` leaves, packed from its folder.
+"""A model whose float weights and statistics together exceed the memory that `ulimit -v` leaves, calibrated and packed.
 
     python benchmarks/memory_limit.py --work W      # about 340 million random weights, 6.0 GB; saves JSON
 
@@ -61,51 +61,53 @@ def sizes_of(folder: Path) -> dict[str, int]:
     """Return the weights, and the bytes of float weights and of the sums of all statistics."""
     loaded = load(folder)
     weights = sum(tensor.numel() for tensor in loaded.state.values())
-    entries = sum(sum_entries(shape, plain=False) for shape in matrix_shapes(loaded).values())
+    entries = sum(sum_entries(shape, plain=True) for shape in matrix_shapes(loaded).values())
     return {"weights": weights, "float_bytes": 4 * weights, "statistics_bytes": SUM_BYTES * entries}
 
 
-def pack(folder: Path, output: Path, weights: int, limit: int) -> dict[str, Any]:
-    """Pack in a process of limited address space; return what it said of its memory, and what it took."""
-    options = ["--budget", str(int(weights * BITS / 8)), "-o", str(output), "--force", "--effort", "fast", "--calib", "random"]
-    options += ["--calib-tokens", str(TOKENS), "--calib-seq-len", str(SEQ_LEN), "--device", "cpu"]
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(limit), "pack", str(folder), *options], capture_output=True, text=True, cwd=ROOT
-    )
-    sys.stderr.write(done.stderr[-4000:])
-    done.check_returncode()
-    (forecast,) = re.findall(r"forecast: .*", done.stderr)
-    report = json.loads(output.with_suffix(".report.json").read_text())
+def limited(limit: int, *arguments: str) -> dict[str, Any]:
+    """Run a command of quantlab in a process of limited address space; return its lines about memory, and what it took."""
+    start, lines = time.perf_counter(), list[str]()
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(limit), *arguments], stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as child:
+        for line in child.stderr or ():
+            sys.stderr.write(line)
+            lines.append(line)
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, arguments)
+    said = [line.strip() for line in lines if "forecast:" in line or "memory" in line]
     return {
-        "forecast": forecast,
-        "passes": report["forecast"]["passes"],
-        "address_space_bytes": 1024 * int(re.findall(r"VmPeak (\d+)", done.stderr)[0]),
+        "said": said,
+        "address_space_bytes": 1024 * int(re.findall(r"VmPeak (\d+)", lines[-1])[0]),
         "resident_bytes": 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
         "seconds": round(time.perf_counter() - start, 1),
-        "timings_s": report["timings_s"],
-        "budget_bytes": report["budget_bytes"],
-        "file_bytes": report["artifact_bytes"],
     }
 
 
 def main() -> None:
-    """Save the model unless it is there, pack it, and write the result."""
+    """Save the model unless it is there, calibrate, pack, and write the result after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--limit", type=int, default=LIMIT_BYTES, help="bytes of address space")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "benchmarks" / "results" / "memory_limit.json")
     arguments = parser.parse_args()
-    folder = arguments.work / "model"
+    folder, stats = arguments.work / "model", arguments.work / "stats.safetensors"
     if not folder.is_dir():
         arguments.work.mkdir(parents=True, exist_ok=True)
         save(folder, arguments.layers)
     sizes = sizes_of(folder)
     assert sizes["float_bytes"] + sizes["statistics_bytes"] > arguments.limit, f"{sizes} fit into {arguments.limit} bytes"
-    found = pack(folder, arguments.work / "m.qlab", sizes["weights"], arguments.limit)
-    result = {"machine": machine(), "limit_bytes": arguments.limit, "tokens": TOKENS, **sizes, **found}
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    result = {"machine": machine(), "limit_bytes": arguments.limit, "tokens": TOKENS, **sizes}
+    tokens = ["--calib", "random", "--calib-tokens", str(TOKENS), "--calib-seq-len", str(SEQ_LEN)]
+    budget = ["--budget", str(int(sizes["weights"] * BITS / 8)), "--effort", "fast", "--stats", str(stats)]
+    for command, *options in (
+        ["calibrate", "-o", str(stats), *tokens],
+        ["pack", "-o", str(arguments.work / "m.qlab"), *budget],
+    ):
+        result[command] = limited(arguments.limit, command, str(folder), *options, "--device", "cpu", "--force")
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
