@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.calib.collect import collect
-from quantlab.calib.passes import collect_in_passes, groups_of
+from quantlab.calib.passes import collect_in_passes
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens
 from quantlab.calib.statistics import Statistics, read_statistics, write_statistics
 from quantlab.jobs.devices import on_device
 from quantlab.jobs.input_files import input_files
-from quantlab.jobs.memory import room_for_sums
+from quantlab.jobs.memory import passes_of
 from quantlab.jobs.problem import matrix_shapes
 from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_tokenizer, own_tokenizer
 from quantlab.outputs import check_outputs, claimed
@@ -138,8 +138,7 @@ def measure_statistics(
             "plain": plain,
         }
         options["progress"] = stage(progress, "measure statistics")
-        most_bytes = room_for_sums(loaded.model, shapes, loaded.vocab_size)
-        groups = groups_of(loaded.model, shapes, plain=plain, most_bytes=most_bytes)
+        groups = passes_of(loaded.model, shapes, loaded.vocab_size, plain=plain)
         if scratch is None or len(groups) == 1 or (world is not None and world.size > 1):
             stats = collect(loaded.model, ids, shapes, scratch=scratch, processes=world, **options)
         else:

@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import nn
 
-from quantlab.calib.passes import SUM_BYTES, groups_of, sum_entries
+from quantlab.calib.passes import SUM_BYTES, sum_entries
+from quantlab.calib.recompute import blocks_of
 from quantlab.calib.sources import BATCH, CalibrationConfig, other_draw, sample_sequences
 from quantlab.errors import TimeLimitError
 from quantlab.jobs.devices import memory_of_process, peak_of_process
 from quantlab.jobs.held_out import HELD_OUT_TOKENS
-from quantlab.jobs.memory import free_bytes, pass_bytes, room_for_sums
+from quantlab.jobs.memory import free_bytes, pass_bytes, passes_of
 from quantlab.jobs.problem import matrix_shapes
 from quantlab.methods.method import MethodOptions
 from quantlab.models.loading import LoadedModel
@@ -104,16 +105,16 @@ def plan_effort(
         TimeLimitError: not even the least work fits into the time limit.
     """
     token_s, shapes = _seconds_per_token(loaded, calibration), matrix_shapes(loaded, keep)
-    groups = [shapes]
+    groups = [dict(shapes)]
     if calibration is not None:
-        room = room_for_sums(loaded.model, shapes, loaded.vocab_size)
-        groups = list(map(dict, groups_of(loaded.model, shapes, plain=plain, most_bytes=room)))
+        groups = passes_of(loaded.model, shapes, loaded.vocab_size, plain=plain)
     before = {} if calibration is None else _calibration_seconds(loaded.model, groups, calibration, token_s, plain=plain)
     after = {"held-out KL": _held_out_seconds(loaded, calibration, token_s), "reading back": FRESH_PROCESS_S}
     statistics_bytes = 0
     if calibration is not None:
         largest = max(_squares(group, plain=plain) for group in groups)
-        statistics_bytes = SUM_BYTES * largest + pass_bytes(shapes, loaded.vocab_size)
+        blocks = len(blocks_of(loaded.model)) if len(groups) > 1 else 1
+        statistics_bytes = SUM_BYTES * largest + pass_bytes(shapes, loaded.vocab_size, blocks=max(1, blocks))
     free = free_bytes()
     limit_bytes = None if free is None else free + memory_of_process()
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from quantlab.calib.collect import BATCH_TOKENS, GPU_BATCH_TOKENS
+from quantlab.calib.passes import groups_of
+from quantlab.calib.recompute import blocks_of
 from quantlab.evaluation.scoring import device_of
 
 SHARE = 0.6
@@ -34,24 +36,45 @@ def free_bytes(device: torch.device | None = None) -> int | None:
     return min((left for left in _left() if left is not None), default=None)
 
 
-def room_for_sums(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], vocab_size: int) -> int:
-    """Return the bytes of sums that statistics may hold at once; at least 1.
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def passes_of(model: nn.Module, shapes: Shapes, vocab_size: int, *, plain: bool) -> list[dict[str, tuple[int, ...]]]:
+    """Return the matrices that each pass of a calibration measures: all of them in one, where their sums fit into memory.
+
+    Otherwise activations are not kept on a CPU (calib.recompute), which leaves more room for sums.
 
     Args:
         shapes: [O, I] of every matrix that is measured.
+        plain: whether sums have the products that GPTQ and RTN need.
     """
-    device = device_of(model)
-    free = free_bytes(device)
-    if free is None:
-        return _UNLIMITED
-    tokens = BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
-    return max(1, int(SHARE * (free - pass_bytes(shapes, vocab_size, tokens))))
+    room = room_for_sums(model, pass_bytes(shapes, vocab_size, _tokens(model)))
+    groups = groups_of(model, shapes, plain=plain, most_bytes=room)
+    if len(groups) > 1 and device_of(model).type == "cpu":
+        blocks = max(1, len(blocks_of(model)))
+        room = room_for_sums(model, pass_bytes(shapes, vocab_size, _tokens(model), blocks))
+        groups = groups_of(model, shapes, plain=plain, most_bytes=room)
+    return groups
 
 
-def pass_bytes(shapes: Mapping[str, tuple[int, ...]], vocab_size: int, tokens: int = BATCH_TOKENS) -> int:
-    """Return the bytes that a pass over a batch takes besides the sums: logits, and the inputs and outputs of matrices."""
+def _tokens(model: nn.Module) -> int:
+    return BATCH_TOKENS if device_of(model).type == "cpu" else GPU_BATCH_TOKENS
+
+
+def room_for_sums(model: nn.Module, pass_bytes: int) -> int:
+    """Return the bytes of sums that statistics may hold at once, beside those of a pass; at least 1."""
+    free = free_bytes(device_of(model))
+    return _UNLIMITED if free is None else max(1, int(SHARE * (free - pass_bytes)))
+
+
+def pass_bytes(shapes: Shapes, vocab_size: int, tokens: int = BATCH_TOKENS, blocks: int = 1) -> int:
+    """Return the bytes that a pass over a batch takes besides the sums: logits, and the inputs and outputs of matrices.
+
+    Args:
+        blocks: number of the model's blocks of which one at a time keeps its activations.
+    """
     widths = sum(O + I for O, I in shapes.values() if vocab_size != O)
-    return 4 * tokens * (LOGITS_COPIES * vocab_size + ACTIVATION_COPIES * widths)
+    return 4 * tokens * (LOGITS_COPIES * vocab_size + ACTIVATION_COPIES * widths // blocks)
 
 
 def _left() -> Iterator[int | None]:
