@@ -212,8 +212,8 @@ def _product_rate() -> float:
 
 
 def _rounding_bytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the bytes of the triangular factors and of the weights on their way."""
-    return 2 * _squares(shapes, plain=False) + WEIGHT_BYTES * sum(O * I for O, I in shapes.values())
+    """Return the bytes of the weights on their way; triangular factors wait in a file."""
+    return WEIGHT_BYTES * sum(O * I for O, I in shapes.values())
 
 
 def _seconds(work: Callable[[], object]) -> float:
