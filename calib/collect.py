@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch.autograd.graph import get_gradient_edge
 
 from quantlab.calib.fisher import Use
 from quantlab.calib.labels import label_draws, predict
-from quantlab.calib.priors import fill_unreached_
+from quantlab.calib.priors import fill_unreached_, unreached_in
 from quantlab.calib.processes import Alone, Processes
+from quantlab.calib.recompute import recomputed
 from quantlab.calib.statistics import Statistics, UsesOnDemand
 from quantlab.calib.triangle import GramSum
 from quantlab.calib.watch import FisherSums, LookupSums, Sums, Watcher
@@ -42,6 +44,9 @@ def collect(
     plain: bool = True,
     scratch: Path | None = None,
     processes: Processes | None = None,
+    batch: int | None = None,
+    recompute: bool = False,
+    fill: bool = True,
     progress: Progress | None = None,
 ) -> Statistics:
     """Return the statistics of the matrices in `shapes`, with labels drawn from the model's own softmax (true Fisher).
@@ -59,6 +64,9 @@ def collect(
             a third of the time is saved.
         scratch: folder for nameless files that hold the sums of the CPU, so that the system can page them out.
         processes: those that share the sequences; all have the same `ids_NT` and get the same result.
+        batch: sequences that the model reads at once; None for `batch_sequences`.
+        recompute: whether activations inside the model's blocks are computed twice instead of kept; for the CPU.
+        fill: whether a matrix that no token reached gets the mean statistics of its siblings; otherwise it is left out.
         progress: called with (sequences done, N); of several processes with this one's share.
     Raises:
         StatisticsError: a matrix was never used and has no siblings that were, is used in a way that cannot be measured, or its
@@ -70,21 +78,29 @@ def collect(
     if processes.size > len(ids_NT):
         raise ConfigError(f"{processes.size} processes cannot share {len(ids_NT)} calibration sequences")
     watcher = Watcher(model, set(shapes), plain=plain, scratch=scratch)
-    first_half = _run(model, watcher, ids_NT, _batch_sequences(model, ids_NT, shapes), seed, processes, progress)
-    priors = fill_unreached_(watcher, shapes)
+    step = batch or batch_sequences(model, ids_NT, shapes)
+    with recomputed(model, watcher.watched) if recompute else nullcontext():
+        first_half = _run(model, watcher, ids_NT, step, seed, processes, progress)
+    priors = fill_unreached_(watcher, shapes) if fill else ()
+    left_out = set() if fill else set(unreached_in(watcher, shapes))
+    watcher.forget(left_out)
     tokens, products = ids_NT.numel(), watcher.named(watcher.products)
     lookups, fishers = watcher.named(watcher.lookups), watcher.named(watcher.fishers)
     stats = Statistics(
         products=UsesOnDemand(products if plain else (), lambda name: _product(products[name], tokens)),
         lookups=UsesOnDemand(lookups, lambda name: _lookup(lookups[name], tokens)),
         fishers=UsesOnDemand(fishers, lambda name: _factors(fishers[name], tokens)),
-        row_agreement=_agreement(first_half, {name: sums.g_O for name, sums in products.items()}),
+        row_agreement=_agreement(
+            {name: g_O for name, g_O in first_half.items() if name not in left_out},
+            {name: sums.g_O for name, sums in products.items()},
+        ),
         ids_NT=ids_NT.int().cpu(),
         model_fingerprint=model_fingerprint,
         source={**source, **_where(model, processes), "label_seed": seed, "tokens_sha256": _sha256(ids_NT)},
         priors=priors,
+        apart=tuple(sorted(watcher.named(dict.fromkeys(watcher.slices.apart - left_out)))),
     )
-    stats.check(shapes)
+    stats.check({name: shape for name, shape in shapes.items() if name not in left_out})
     return stats
 
 
@@ -94,7 +110,8 @@ def _where(model: nn.Module, processes: Processes) -> dict[str, Any]:
     return ({"processes": processes.size} if processes.size > 1 else {}) | ({"device": kind} if kind != "cpu" else {})
 
 
-def _batch_sequences(model: nn.Module, ids_NT: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def batch_sequences(model: nn.Module, ids_NT: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the number of sequences that the model reads at once while matrices of these shapes are measured."""
     tallest = max(rows for rows, _ in shapes.values())
     limit = BATCH_TOKENS if next(model.parameters()).device.type == "cpu" else GPU_BATCH_TOKENS
     return max(1, min(limit, BATCH_OUTPUTS // tallest) // ids_NT.shape[1])
@@ -147,6 +164,7 @@ def _run_batch(model: nn.Module, watcher: Watcher, ids_BT: Tensor, draws_BT: Ten
     gradient, edge = prediction.g_TV.view(logits.shape).to(logits.dtype), get_gradient_edge(logits)
     del logits  # as large as the gradient, and needed no more
     torch.autograd.backward(edge, gradient)
+    watcher.end_batch()
 
 
 def _sum_over(processes: Processes, watcher: Watcher, first_half: dict[str, Tensor]) -> None:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Label = int | str
+Span = tuple[tuple[int, int], ...]
+"""Runs of rows or columns, each from its first to the one after its last."""
 
 
 class MeasureError(ValueError):
@@ -63,6 +65,10 @@ class Pair:
     """Share of the matrix's rows that the product uses; the others have zeros."""
     column_share: float = 1.0
     """The same of its columns."""
+    rows: Span = ()
+    """Rows that a product with a part of the matrix uses; empty for all of them."""
+    columns: Span = ()
+    """The same of its columns."""
 
 
 class Product(Protocol):
@@ -87,6 +93,10 @@ class _Axis:
     labels: tuple[Label, ...]
     start: int
     size: int
+
+    def span(self, length: int) -> Span:
+        """Return the places along an axis of this length; nothing for all of them."""
+        return () if self.size == length else ((self.start, self.start + self.size),)
 
 
 class Contraction:
@@ -138,7 +148,8 @@ class Contraction:
             x_T = _matrix(x, self.x_labels, at, self.tokens, inputs, n_in)
             g_T = _matrix(g, self.out_labels, at, self.tokens, outputs, n_out)
             columns_TI, rows_TO = (g_T, x_T) if self.is_turned else (x_T, g_T)
-            yield Pair(number, columns_TI, rows_TO, self._O.size / self.rows, self._I.size / self.columns)
+            shares = self._O.size / self.rows, self._I.size / self.columns
+            yield Pair(number, columns_TI, rows_TO, *shares, self._O.span(self.rows), self._I.span(self.columns))
 
     def _place(self, matrices: Matrices, view: Tensor, labels: Sequence[Label]) -> None:
         """Find the axis of the parameter along which each dimension of the view lies."""

@@ -19,12 +19,11 @@ def fill_unreached_(watcher: Watcher, shapes: Mapping[str, tuple[int, ...]]) -> 
 
     A matrix whose siblings have none either stays as it is.
     """
-    reached = {name for name, sums in watcher.fishers.items() if sums.H.trace > 0}
-    unreached = sorted(shapes.keys() - watcher.named(watcher.lookups).keys() - _all_names(watcher, reached))
+    reached = _reached(watcher)
     means: dict[tuple[str, ...], tuple[FisherSums, Sums]] = {}
     filled = []
-    for name in unreached:
-        siblings = tuple(other for other in _siblings(name, shapes) if other in reached and shapes[other] == shapes[name])
+    for name in unreached_in(watcher, shapes):
+        siblings = tuple(other for other in siblings_of(name, shapes) if other in reached and shapes[other] == shapes[name])
         if not siblings:
             continue
         if siblings not in means:
@@ -34,11 +33,18 @@ def fill_unreached_(watcher: Watcher, shapes: Mapping[str, tuple[int, ...]]) -> 
     return tuple(filled)
 
 
-def _all_names(watcher: Watcher, reached: set[str]) -> set[str]:
-    return set(watcher.named({name: watcher.fishers[name] for name in reached}))
+def unreached_in(watcher: Watcher, shapes: Iterable[str]) -> list[str]:
+    """Return the matrices of `shapes` that no gradient reached and in which nothing was looked up, in order of name."""
+    reached = watcher.named({name: watcher.fishers[name] for name in _reached(watcher)})
+    return sorted(set(shapes) - watcher.named(watcher.lookups).keys() - reached.keys())
 
 
-def _siblings(name: str, shapes: Iterable[str]) -> list[str]:
+def _reached(watcher: Watcher) -> set[str]:
+    return {name for name, sums in watcher.fishers.items() if sums.H.trace > 0}
+
+
+def siblings_of(name: str, shapes: Iterable[str]) -> list[str]:
+    """Return the other names of `shapes` that differ from `name` in its last number alone."""
     found = _LAST_NUMBER.match(name)
     if not found:
         return []

@@ -5,10 +5,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from quantlab.calib.collapse import Collapse, measure_collapse
@@ -17,7 +17,7 @@ from quantlab.calib.triangle import pack_triangle, triangle_size, unpack_triangl
 from quantlab.errors import StatisticsError, first_line
 from quantlab.fields import parse_json
 from quantlab.files import check_regular
-from quantlab.tensor_file import Layout, write_safetensors_in_parts
+from quantlab.tensor_file import Layout, TensorFile, write_safetensors_in_parts
 
 STATISTICS_VERSION = 4
 KINDS = ("product", "lookup", "fisher")
@@ -71,6 +71,8 @@ class Statistics:
     """Origin of the tokens: kind, seed, sequence length, and their SHA-256."""
     priors: tuple[str, ...] = ()
     """Matrices that no calibration token reached, such as experts: they have the mean statistics of their siblings."""
+    apart: tuple[str, ...] = ()
+    """Matrices of which the model multiplies by parts, at different tokens: what these have in common is not measured."""
     tied: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By matrix: names of equal ones that are rounded together with it, whose uses count as its own. Not in the file."""
     vocab_size: int = 0
@@ -169,6 +171,7 @@ def write_statistics(path: Path, stats: Statistics) -> None:
         "source": stats.source,
         "row_agreement": stats.row_agreement,
         "priors": list(stats.priors),
+        **({"apart": list(stats.apart)} if stats.apart else {}),
         "vocab_size": stats.vocab_size,
         "shapes": shapes,
     }
@@ -192,7 +195,7 @@ def _parts(stats: Statistics) -> Iterator[Tensor]:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Read a file of `write_statistics`, which stays open: matrices are read from it, memory-mapped, when they are asked for.
+    """Read a file of `write_statistics`, which stays open: matrices are read from it when they are asked for.
 
     Raises:
         StatisticsError: the file is missing, damaged or something else.
@@ -210,6 +213,7 @@ def read_statistics(path: Path) -> Statistics:
             vocab_size=int(about.get("vocab_size", 0)),
             row_agreement={str(name): float(value) for name, value in about["row_agreement"].items()},
             priors=tuple(map(str, list(about["priors"]))),
+            apart=tuple(map(str, list(about.get("apart", [])))),
         )
     except (SafetensorError, OSError) as error:
         raise StatisticsError(f"cannot read statistics {path}: {error}") from error
@@ -223,18 +227,19 @@ class _StatisticsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         check_regular(path, StatisticsError, "statistics")
-        self._file = cast(Any, safe_open(path, framework="pt", device="cpu"))  # type: ignore[no-untyped-call]
-        text = (self._file.metadata() or {}).get("quantlab_statistics", "null")
+        self._file = TensorFile(path)
+        text = self._file.metadata.get("quantlab_statistics", "null")
         self.about: dict[str, Any] = parse_json(text, f"statistics {path}", StatisticsError)
         if not isinstance(self.about, dict) or self.about.get("version") != STATISTICS_VERSION:
             raise StatisticsError(f"{path} is not a statistics file of version {STATISTICS_VERSION}")
         self._shapes = {str(name): (int(rows), int(columns)) for name, (rows, columns) in self.about["shapes"].items()}
-        self._keys = [key for key in self._file.keys() if key != "ids"]  # noqa: SIM118 (not a dict)
+        self._keys = [key for key in self._file.headers if key != "ids"]
         for key in self._keys:
             self._check_layout(key)
-        self.ids_NT = self._file.get_tensor("ids")
-        if self.ids_NT.dtype != torch.int32 or self.ids_NT.ndim != 2:
-            raise StatisticsError(f"statistics {path}: ids are {self.ids_NT.dtype} {list(self.ids_NT.shape)}, not int32 [N, T]")
+        dtype, shape = self._file.headers.get("ids", ("absent", ()))
+        if dtype != "I32" or len(shape) != 2:
+            raise StatisticsError(f"statistics {path}: ids are {dtype} {list(shape)}, not I32 [N, T]")
+        self.ids_NT = self._file.read("ids")
 
     def uses(self, kind: str) -> UsesOnDemand:
         """Return the uses of one kind, which are read on demand."""
@@ -248,18 +253,22 @@ class _StatisticsFile:
         side, _, name = rest.partition(".")
         if kind not in KINDS or side not in ("H", "g") or name not in self._shapes:
             raise StatisticsError(f"statistics {self.path} hold an unknown tensor {key}")
-        size, part = self._shapes[name][side == "H"], self._file.get_slice(key)
+        size, (dtype, shape) = self._shapes[name][side == "H"], self._file.headers[key]
         is_full = (kind, side) in _TRIANGLES
         allowed = [triangle_size(size)] if is_full else [size, triangle_size(size)] if kind == "fisher" else [size]
-        if part.get_dtype() != "F32" or part.get_shape() not in [[values] for values in allowed]:
-            got, wanted = f"{part.get_dtype()} {part.get_shape()}", " or ".join(map(str, allowed))
+        if dtype != "F32" or shape not in [(values,) for values in allowed]:
+            got, wanted = f"{dtype} {list(shape)}", " or ".join(map(str, allowed))
             raise StatisticsError(f"statistics {self.path}: {key} is {got}, not F32 [{wanted}]")
-        if side == "H" and f"{kind}.g.{name}" not in self._file.keys():  # noqa: SIM118
+        if side == "H" and f"{kind}.g.{name}" not in self._file.headers:
             raise StatisticsError(f"statistics {self.path} have {key} but no {kind}.g.{name}")
 
     def _read(self, kind: str, side: str, name: str) -> Tensor:
-        value, size = self._file.get_tensor(f"{kind}.{side}.{name}"), self._shapes[name][side == "H"]
+        size = self._shapes[name][side == "H"]
+        try:
+            value = self._file.read(f"{kind}.{side}.{name}")
+        except (OSError, EOFError) as error:
+            raise StatisticsError(f"cannot read statistics {self.path}: {error}") from error
         if not torch.isfinite(value.sum(dtype=torch.float64)):
             raise StatisticsError(f"tensor {name}: its {'Hessian' if side == 'H' else 'output gradient'} is not finite")
         is_triangle = (kind, side) in _TRIANGLES or (kind == "fisher" and len(value) != size)
-        return unpack_triangle(value, size) if is_triangle else value.clone()
+        return unpack_triangle(value, size) if is_triangle else value

@@ -17,6 +17,7 @@ from quantlab.artifact.whole import part_name
 from quantlab.calib.contraction import Linear, Matrices, Pair, Product, kernel_names
 from quantlab.calib.direct_uses import DirectUses
 from quantlab.calib.labels import Prediction, expected_squares, is_logits, token_slices
+from quantlab.calib.slices import Slices
 from quantlab.calib.triangle import GramSum, gram_blocks
 
 S = TypeVar("S")
@@ -100,6 +101,7 @@ class Watcher:
         self.products: dict[str, Sums] = {}
         self.lookups: dict[str, LookupSums] = {}
         self.fishers: dict[str, FisherSums] = {}
+        self.slices = Slices()
         self._embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         self.ids_BT = torch.zeros(0, 0, dtype=torch.int64)
         """Ids of the batch that runs, set by the caller."""
@@ -111,6 +113,13 @@ class Watcher:
     def named(self, sums: dict[str, S]) -> dict[str, S]:
         """Return `products`, `fishers` or `lookups` by name; a matrix with several names is under each."""
         return {name: sums[names[0]] for names in self._names.values() if names[0] in sums for name in names}
+
+    def forget(self, names: set[str]) -> None:
+        """Drop the sums of matrices, by any of their names."""
+        for first, *others in self._names.values():
+            if names & {first, *others}:
+                self.products.pop(first, None)
+                self.fishers.pop(first, None)
 
     def kinds(self) -> Tensor:
         """Return which sums there are, int64 [matrices, 3]: of products, with full G, of look-ups."""
@@ -137,6 +146,11 @@ class Watcher:
             for name, *_ in self._names.values():
                 if name in kind:
                     yield kind[name]  # type: ignore[index]
+
+    @property
+    def watched(self) -> set[int]:
+        """Ids of the parameters that are watched."""
+        return set(self._matrices)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -169,17 +183,26 @@ class Watcher:
         return self._on_product(self._matrices[id(module.weight)], Linear(), inputs[0], out)
 
     def _on_product(self, matrices: Matrices, product: Product, x: Tensor, out: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return out  # it runs again during backward (recompute.py)
         started = _start_of_gradients(out)
         shared = x if isinstance(product, Linear) else None  # layers that share an input share its Gram matrix
 
         def on_gradient(g: Tensor) -> None:
             for pair in product.pairs(x.detach(), g):
                 names = self._names.get((id(matrices.parameter), pair.number))
-                if names and len(pair.rows_TO):
-                    self._add_product(names[0], matrices, pair, shared)
+                whole = self.slices.join(names[0], pair) if names and len(pair.rows_TO) else None
+                if names and whole is not None:
+                    self._add_product(names[0], matrices, whole, shared)
 
         (out if started is None else started).register_hook(on_gradient)  # type: ignore[no-untyped-call]
         return out if started is None else started.clone()  # the model may change its copy in place, a leaf it may not
+
+    def end_batch(self) -> None:
+        """Count the products with parts of matrices whose other parts were not met."""
+        by_name = {names[0]: self._matrices[key] for (key, _), names in self._names.items()}
+        for name, pair in self.slices.left():
+            self._add_product(name, by_name[name], pair, None)
 
     def _sums(self, name: str, matrices: Matrices) -> Sums:
         if name not in self.products:
@@ -225,6 +248,8 @@ class Watcher:
         return self.lookups[name]
 
     def _on_lookup(self, matrices: Matrices, number: int, ids: Tensor, out: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return out
         started = _start_of_gradients(out)
         names = self._names.get((id(matrices.parameter), number))
         if names:

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from quantlab.array_file import read_array
 from quantlab.errors import CheckpointError
 from quantlab.files import whole_file
 
@@ -75,6 +77,40 @@ def write_safetensors_in_parts(path: Path, layout: Layout, tensors: Iterable[Ten
         for tensor, (dtype, shape) in zip(tensors, layout.values(), strict=True):
             assert tensor.dtype == dtype and tuple(tensor.shape) == shape
             file.write(tensor.contiguous().numpy().data)
+
+
+class TensorFile:
+    """A safetensors file that stays open and whose tensors are read one by one, into memory of their own.
+
+    Nothing is mapped: a file that is larger than the memory or the address space that the process may have can be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file and check its header.
+
+        Raises:
+            SafetensorError: the header is damaged.
+            OSError: the file cannot be read.
+        """
+        with safe_open(path, framework="pt", device="cpu") as checked:  # the library refuses overlaps, holes and wrong lengths
+            self.metadata: dict[str, str] = dict(checked.metadata() or {})
+            slices = {name: checked.get_slice(name) for name in checked.keys()}  # noqa: SIM118 (not a dict)
+            self.headers = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+            del slices  # they keep the file mapped
+        self._file = path.open("rb", buffering=0)
+        size = int.from_bytes(self._file.read(8), "little")
+        places = json.loads(self._file.read(size))
+        self._starts = {name: 8 + size + places[name]["data_offsets"][0] for name in self.headers}
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor of dtype float32 or int32. EOFError if the file has become shorter."""
+        kind, shape = self.headers[name]
+        array = np.empty(shape, {"F32": np.float32, "I32": np.int32}[kind])
+        try:
+            read_array(self._file, array, self._starts[name])
+        except EOFError as error:
+            raise EOFError(f"it has become shorter, tensor {name} is cut off") from error
+        return torch.from_numpy(array)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -62,7 +62,12 @@ def calibrate(
         return
     if as_json:
         about = {"tokens": stats.tokens, "tensors": stats.matrices, "fingerprint": stats.fingerprint, **stats.source}
-        more = {"collapse": stats.collapse.to_dict(), "row_agreement": stats.row_agreement, "priors": stats.priors}
+        more = {
+            "collapse": stats.collapse.to_dict(),
+            "row_agreement": stats.row_agreement,
+            "priors": stats.priors,
+            "apart": stats.apart,
+        }
         print_json({"statistics": str(output), **about, **more})
     else:
         _print_statistics(stats, output, calib)
@@ -81,6 +86,8 @@ def _print_statistics(stats: "Statistics", output: Path, calib: str) -> None:
     say(f"calibration text: {stats.collapse.line()}{'; it has collapsed' if stats.collapse.is_collapsed else ''}")
     if stats.priors:
         say(f"never reached, so they have the mean statistics of their siblings: {', '.join(stats.priors)}")
+    if stats.apart:
+        say(f"multiplied in parts, so what the parts have in common is not measured: {', '.join(stats.apart)}")
     if stats.row_agreement:
         name, low = min(stats.row_agreement.items(), key=lambda item: item[1])
         middle = median(stats.row_agreement.values())

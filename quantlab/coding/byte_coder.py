@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.coding.frequency_tables import ClassTable, TableSet, fit_tables
-from quantlab.coding.lanes import read_symbols, write_symbols
+from quantlab.coding.lanes import first_states, read_symbols, write_symbols
 from quantlab.errors import FormatError
 from quantlab.format_rules import ESCAPE, LOWEST, OFFSET
 
@@ -46,7 +46,8 @@ def encode_bytes(raw: bytes) -> bytes:
     symbols = (values + np.uint8(_LOW - first & 255)).view(np.int8)
     head, tables = _cheapest_head(first, logs, np.roll(counts, _LOW + OFFSET - first))
     table = np.zeros(len(raw), np.uint16)
-    states, (words,), escapes = write_symbols(symbols.astype(np.int16), table, tables, lanes_of(len(raw)))
+    states = first_states(lanes_of(len(raw)))
+    (words,), escapes = write_symbols(symbols.astype(np.int16), table, tables, states)
     escaped = escapes.astype(np.uint8) + np.uint8(first - _LOW & 255)
     return head + states.astype("<u4").tobytes() + words.astype("<u2").tobytes() + escaped.tobytes()
 

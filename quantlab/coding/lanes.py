@@ -27,9 +27,14 @@ _SLOT_MASK, _SLOT_BITS, _FREQUENCY_SHIFT, _PLACE_MASK, _LOWEST, _WORD_BITS = (
     np.array(value) for value in (TOTAL - 1, PROBABILITY_BITS, FREQUENCY_SHIFT, PLACE_MASK, LOWEST, WORD_BITS)
 )
 
-Written = tuple[NDArray[np.uint32], list[NDArray[np.uint16]], NDArray[np.int16]]
-WriteSymbols = Callable[[NDArray[np.int16], NDArray[np.uint16], TableSet, int], Written]
-"""(symbols [N], table of each, tables, lanes) -> states, words of each lane group, escaped symbols; all in reading order."""
+Written = tuple[list[NDArray[np.uint16]], NDArray[np.int16]]
+WriteSymbols = Callable[[NDArray[np.int16], NDArray[np.uint16], TableSet, NDArray[np.uint32], int], Written]
+"""(symbols [N], table of each, tables, states, number of the first symbol) -> words of each lane group, escaped symbols; both
+in reading order.
+
+A long string is written run by run, the last run first, since the writer goes from the end to the beginning. `states` begin as
+LOWEST and are changed: those after one run are those before the next, and in the end those at which reading starts.
+"""
 
 ReadSymbols = Callable[
     [NDArray[np.uint16], NDArray[np.int64], NDArray[np.uint16], NDArray[np.int64], NDArray[np.int64]], NDArray[np.int8]
@@ -42,13 +47,15 @@ last: a damaged stream may lead a group beyond its own words, and beyond all wor
 """
 
 
-def write_symbols(symbol_N: NDArray[np.int16], table_N: NDArray[np.uint16], tables: TableSet, lanes: int) -> Written:
+def write_symbols(
+    symbol_N: NDArray[np.int16], table_N: NDArray[np.uint16], tables: TableSet, states: NDArray[np.uint32], first: int = 0
+) -> Written:
     """Write symbols (see WriteSymbols), the last one first, so that the reader meets the first one first."""
-    frequencies, starts, state = tables.frequencies.tolist(), tables.starts.tolist(), [LOWEST] * lanes
+    frequencies, starts, state, lanes = tables.frequencies.tolist(), tables.starts.tolist(), states.tolist(), len(states)
     words: list[list[int]] = [[] for _ in range(lane_groups_of(lanes))]
     escapes, columns = [], columns_of(symbol_N).tolist()
     for n, table in zip(range(len(symbol_N) - 1, -1, -1), table_N[::-1].tolist(), strict=True):
-        lane, column = n % lanes, columns[n]
+        lane, column = (first + n) % lanes, columns[n]
         if column == 0 or frequencies[table][column] == 0:
             escapes.append(symbol_N[n])
             column = 0
@@ -58,8 +65,13 @@ def write_symbols(symbol_N: NDArray[np.int16], table_N: NDArray[np.uint16], tabl
             state[lane] >>= WORD_BITS  # breaks the invariant: the state may fall to 16 · frequency, below LOWEST
         quotient, rest = divmod(state[lane], frequency)
         state[lane] = (quotient << PROBABILITY_BITS) + rest + starts[table][column]  # restores it: 16 <= quotient < 2**20
-    in_order = [np.array(group[::-1], np.uint16) for group in words]
-    return np.array(state, np.uint32), in_order, np.array(escapes[::-1], np.int16)
+    states[:] = state
+    return [np.array(group[::-1], np.uint16) for group in words], np.array(escapes[::-1], np.int16)
+
+
+def first_states(lanes: int) -> NDArray[np.uint32]:
+    """Return the states before anything is written, uint32 [lanes]."""
+    return np.full(lanes, LOWEST, np.uint32)
 
 
 def read_symbols(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from quantlab.coding.contexts import TensorContext, check_context, classes_of, raw_bits
 from quantlab.coding.frequency_tables import TableSet
-from quantlab.coding.lanes import ReadSymbols, WriteSymbols, read_symbols, write_symbols
+from quantlab.coding.lanes import ReadSymbols, WriteSymbols, first_states, read_symbols, write_symbols
 from quantlab.coding.symbols import SymbolsOf, from_symbols, join_low_bits_, low_bits, to_symbols
 from quantlab.errors import FormatError
 from quantlab.format_rules import ESCAPE, LANE_GROUP, LOWEST, TABLE_CLASSES, lane_groups_of, shifts_of, tables_of
@@ -88,7 +88,7 @@ def encode(
     write: WriteSymbols = write_symbols,
     symbols_of: SymbolsOf = to_symbols,
 ) -> bytes:
-    """Return the stream that `decode` reads.
+    """Return the stream that `decode` reads. Beside codes and stream, memory has what belongs to one matrix.
 
     Args:
         codes: int16 [O, I] of each context.
@@ -97,19 +97,23 @@ def encode(
         FormatError: contexts and tables that do not belong together.
     """
     check_contexts(contexts, sets, lanes)
-    symbols, tables, bits = [np.zeros(0, np.int16)], [np.zeros(0, np.uint16)], [np.zeros(0, np.uint8)]
-    for code_OI, context in zip(codes, contexts, strict=True):
+    words, escapes, bits = [[np.zeros(0, np.uint16)] * lane_groups_of(lanes)], [np.zeros(0, np.int16)], [np.zeros(0, np.uint8)]
+    tables, states, first = joined(sets), first_states(lanes), sum(code_OI.size for code_OI in codes)
+    for code_OI, context in reversed(list(zip(codes, contexts, strict=True))):
         check_codes(code_OI, context)
         class_OI = classes_of(context)
         symbol_OI, shift_OI = symbols_of(code_OI, class_OI, context.states, context.paths), shifts_of(class_OI)
-        symbols.append((symbol_OI >> shift_OI).reshape(-1))
-        tables.append(_numbers_of_tables(class_OI, context))
+        first -= code_OI.size
+        run = (symbol_OI >> shift_OI).reshape(-1), _numbers_of_tables(class_OI, context)
+        run_words, run_escapes = write(*run, tables, states, first)
+        words.append(run_words)
+        escapes.append(run_escapes)
         bits.append(low_bits(symbol_OI, shift_OI))
-    states, words, escapes = write(np.concatenate(symbols), np.concatenate(tables), joined(sets), lanes)
-    raw = np.packbits(np.concatenate(bits))
-    counts = np.array([len(escapes), len(raw), *map(len, words[:-1])])
-    head = counts.astype("<u4").tobytes() + escapes.astype("<i2").tobytes() + raw.tobytes()
-    return head + states.astype("<u4").tobytes() + np.concatenate(words).astype("<u2").tobytes()
+    groups = [np.concatenate(runs[::-1]) for runs in zip(*words, strict=True)]
+    escaped, raw = np.concatenate(escapes[::-1]), np.packbits(np.concatenate(bits[::-1]))
+    counts = np.array([len(escaped), len(raw), *map(len, groups[:-1])])
+    head = counts.astype("<u4").tobytes() + escaped.astype("<i2").tobytes() + raw.tobytes()
+    return head + states.astype("<u4").tobytes() + np.concatenate(groups).astype("<u2").tobytes()
 
 
 def joined(sets: Sequence[TableSet]) -> TableSet:

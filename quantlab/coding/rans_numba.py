@@ -76,15 +76,17 @@ def decode(stream: bytes, contexts: Sequence[TensorContext], sets: Sequence[Tabl
     return rans.decode(stream, contexts, sets, lanes, read=_read_symbols)
 
 
-def _write_symbols(symbol_N: NDArray[np.int16], table_N: NDArray[np.uint16], tables: TableSet, lanes: int) -> Written:
-    steps = -(-len(symbol_N) // lanes)
+def _write_symbols(
+    symbol_N: NDArray[np.int16], table_N: NDArray[np.uint16], tables: TableSet, states: NDArray[np.uint32], first: int
+) -> Written:
+    lanes = len(states)
+    steps = -(-(first % lanes + len(symbol_N)) // lanes)  # a run may begin and end within a step
     words = np.empty((lane_groups_of(lanes), steps * LANE_GROUP), np.uint16)  # a symbol takes at most one word and one escape
-    escapes, states = np.empty(len(symbol_N), np.int16), np.full(lanes, LOWEST, np.uint32)
-    word_at = np.full(len(words), words.shape[1])
+    escapes, word_at = np.empty(len(symbol_N), np.int16), np.full(len(words), words.shape[1])
     frequencies, starts = tables.frequencies.astype(np.uint32), tables.starts.astype(np.uint32)
-    coded = (symbol_N, columns_of(symbol_N), table_N)
+    coded = (symbol_N, columns_of(symbol_N), table_N, first)
     escape_at = _write_(*coded, frequencies, starts, PROBABILITY_BITS, states, LANE_GROUP, words, word_at, escapes)
-    return states, [group[at:] for group, at in zip(words, word_at, strict=True)], escapes[escape_at:].copy()
+    return [group[at:].copy() for group, at in zip(words, word_at, strict=True)], escapes[escape_at:].copy()
 
 
 def _read_symbols(
@@ -137,6 +139,7 @@ def _write_(
     symbol_N: Any,
     column_N: Any,
     table_N: Any,
+    first: int,
     frequencies: Any,
     starts: Any,
     bits: int,
@@ -152,7 +155,7 @@ def _write_(
     """
     escape_at = len(escapes)
     for n in range(len(symbol_N) - 1, -1, -1):
-        lane = n % len(states)
+        lane = (first + n) % len(states)
         row, column = table_N[n], column_N[n]
         if column == 0 or frequencies[row, column] == 0:
             escape_at -= 1

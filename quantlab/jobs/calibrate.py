@@ -6,12 +6,15 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from quantlab.calib.collect import collect
+from quantlab.calib.passes import collect_in_passes
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens
 from quantlab.calib.statistics import Statistics, read_statistics, write_statistics
 from quantlab.jobs.devices import on_device
 from quantlab.jobs.input_files import input_files
+from quantlab.jobs.memory import passes_of
 from quantlab.jobs.problem import matrix_shapes
 from quantlab.models.loading import LoadedModel, Source, in_eval_mode, load, load_tokenizer, own_tokenizer
 from quantlab.outputs import check_outputs, claimed
@@ -103,8 +106,9 @@ def measure_statistics(
     Args:
         plain: also measure what the GPTQ and RTN baselines need.
         keep: patterns of names of tensors that are not quantized, and so not measured.
-        scratch: folder for nameless files that hold the sums while they grow; None keeps them in memory.
-        world: processes that share the sequences; all get the result.
+        scratch: folder for nameless files that hold the sums while they grow; None keeps them in memory, all at once. With it,
+            matrices whose sums do not fit into memory together are measured in several passes.
+        world: processes that share the sequences; all get the result. They measure everything in one pass.
     Raises:
         CheckpointError: the checkpoint has no matrix to quantize, or one that the model has under another name.
         ConfigError: a pattern matches no tensor.
@@ -127,18 +131,19 @@ def measure_statistics(
         if world is not None:
             ids = ids.to(world.device)
             world.copy_from_main([ids])  # the processes of several machines may have read different files
-        stats = collect(
-            loaded.model,
-            ids,
-            shapes,
-            model_fingerprint=loaded.fingerprint,
-            source=about,
-            seed=config.seed,
-            plain=plain,
-            scratch=scratch,
-            processes=world,
-            progress=stage(progress, "measure statistics"),
-        )
+        options: dict[str, Any] = {
+            "model_fingerprint": loaded.fingerprint,
+            "source": about,
+            "seed": config.seed,
+            "plain": plain,
+        }
+        options["progress"] = stage(progress, "measure statistics")
+        groups = passes_of(loaded.model, shapes, loaded.vocab_size, plain=plain)
+        if scratch is None or len(groups) == 1 or (world is not None and world.size > 1):
+            stats = collect(loaded.model, ids, shapes, scratch=scratch, processes=world, **options)
+        else:
+            _log.info("statistics do not fit into memory together: %d passes over the tokens", len(groups))
+            stats = collect_in_passes(loaded.model, ids, shapes, groups, scratch=scratch, **options)
     stats = replace(stats, vocab_size=loaded.vocab_size)
     if world is None or world.is_main:
         warn_of_collapse(stats)

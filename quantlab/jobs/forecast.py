@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import nn
 
-from quantlab.calib.collect import BATCH_TOKENS
+from quantlab.calib.passes import SUM_BYTES, sum_entries
+from quantlab.calib.recompute import blocks_of
 from quantlab.calib.sources import BATCH, CalibrationConfig, other_draw, sample_sequences
-from quantlab.calib.watch import FULL_ROWS
 from quantlab.errors import TimeLimitError
-from quantlab.jobs.devices import peak_of_process
+from quantlab.jobs.devices import memory_of_process, peak_of_process
 from quantlab.jobs.held_out import HELD_OUT_TOKENS
+from quantlab.jobs.memory import free_bytes, pass_bytes, passes_of
 from quantlab.jobs.problem import matrix_shapes
 from quantlab.methods.method import MethodOptions
 from quantlab.models.loading import LoadedModel
@@ -42,10 +43,6 @@ SEQUENCE = 512
 """Tokens of a calibration sequence where the statistics were measured before."""
 LIBRARY_BYTES = 600_000_000
 """Memory of the process with all libraries loaded."""
-LOGITS_COPIES = 4
-"""Float copies of a batch's logits that statistics hold at once."""
-SUM_BYTES = 6
-"""Bytes that an entry of a symmetric sum takes: half of the entries are held, in float32 and in float64."""
 WEIGHT_BYTES = 45
 """Bytes that rounding holds of each weight: float copies, steps, and codes of the roundings that are still in use."""
 
@@ -58,6 +55,10 @@ class Forecast:
     """Seconds of each stage."""
     peak_bytes: int = 0
     """Largest memory of the process."""
+    limit_bytes: int | None = None
+    """Memory that the process may have, with what it has already; None where nothing says."""
+    passes: int = 1
+    """Passes over the calibration tokens, each for the matrices whose statistics fit into memory together."""
 
     @property
     def total_s(self) -> float:
@@ -67,7 +68,15 @@ class Forecast:
     def line(self) -> str:
         """Return the forecast as one line."""
         stages = ", ".join(f"{name} {duration_text(seconds)}" for name, seconds in self.stages_s.items())
-        return f"forecast: about {duration_text(self.total_s)} ({stages}), peak memory about {self.peak_bytes / 1e9:.1f} GB"
+        passes = f", statistics in {self.passes} passes" if self.passes > 1 else ""
+        memory = f"peak memory about {self.peak_bytes / 1e9:.1f} GB{passes}"
+        return f"forecast: about {duration_text(self.total_s)} ({stages}), {memory}"
+
+    def warning(self) -> str | None:
+        """Return a line where the memory that the process may have is less than what it will take; otherwise None."""
+        if self.limit_bytes is None or self.peak_bytes <= self.limit_bytes:
+            return None
+        return f"memory may not be enough: about {self.peak_bytes / 1e9:.1f} GB of {self.limit_bytes / 1e9:.1f} GB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +105,18 @@ def plan_effort(
         TimeLimitError: not even the least work fits into the time limit.
     """
     token_s, shapes = _seconds_per_token(loaded, calibration), matrix_shapes(loaded, keep)
-    before = {} if calibration is None else _calibration_seconds(loaded.model, shapes, calibration, token_s, plain=plain)
+    groups = [dict(shapes)]
+    if calibration is not None:
+        groups = passes_of(loaded.model, shapes, loaded.vocab_size, plain=plain)
+    before = {} if calibration is None else _calibration_seconds(loaded.model, groups, calibration, token_s, plain=plain)
     after = {"held-out KL": _held_out_seconds(loaded, calibration, token_s), "reading back": FRESH_PROCESS_S}
-    statistics_bytes = 0 if calibration is None else _statistics_bytes(shapes, loaded.vocab_size, plain=plain)
+    statistics_bytes = 0
+    if calibration is not None:
+        largest = max(_squares(group, plain=plain) for group in groups)
+        blocks = len(blocks_of(loaded.model)) if len(groups) > 1 else 1
+        statistics_bytes = SUM_BYTES * largest + pass_bytes(shapes, loaded.vocab_size, blocks=max(1, blocks))
+    free = free_bytes()
+    limit_bytes = None if free is None else free + memory_of_process()
 
     def forecast(options: MethodOptions) -> Forecast:
         stages_s = before | options.forecast(shapes, token_s) | after
@@ -106,7 +124,8 @@ def plan_effort(
         weights = sum(O * I for O, I in shapes.values())
         learning_bytes = options.learning_bytes(_squares(shapes, plain=False), weights)
         peak_bytes = max(peak_of_process(), now_bytes + max(statistics_bytes, _rounding_bytes(shapes) + learning_bytes))
-        return Forecast(stages_s={name: round(seconds, 2) for name, seconds in stages_s.items()}, peak_bytes=peak_bytes)
+        rounded_s = {name: round(seconds, 2) for name, seconds in stages_s.items()}
+        return Forecast(stages_s=rounded_s, peak_bytes=peak_bytes, limit_bytes=limit_bytes, passes=len(groups))
 
     return _within_limit(options, forecast)
 
@@ -133,13 +152,20 @@ def changes(wanted: MethodOptions, chosen: MethodOptions) -> str:
 
 
 def _calibration_seconds(
-    model: nn.Module, shapes: Mapping[str, tuple[int, ...]], config: CalibrationConfig, token_s: float, *, plain: bool
+    model: nn.Module,
+    groups: Sequence[Mapping[str, tuple[int, ...]]],
+    config: CalibrationConfig,
+    token_s: float,
+    *,
+    plain: bool,
 ) -> dict[str, float]:
     """Return the seconds of sampling, where the model writes its own text, and of statistics."""
     tokens = config.tokens // config.seq_len * config.seq_len
     seconds = {"sampling": _sampling_seconds(model, config, token_s)} if config.source == "self" else {}
-    flop = tokens * _squares(shapes, plain=plain)  # half of a product: sums are symmetric
-    return seconds | {"statistics": BACKWARD * tokens * token_s + flop / _product_rate()}
+    flop = tokens * sum(_squares(group, plain=plain) for group in groups)  # half of a product: sums are symmetric
+    # every pass but the first runs backward through a part of the model: half of it, on average
+    passes = 1 + (len(groups) - 1) * (1 + BACKWARD) / 2 / BACKWARD
+    return seconds | {"statistics": passes * BACKWARD * tokens * token_s + flop / _product_rate()}
 
 
 def _held_out_seconds(loaded: LoadedModel, calibration: CalibrationConfig | None, token_s: float) -> float:
@@ -153,7 +179,7 @@ def _held_out_seconds(loaded: LoadedModel, calibration: CalibrationConfig | None
 
 def _squares(shapes: Mapping[str, tuple[int, ...]], *, plain: bool) -> int:
     """Return the entries of all matrices of sums: inputs with inputs, and outputs with outputs where those are kept."""
-    return sum((1 + plain) * I * I + O * O * (O <= FULL_ROWS) for O, I in shapes.values())
+    return sum(sum_entries(shape, plain=plain) for shape in shapes.values())
 
 
 def _sampling_seconds(model: nn.Module, config: CalibrationConfig, token_s: float) -> float:
@@ -185,13 +211,9 @@ def _product_rate() -> float:
     return 2 * PRODUCT[0] * PRODUCT[1] ** 2 / min(_seconds(lambda: x_TI.T @ x_TI) for _ in range(3))
 
 
-def _statistics_bytes(shapes: Mapping[str, tuple[int, ...]], vocab_size: int, *, plain: bool) -> int:
-    return SUM_BYTES * _squares(shapes, plain=plain) + 4 * LOGITS_COPIES * BATCH_TOKENS * vocab_size
-
-
 def _rounding_bytes(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the bytes of the triangular factors and of the weights on their way."""
-    return 2 * _squares(shapes, plain=False) + WEIGHT_BYTES * sum(O * I for O, I in shapes.values())
+    """Return the bytes of the weights on their way; triangular factors wait in a file."""
+    return WEIGHT_BYTES * sum(O * I for O, I in shapes.values())
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -208,7 +208,7 @@ def _plan(
 ) -> tuple[PackConfig, dict[str, Any]]:
     """Return the config with the effort that fits into the time limit, and the forecast; say both in a line each.
 
-    With a limit a resumed packing keeps its first choice, since that depends on how busy the machine was.
+    With a time limit a resumed packing keeps its first choice, since that depends on how busy the machine was.
     """
 
     def plan() -> dict[str, Any]:
@@ -223,6 +223,8 @@ def _plan(
         _log.info("to keep the time limit: %s", lighter)
     forecast = Forecast(**noted["forecast"])
     _log.info("%s", forecast.line())
+    if warning := forecast.warning():
+        _log.warning("%s", warning)
     return chosen, {**noted["forecast"], "total_s": round(forecast.total_s, 2)}
 
 

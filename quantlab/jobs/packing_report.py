@@ -56,6 +56,7 @@ def packing_report(
         keep=config.keep,
         bits=config.bits,
         priors=tuple(name for name in stats.priors if name in solution.points),
+        apart=tuple(name for name in stats.apart if name in solution.points),
         tensors=tuple(_tensor_report(size, solution) for size in solution.layout.tensors),
         passthrough=tuple({"name": t.name, "shape": list(t.shape), "dtype": t.dtype} for t in solution.layout.passthrough),
         producer=f"quantlab {__version__}",

@@ -15,23 +15,30 @@ from quantlab.text.huggingface_vocabulary import CONFIG_NAME, special_tokens_of
 from quantlab.text.huggingface_vocabulary import FILE_NAME as HUGGINGFACE_FILE
 from quantlab.text.tokenizer import FILE_NAMES as MAIN_NAMES
 from quantlab.text.tokenizer import Tokenizer
+from quantlab.text.vocabulary_files import has_vocabulary_files, tokenizer_json_of
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 
 
 def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """Return the files of the tokenizer in a folder, by name; none where there is neither tokenizer.json nor tokenizer.model.
+    """Return the files of the tokenizer in a folder, by name; none where there is no tokenizer.
+
+    A vocab.json and merges.txt become a tokenizer.json.
 
     Raises:
         DataError: a file cannot be read, or they have more bytes than an artifact may carry.
+        ConfigError: transformers, which reads vocab.json, is not installed.
     """
     found = [folder / name for name in FILE_NAMES if (folder / name).is_file()]
+    made = {}
     if not any(path.name in MAIN_NAMES for path in found):
-        return {}
+        if not has_vocabulary_files(folder):
+            return {}
+        made = {HUGGINGFACE_FILE: tokenizer_json_of(folder)}
     try:
-        if (total := sum(path.stat().st_size for path in found)) > MAX_FILE_BYTES:
+        if (total := sum(path.stat().st_size for path in found) + sum(map(len, made.values()))) > MAX_FILE_BYTES:
             raise DataError(f"the tokenizer in {folder} has {total:,} bytes, at most {MAX_FILE_BYTES:,} are read")
-        files = {path.name: path.read_bytes() for path in found}
+        files = made | {path.name: path.read_bytes() for path in found}
     except OSError as error:
         raise DataError(f"cannot read the tokenizer in {folder}: {error.strerror or error}") from error
     return {name: content for name, content in files.items() if content}

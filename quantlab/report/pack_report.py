@@ -108,6 +108,8 @@ class PackReport:
     """Most bits of the codes of tensors, by pattern of their names."""
     priors: tuple[str, ...] = ()
     """Matrices that the calibration never reached: they were rounded by the mean statistics of their siblings."""
+    apart: tuple[str, ...] = ()
+    """Matrices that the model multiplies by in parts, at different tokens: what the parts have in common was not measured."""
     tensors: tuple[TensorReport, ...] = ()
     passthrough: tuple[dict[str, Any], ...] = ()
     """Unquantized tensors: name, shape, stored dtype."""

@@ -12,7 +12,7 @@ from quantlab.report.comparison import Comparison, EqualBytes, EqualKL, FileRow,
 from quantlab.report.pack_report import PackReport
 
 TERMS = "terms: see the glossary (docs/glossary.md)"
-NAMED_PRIORS = 8
+NAMED_TENSORS = 8
 """Most matrices without statistics of their own that are named."""
 Cell = Callable[[FileRow], str]
 
@@ -199,7 +199,8 @@ def _summary(report: PackReport) -> list[str]:
         f"total {report.total_bytes:,} of {report.budget_bytes:,} bytes ({share:.2f} %), {report.bpw:.3f} bits per weight "
         f"over {report.n_params:,} parameters",
         f"quantized {100 * report.quantized_share:.2f} % of the weights; {len(report.passthrough)} tensors are unquantized",
-        *_priors_line(report),
+        *_named_line("never reached by the calibration, rounded by the mean of their siblings' statistics", report.priors),
+        *_named_line("multiplied in parts, rounded without what the parts have in common", report.apart),
         f"predicted KL {report.predicted_kl:.5f} nats per token ({report.method}); "
         "decoded again by a fresh process: equal",  # or packing would have failed
         *_measured_lines(report),
@@ -209,12 +210,13 @@ def _summary(report: PackReport) -> list[str]:
     ]
 
 
-def _priors_line(report: PackReport) -> list[str]:
-    if not report.priors:
+def _named_line(what: str, tensors: Sequence[str]) -> list[str]:
+    """Return a line that says something of some tensors and names the first of them; no line where there are none."""
+    if not tensors:
         return []
-    names = ", ".join(map(printable, report.priors[:NAMED_PRIORS]))
-    more = f" and {len(report.priors) - NAMED_PRIORS} more, all in the report" if len(report.priors) > NAMED_PRIORS else ""
-    return [f"never reached by the calibration, rounded by the mean of their siblings' statistics: {names}{more}"]
+    names = ", ".join(map(printable, tensors[:NAMED_TENSORS]))
+    more = f" and {len(tensors) - NAMED_TENSORS} more, all in the report" if len(tensors) > NAMED_TENSORS else ""
+    return [f"{what}: {names}{more}"]
 
 
 _SOURCES = {"self": "that the model wrote", "random": "at random"}

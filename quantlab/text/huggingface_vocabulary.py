@@ -4,7 +4,7 @@ Special tokens stand for no text: where a text contains the characters of one, t
 tokens stand for their characters.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,13 @@ class HuggingFaceVocabulary:
             ConfigError: the library tokenizers is not installed.
             DataError: the file is damaged, its bytes cannot be counted exactly (the reason is named), or it has no BOS.
         """
-        self.normalization = checked_normalization(content, name)
+        self.name = name
+        self.normalization = self._checked(content, name)
         self._engine = _engine(model_bytes, name)
         self._engine.encode_special_tokens = True  # a text that spells "</s>" has 4 bytes that must be counted
         self._engine.no_truncation()
         self._engine.no_padding()
-        self.piece_bytes, self._byte_ids = _bytes_of_ids(self._engine, name)
+        self.piece_bytes, self._byte_ids = self._bytes_of_ids(name)
         self.is_boundary_V = np.array([not piece for piece in self.piece_bytes], dtype=np.bool_)
         self.has_space_V = np.zeros(len(self.piece_bytes), dtype=np.bool_)
         found = next(
@@ -61,17 +62,39 @@ class HuggingFaceVocabulary:
         if not self.is_boundary_V[self.bos_id]:
             raise DataError(f"tokenizer {name}: BOS {self._engine.id_to_token(found)!r} also stands for text, must be special")
 
+    def _checked(self, content: dict[str, Any], name: str) -> str:
+        """Return what normalizes text, after checking that the bytes of the file's tokens can be counted."""
+        return checked_normalization(content, name)
+
+    def _bytes_of_ids(self, name: str) -> tuple[list[bytes], list[int | None]]:
+        """Return the bytes of text of each id, and the id of each single byte; None where it has no token."""
+        return _bytes_of_ids(self._engine, name)
+
     def encode(self, data: bytes) -> list[int]:
-        """Return the ids of raw bytes; bytes that are not valid UTF-8 become the tokens of single bytes."""
+        """Return the ids of raw bytes; bytes that are not valid UTF-8 become the tokens of single bytes.
+
+        Raises:
+            DataError: the vocabulary lacks the token of such a byte, or of a character of ASCII in the text.
+        """
         tokens: list[int] = []
-        for text, raw, is_raw in runs_of(data):
-            ids = [self._byte_ids[byte] for byte in raw] if is_raw else self._engine.encode(text, add_special_tokens=False).ids
-            tokens += ids
+        for text, raw, is_raw in runs_of(data, self._raw_characters):
+            tokens += self._ids_of_bytes(raw) if is_raw else self._engine.encode(text, add_special_tokens=False).ids
         return tokens
 
     def restore(self, data: bytes) -> bytes:
         """Return the bytes as they are."""
         return data
+
+    @property
+    def _raw_characters(self) -> str:
+        """Characters that the library would leave out, as part of a regular expression's set."""
+        return "".join(f"\\x{byte:02x}" for byte in range(128) if self._byte_ids[byte] is None)
+
+    def _ids_of_bytes(self, raw: bytes) -> list[int]:
+        ids = [self._byte_ids[byte] for byte in raw]
+        if None in ids:
+            raise DataError(f"tokenizer {self.name}: it has no token for the byte 0x{raw[ids.index(None)]:02x}")
+        return [id_ for id_ in ids if id_ is not None]
 
 
 def special_tokens_beside(path: Path) -> tuple[str, str]:
@@ -97,24 +120,27 @@ def checked_normalization(content: dict[str, Any], name: str) -> str:
     Raises:
         DataError: the bytes of its tokens cannot be counted exactly; the part and the reason are named.
     """
-    normalizers = list(_parts(content, "normalizer", "normalizers", name))
-    problems = [_model_problem(content.get("model"))]
+    normalizers = list(parts_of(content, "normalizer", "normalizers", name))
+    problems = [model_problem(content.get("model"))]
     problems += [f"normalizer {part['type']} changes text" for part in normalizers if part["type"] != "NFC"]
-    cutters = list(_parts(content, "pre_tokenizer", "pretokenizers", name))
-    problems += [_cutting_problem(part) for part in cutters]
+    cutters = list(parts_of(content, "pre_tokenizer", "pretokenizers", name))
+    problems += [cutting_problem(part) for part in cutters]
     byte_level = sum(part["type"] == "ByteLevel" for part in cutters)
     if byte_level != 1:
         problems.append(f"{byte_level} pre-tokenizers are ByteLevel, must be 1")
-    problems += [_added_problem(part) for part in _added_tokens(content, name)]
-    problem = next(filter(None, problems), None)
-    if problem:
-        has_fallback = isinstance(content.get("model"), dict) and content["model"].get("byte_fallback") is True
-        hint = "use the SentencePiece .model file that it was made from" if has_fallback else "use a byte-level BPE"
-        raise DataError(f"tokenizer {name}: its bytes cannot be counted exactly: {problem}", hint=hint)
+    problems += [added_problem(part) for part in added_tokens(content, name)]
+    refuse_first(problems, name, "use a byte-level BPE")
     return "NFC" if normalizers else ""
 
 
-def _model_problem(model: Any) -> str | None:
+def refuse_first(problems: Iterable[str | None], name: str, hint: str) -> None:
+    """Raise DataError with the first reason, if there is any, why the bytes of a tokenizer's tokens cannot be counted."""
+    if problem := next(filter(None, problems), None):
+        raise DataError(f"tokenizer {name}: its bytes cannot be counted exactly: {problem}", hint=hint)
+
+
+def model_problem(model: Any) -> str | None:
+    """Return why tokens of this model are not the text, or None."""
     if not isinstance(model, dict):
         return "it has no model"
     kind = model.get("type") or ("BPE" if "merges" in model else "of no type")  # early files leave the type out
@@ -128,7 +154,8 @@ def _model_problem(model: Any) -> str | None:
     return None
 
 
-def _cutting_problem(part: dict[str, Any]) -> str | None:
+def cutting_problem(part: dict[str, Any]) -> str | None:
+    """Return why a pre-tokenizer loses text, or None."""
     kind = part["type"]
     if kind not in KEEPING_TEXT:
         return f"pre-tokenizer {kind} may remove or change text"
@@ -139,14 +166,15 @@ def _cutting_problem(part: dict[str, Any]) -> str | None:
     return None
 
 
-def _added_problem(token: dict[str, Any]) -> str | None:
+def added_problem(token: dict[str, Any]) -> str | None:
+    """Return why an added token loses text, or None."""
     if token.get("special") is True:
         return None  # never found in a text
     strips = [key for key in ("lstrip", "rstrip") if token.get(key)]
     return f"added token {token.get('content')!r:.40} removes the spaces beside it ({strips[0]})" if strips else None
 
 
-def _parts(content: dict[str, Any], key: str, many: str, name: str) -> Iterator[dict[str, Any]]:
+def parts_of(content: dict[str, Any], key: str, many: str, name: str) -> Iterator[dict[str, Any]]:
     """Yield the parts of a component; a Sequence has its parts under the key `many`."""
     part = content.get(key)
     if part is None:
@@ -160,10 +188,11 @@ def _parts(content: dict[str, Any], key: str, many: str, name: str) -> Iterator[
     if not isinstance(inner, list):
         raise DataError(f"tokenizer {name}: {key} Sequence must have a list {many}")
     for one in inner:
-        yield from _parts({key: one}, key, many, name)
+        yield from parts_of({key: one}, key, many, name)
 
 
-def _added_tokens(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
+def added_tokens(content: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return the added tokens of a tokenizer.json. DataError unless they are a list of objects."""
     tokens = content.get("added_tokens") or []
     if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
         raise DataError(f"tokenizer {name}: added_tokens must be a list of objects")
@@ -207,15 +236,12 @@ def _engine(model_bytes: bytes, name: str) -> Any:
         raise DataError(f"tokenizer {name} is not a {FILE_NAME} that tokenizers can load: {str(error)[:200]}") from error
 
 
-def _bytes_of_ids(engine: Any, name: str) -> tuple[list[bytes], list[int]]:
-    """Return the bytes of text of each id, and the ids of the tokens of single bytes, in the order of the bytes."""
+def _bytes_of_ids(engine: Any, name: str) -> tuple[list[bytes], list[int | None]]:
+    """Return the bytes of text of each id, and the id of each single byte; None where it has no token."""
     ids: dict[str, int] = engine.get_vocab(with_added_tokens=False)
     added = engine.get_added_tokens_decoder()
-    largest = max([*ids.values(), *added], default=-1)
-    if not 0 <= largest < MAX_VOCAB:
-        raise DataError(f"tokenizer {name}: the largest id is {largest:,}, must be 0 to {MAX_VOCAB - 1:,}")
+    pieces = [b""] * size_of(ids, added, name)
     bytes_of = _bytes_of_characters()
-    pieces = [b""] * (largest + 1)
     for token, id_ in ids.items():
         # a token with another character, like the padding of some vocabularies, cannot come out of a text
         known = [bytes_of.get(character) for character in token]
@@ -223,10 +249,15 @@ def _bytes_of_ids(engine: Any, name: str) -> tuple[list[bytes], list[int]]:
     for id_, token in added.items():
         pieces[id_] = b"" if token.special else token.content.encode("utf-8")
     characters = {byte: character for character, byte in bytes_of.items()}
-    byte_ids = [ids.get(characters[byte]) for byte in range(256)]
-    if None in byte_ids:
-        raise DataError(f"tokenizer {name}: no token for the byte 0x{byte_ids.index(None):02x}, which would be lost")
-    return pieces, [id_ for id_ in byte_ids if id_ is not None]
+    return pieces, [ids.get(characters[byte]) for byte in range(256)]
+
+
+def size_of(ids: Mapping[str, int], added: Mapping[int, Any], name: str) -> int:
+    """Return the number of ids, up to the largest. DataError where that is beyond MAX_VOCAB."""
+    largest = max([*ids.values(), *added], default=-1)
+    if not 0 <= largest < MAX_VOCAB:
+        raise DataError(f"tokenizer {name}: the largest id is {largest:,}, must be 0 to {MAX_VOCAB - 1:,}")
+    return largest + 1
 
 
 def _bytes_of_characters() -> dict[str, int]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from quantlab.errors import ConfigError, DataError
 from quantlab.fields import parse_json
 from quantlab.files import read_regular
+from quantlab.text.byte_fallback_vocabulary import ByteFallbackVocabulary, has_byte_fallback
 from quantlab.text.byte_vocabulary import NAME as BYTE260
 from quantlab.text.byte_vocabulary import ByteVocabulary, byte260_file
 from quantlab.text.case_operators import OPERATORS, encode_case
@@ -27,6 +28,7 @@ from quantlab.text.huggingface_vocabulary import FILE_NAME as HUGGINGFACE_FILE
 from quantlab.text.huggingface_vocabulary import HuggingFaceVocabulary, special_tokens_beside
 from quantlab.text.sentencepiece_vocabulary import SPACE, SentencePieceVocabulary
 from quantlab.text.vocabulary import Vocabulary
+from quantlab.text.vocabulary_files import has_vocabulary_files, tokenizer_json_of
 
 MAX_TRAINED = 2**16
 """Largest vocabulary that is trained: its ids fit into the challenge's shards of uint16."""
@@ -99,9 +101,9 @@ class TokenBytes:
 class Tokenizer:
     """A tokenizer that encodes bytes, valid UTF-8 or not, and knows the bytes of text of each of its tokens.
 
-    It is a SentencePiece model, one with case operators (CaseOps), a Hugging Face tokenizer.json (byte-level BPE), or the
-    challenge's byte260. Where `normalization` is empty, decode(encode(x)) == x for all bytes that can be encoded. A tokenizer
-    that normalizes, like those of the challenge, with NFKC, loses what it normalizes.
+    It is a SentencePiece model, one with case operators (CaseOps), a Hugging Face tokenizer.json (byte-level BPE, or BPE with
+    byte fallback), or the challenge's byte260. Where `normalization` is empty, decode(encode(x)) == x for all bytes that can be
+    encoded. A tokenizer that normalizes, like those of the challenge, with NFKC, loses what it normalizes.
     """
 
     def __init__(self, model_bytes: bytes, *, name: str = "tokenizer", bos: str = "", eos: str = "") -> None:
@@ -126,8 +128,8 @@ class Tokenizer:
     def load(cls, path: str | Path) -> "Tokenizer":
         """Read a tokenizer's file, or that in a folder; the name byte260 stands for the challenge's byte tokenizer.
 
-        In a folder tokenizer.model is preferred to tokenizer.json. BOS and EOS of a tokenizer.json are those of
-        tokenizer_config.json beside it, where there is one.
+        In a folder tokenizer.model is preferred to tokenizer.json, and that to vocab.json and merges.txt. BOS and EOS of these
+        are those of tokenizer_config.json beside them, where there is one.
 
         Raises:
             ConfigError: the package that reads this kind is not installed.
@@ -138,6 +140,9 @@ class Tokenizer:
         path = Path(path)
         if path.is_dir():
             found = tokenizer_file(path)
+            if found is None and has_vocabulary_files(path):
+                bos, eos = special_tokens_beside(path / HUGGINGFACE_FILE)
+                return cls(tokenizer_json_of(path), name=str(path), bos=bos, eos=eos)
             if found is None:
                 raise DataError(f"folder {path} has no tokenizer: neither {' nor '.join(FILE_NAMES)}")
             path = found
@@ -333,7 +338,8 @@ def _read_vocabulary(model_bytes: bytes, name: str, bos: str, eos: str) -> Vocab
     if content.get("tokenizer_type") == "pure_byte":
         return ByteVocabulary(content, name=name)
     if "model" in content:
-        return HuggingFaceVocabulary(content, model_bytes, name=name, bos=bos, eos=eos)
+        kind = ByteFallbackVocabulary if has_byte_fallback(content, name) else HuggingFaceVocabulary
+        return kind(content, model_bytes, name=name, bos=bos, eos=eos)
     raise DataError(f"tokenizer {name}: its JSON is neither a {HUGGINGFACE_FILE} nor the challenge's byte tokenizer")
 
 

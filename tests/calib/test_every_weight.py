@@ -50,7 +50,6 @@ WAYS = {
     "a transposed copy": lambda x, w: (x.double() @ w.T.contiguous().double()).float(),
     "row by row": lambda x, w: torch.stack([torch.mv(x.reshape(-1, D), row).view(x.shape[:2]) for row in w], -1),
 }
-PARTIAL = ("two halves of the rows", "two halves of the columns", "row by row")
 
 
 def block(way, shape=(M, D)):
@@ -68,22 +67,44 @@ def test_a_product_is_measured_in_any_form(way):
     stats = measure(block(WAYS[way]), {"w": (M, D)})
     (found,), (known,) = stats.fisher_uses("w"), wanted.fisher_uses("w")
     tolerance = {"rtol": 1e-3, "atol": 1e-6}  # float32 sums in another order
-    if way not in PARTIAL:
-        torch.testing.assert_close(found.H_II, known.H_II, **tolerance)
-        torch.testing.assert_close(found.g_O, known.g_O, **tolerance)
-    elif way == "two halves of the columns":  # what the halves have in common is not seen
-        torch.testing.assert_close(found.H_II[:2, :2] / found.H_II[0, 0], known.H_II[:2, :2] / known.H_II[0, 0], **tolerance)
-        assert not found.H_II[:2, 2:].any()
-    else:
-        torch.testing.assert_close(found.H_II / found.H_II.trace(), known.H_II / known.H_II.trace(), **tolerance)
-        half = M // 2 if way.endswith("rows") else 1
-        torch.testing.assert_close(
-            found.g_O[:half, :half] / found.g_O.trace(), known.g_O[:half, :half] / known.g_O.trace(), **tolerance
-        )
-        assert not found.g_O[:half, half:].any()
+    torch.testing.assert_close(found.H_II, known.H_II, **tolerance)
+    torch.testing.assert_close(found.g_O, known.g_O, **tolerance)
+    assert stats.apart == ()
     (found,), (known,) = stats.uses("w"), wanted.uses("w")
     torch.testing.assert_close(found.g_O, known.g_O, **tolerance)
-    torch.testing.assert_close(found.H_II.diagonal(), known.H_II.diagonal(), **tolerance)
+    torch.testing.assert_close(found.H_II, known.H_II, **tolerance)
+
+
+def test_parts_that_meet_other_gradients_are_counted_each_and_named(tmp_path):
+    """Between the halves lies a function: what they have in common has no Kronecker factors."""
+    stats = measure(block(lambda x, w: torch.tanh(x[..., :2] @ w[:, :2].T) + x[..., 2:] @ w[:, 2:].T), {"w": (M, D)})
+    assert stats.apart == ("w",)
+    (use,) = stats.fisher_uses("w")
+    assert use.H_II[:2, :2].any() and use.H_II[2:, 2:].any() and not use.H_II[:2, 2:].any()
+    write_statistics(tmp_path / "s", stats)
+    assert read_statistics(tmp_path / "s").apart == ("w",)
+
+
+def test_a_part_that_is_never_used_has_no_statistics_beside_those_of_the_others():
+    stats = measure(block(lambda x, w: F.pad(x @ w[:2].T, (0, 2))), {"w": (M, D)})
+    (use,) = stats.fisher_uses("w")
+    assert stats.apart == ("w",) and use.g_O[:2, :2].any() and not use.g_O[2:].any()
+
+
+def test_the_parts_of_two_uses_do_not_mix():
+    """Both halves of the columns, twice: by what they add to, each finds its own."""
+
+    def twice(x, w):
+        halves = [x[..., :2] @ w[:, :2].T, torch.tanh(x)[..., :2] @ w[:, :2].T]
+        halves += [torch.tanh(x)[..., 2:] @ w[:, 2:].T, x[..., 2:] @ w[:, 2:].T]
+        return torch.tanh(halves[0] + halves[3]) - halves[1] - halves[2]
+
+    stats = measure(block(twice), {"w": (M, D)})
+    wanted = measure(block(lambda x, w: torch.tanh(F.linear(x, w)) - F.linear(torch.tanh(x), w)), {"w": (M, D)})
+    (found,), (known,) = stats.fisher_uses("w"), wanted.fisher_uses("w")
+    torch.testing.assert_close(found.H_II, known.H_II, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found.g_O, known.g_O, rtol=1e-3, atol=1e-6)
+    assert stats.apart == ()
 
 
 @pytest.mark.parametrize(
@@ -200,6 +221,68 @@ def test_a_kernel_is_a_matrix_of_patches(groups, padding):
         (found,), (known,) = getattr(stats, kind)("conv.weight"), getattr(wanted, kind)("conv.weight")
         torch.testing.assert_close(found.H_II, known.H_II, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(found.g_O, known.g_O, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"), [((3, 2), 1, 0, 1), ((2, 2), 2, 1, 1), (3, 1, "same", (2, 1))]
+)
+def test_a_kernel_in_two_dimensions_is_a_matrix_of_patches(groups, kernel, stride, padding, dilation):
+    """Statistics of a convolution are those of a linear layer on patches that F.unfold cuts out."""
+    images = torch.randn(len(IDS), 2 * groups, 7, 7, generator=torch.Generator().manual_seed(1))
+    options = {"stride": stride, "dilation": dilation}
+
+    class Seeing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(2 * groups, M, kernel, padding=padding, groups=groups, bias=False, **options)
+            self.head = nn.Linear(M, 12, bias=False)
+
+        def seen(self, x):
+            return self.conv(x)
+
+        def forward(self, ids):
+            x = images[:1].expand(len(ids), -1, -1, -1) * (1 + ids[:, :1, None, None] / 12)
+            return self.head(torch.tanh(self.seen(x)).flatten(2).transpose(1, 2)[:, : ids.shape[1]])
+
+    class Unfolded(Seeing):
+        def seen(self, x):
+            sizes = self.conv.kernel_size
+            before = [
+                d * (k - 1) // 2 if padding == "same" else padding for k, d in zip(sizes, self.conv.dilation, strict=True)
+            ]
+            patches = F.unfold(x, sizes, padding=before, **options).transpose(1, 2)
+            parts = patches.chunk(groups, -1)
+            rows = self.conv.weight.flatten(1).chunk(groups)
+            out = torch.cat([F.linear(part, row) for part, row in zip(parts, rows, strict=True)], -1)
+            ends = [2 * n - d * (k - 1) - 1 for n, k, d in zip(before, sizes, self.conv.dilation, strict=True)]
+            return out.transpose(1, 2).unflatten(2, [(7 + end) // stride + 1 for end in ends])
+
+    shape = (M, 2 * Seeing().conv.kernel_size[0] * Seeing().conv.kernel_size[1])
+    ids = IDS[:, :4]
+    with torch.no_grad():
+        torch.testing.assert_close(Seeing()(ids), Unfolded()(ids))
+    stats, wanted = (measure(model, {"conv.weight": shape}, ids) for model in (Seeing(), Unfolded()))
+    for kind in ("uses", "fisher_uses"):
+        (found,), (known,) = getattr(stats, kind)("conv.weight"), getattr(wanted, kind)("conv.weight")
+        torch.testing.assert_close(found.H_II, known.H_II, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(found.g_O, known.g_O, rtol=1e-3, atol=1e-6)
+
+
+def test_kernels_that_are_no_matrix_of_patches_are_named():
+    class Turned(Block):
+        shape = (1,)
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.ConvTranspose1d(D, M, 3, padding=1, bias=False)
+
+        def middle(self, x):
+            return self.conv(x.transpose(1, 2)).transpose(1, 2)
+
+    with pytest.raises(StatisticsError, match=r"tensor conv\.weight: its use in conv_transpose1d cannot be measured"):
+        measure(Turned(), {f"conv.weight.{k}": (M, 3) for k in range(D)})
 
 
 def test_rows_are_looked_up_in_any_form():

@@ -1,7 +1,9 @@
 """The file of statistics: read on demand, and every damage is one line."""
 
 import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,8 +83,8 @@ def damages() -> Iterator[tuple[str, object, str]]:
     yield "fisher.H.c", torch.zeros(6), r"hold an unknown tensor fisher\.H\.c"
     yield "other", torch.zeros(6), "hold an unknown tensor other"
     yield "fisher.g.a", None, r"have fisher\.H\.a but no fisher\.g\.a"
-    yield "ids", torch.zeros(3).int(), r"ids are torch\.int32 \[3\], not int32 \[N, T\]"
-    yield "ids", None, "cannot read statistics"
+    yield "ids", torch.zeros(3).int(), r"ids are I32 \[3\], not I32 \[N, T\]"
+    yield "ids", None, "ids are absent"
 
 
 @pytest.mark.parametrize(("key", "tensor", "message"), [*damages()])
@@ -129,6 +131,28 @@ def test_values_that_are_not_finite_are_named_when_they_are_read(tmp_path):
     assert back.fishers["a"].g_O.shape == (2, 2)
     with pytest.raises(StatisticsError, match="tensor a: its Hessian is not finite"):
         back.products["a"]
+
+
+def test_a_file_that_is_cut_off_while_it_is_open_is_one_line(tmp_path):
+    path = tmp_path / "s"
+    write_statistics(path, statistics())
+    back = read_statistics(path)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 30)  # the sequences have 24 bytes, the last diagonal ends before them
+    assert back.fishers["a"].H_II.shape == (3, 3)
+    with pytest.raises(
+        StatisticsError, match=r"cannot read statistics .*: it has become shorter, tensor fisher\.g\.b is cut off"
+    ):
+        back.fishers["b"]
+
+
+def test_an_open_file_takes_no_address_space(tmp_path):
+    """The limit of `ulimit -v` counts mappings: statistics that exceed it must be readable."""
+    path = tmp_path / "s"
+    write_statistics(path, statistics())
+    back = read_statistics(path)
+    assert back.fishers["a"].H_II.shape == (3, 3)
+    assert sys.platform != "linux" or str(path) not in Path("/proc/self/maps").read_text()
 
 
 def test_a_truncated_file_is_refused(tmp_path):

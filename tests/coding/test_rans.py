@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -306,6 +307,19 @@ def test_arguments_are_left_alone_and_writing_twice_gives_the_same_bytes():
     for decode in (rans.decode, rans_numba.decode):
         first = decode(stream, contexts, sets, 4)
         assert equal(first, decode(stream, contexts, sets, 4)) and equal(codes, before)
+
+
+def test_writing_takes_memory_for_one_matrix():
+    rng = np.random.default_rng(0)
+    made = [random_codes(rng, (128, 1024), 8, "path") for _ in range(24)]
+    codes, contexts = [code for code, _ in made], [context for _, context in made]
+    sets = [fitted(codes, contexts)]
+    rans_numba.encode(codes[:1], contexts[:1], sets, 64)  # compiles
+    tracemalloc.start()
+    stream = rans_numba.encode(codes, contexts, sets, 64)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * len(stream) + 30 * codes[0].size  # all of them: 24 * 10 bytes a weight of one, and more
 
 
 def test_strided_and_read_only_arrays_are_accepted():

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from quantlab.array_file import ArrayFile
 from quantlab.calib.fisher import Use
 from quantlab.errors import StatisticsError
-from quantlab.methods.trellis.factors import COLUMN_DAMPING, ROW_DAMPING, Panels, factors, row_sensitivity
+from quantlab.methods.trellis.factors import COLUMN_DAMPING, ROW_DAMPING, Panels, factors, row_sensitivity, stored
 
 
 def spd(n, seed=0):
@@ -44,6 +45,20 @@ def test_panels_hold_a_triangle_and_nothing_else(n):
     panels = Panels.of(full)
     assert np.array_equal(panels.triangle(), np.triu(full, 1))
     assert np.count_nonzero(panels.far) + np.count_nonzero(panels.near_DN) == n * (n - 1) // 2
+
+
+@pytest.mark.parametrize("has_rows", [True, False])
+def test_factors_in_a_file_are_read_as_they_were(has_rows, tmp_path):
+    parts, file = factors("w", (Use(spd(70), spd(40)),), row_feedback=has_rows), ArrayFile(tmp_path)
+    other = stored(factors("v", (Use(spd(33), spd(5)),)), file)
+    read = stored(parts, file)
+    for _ in range(2):
+        found = read()
+        assert np.array_equal(found.columns.triangle(), parts.columns.triangle()) and found.columns.n == 70
+        assert (found.rows is None) == (parts.rows is None) == (not has_rows)
+        assert found.rows is None or np.array_equal(found.rows.triangle(), parts.rows.triangle())
+        assert torch.equal(found.d_I, parts.d_I) and torch.equal(found.d_O, parts.d_O)
+    assert other().columns.n == 33 and found.columns.far is not read().columns.far  # nothing is kept in memory
 
 
 def test_without_correlation_there_is_no_feedback():

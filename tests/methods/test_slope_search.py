@@ -86,6 +86,15 @@ def test_18_kb_are_used_to_a_few_bytes(solved):
     assert 0 <= 18_000 - len(solved[1]) <= 0.001 * 18_000
 
 
+def test_a_file_that_grew_beyond_its_budget_is_settled_anew():
+    """Tuned tensors may code to more bytes than the room that was left for them."""
+    planner = SlopePlanner(rounders(), WIDTHS, assemble)
+    c, _ = planner.approach(18_000)
+    _, payloads = planner.settle(18_000, c)
+    file, payloads = planner.refill(17_700, payloads, c)
+    assert 0 <= 17_700 - len(file) <= 0.002 * 17_700 and file.data == assemble(payloads).data
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_run_gives_the_same_file_whatever_the_number_of_workers(solved, workers, monkeypatch):
     monkeypatch.setattr("quantlab.methods.workers.processors", lambda: workers)

@@ -10,16 +10,16 @@ Legend: O rows (outputs), I columns (inputs), N either of them, B edge of a bloc
 diagonals of D_G and D_H.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quantlab.array_file import ArrayFile
 from quantlab.calib.fisher import Use, column_hessian
-from quantlab.calib.triangle import mapped_zeros
 from quantlab.errors import StatisticsError
 from quantlab.format_rules import PATH_BLOCK
 
@@ -46,17 +46,13 @@ class Panels:
     """Shares within a block: [distance k - i, i], 0 where k is in another block; float32 [B, n rounded up]."""
 
     @classmethod
-    def of(cls, triangle_NN: NDArray[np.float32], scratch: Path | None = None) -> "Panels":
-        """Return the panels of a triangle; what stands on and below the diagonal is not read.
-
-        Args:
-            scratch: folder of a nameless file that holds `far`; None keeps it in memory.
-        """
+    def of(cls, triangle_NN: NDArray[np.float32]) -> "Panels":
+        """Return the panels of a triangle; what stands on and below the diagonal is not read."""
         n, B = len(triangle_NN), PATH_BLOCK
         size = -(-n // B) * B
         padded = np.zeros((size, size + B), np.float32)
         padded[:n, :n] = triangle_NN
-        far = mapped_zeros(size * (size - B) // 2 if n else 0, torch.float32, scratch).numpy()
+        far = np.zeros(size * (size - B) // 2 if n else 0, np.float32)
         parts = np.split(far, np.cumsum([B * (size - at - B) for at in range(0, size, B)]))
         for at, part in zip(range(0, size, B), parts, strict=False):
             part[:] = padded[at : at + B, at + B : size].T.ravel()
@@ -91,26 +87,39 @@ class Factors:
     """Square root of each row's sensitivity that is left after feedback, float64 [O]."""
 
 
-def factors(name: str, uses: tuple[Use, ...], *, row_feedback: bool = True, scratch: Path | None = None) -> Factors:
+def factors(name: str, uses: tuple[Use, ...], *, row_feedback: bool = True) -> Factors:
     """Return the factors of both sides, computed in float64.
 
     Args:
         name: name of the tensor, for the error.
         uses: every way in which the model uses the matrix; with several, or with a diagonal G, rows get no feedback.
         row_feedback: False leaves out feedback between rows.
-        scratch: folder of nameless files that hold the triangles; None keeps them in memory.
     Raises:
         StatisticsError: a side is zero, not finite, or not positive definite after damping.
     """
     if not all(bool(torch.isfinite(use.g_O).all()) and float(use.diagonal_O.mean()) > 0 for use in uses):
         raise StatisticsError(f"tensor {name}: its output gradient is zero or not finite")
-    columns, d_I = _factor(name, "Hessian", damped(column_hessian(uses), COLUMN_DAMPING), scratch)
+    columns, d_I = _factor(name, "Hessian", damped(column_hessian(uses), COLUMN_DAMPING))
     if row_feedback and len(uses) == 1 and uses[0].g_O.ndim == 2:
         G_OO = uses[0].g_O.double()
         shrunk = G_OO * (1 - ROW_DAMPING)
-        rows, d_O = _factor(name, "output gradient", damped(shrunk, ROW_DAMPING / (1 - ROW_DAMPING)), scratch)
+        rows, d_O = _factor(name, "output gradient", damped(shrunk, ROW_DAMPING / (1 - ROW_DAMPING)))
         return Factors(columns, rows, d_I, d_O)
     return Factors(columns, None, d_I, row_sensitivity(uses).sqrt())
+
+
+def stored(parts: Factors, file: ArrayFile) -> Callable[[], Factors]:
+    """Put what is large of some factors into a file, and return a function that reads them. QuantlabError for a full disk."""
+    columns, rows = parts.columns, parts.rows
+    far_columns, far_rows = file.put(columns.far), None if rows is None else file.put(rows.far)
+    empty = np.zeros(0, np.float32)
+    rest = replace(parts, columns=replace(columns, far=empty), rows=None if rows is None else replace(rows, far=empty))
+
+    def read() -> Factors:
+        whole = replace(rest, columns=replace(rest.columns, far=far_columns()))
+        return whole if rest.rows is None or far_rows is None else replace(whole, rows=replace(rest.rows, far=far_rows()))
+
+    return read
 
 
 def row_sensitivity(uses: tuple[Use, ...]) -> Tensor:
@@ -131,7 +140,7 @@ def damped(matrix_NN: Tensor, share: float) -> Tensor:
     return result
 
 
-def _factor(name: str, side: str, matrix: Tensor, scratch: Path | None) -> tuple[Panels, Tensor]:
+def _factor(name: str, side: str, matrix: Tensor) -> tuple[Panels, Tensor]:
     """Return Uᵀ and the diagonal d of the lower Cholesky factor (1 + U) diag(d)."""
     if not matrix.diagonal().mean() > 0:
         raise StatisticsError(f"tensor {name}: its {side} is zero or not finite")
@@ -139,4 +148,4 @@ def _factor(name: str, side: str, matrix: Tensor, scratch: Path | None) -> tuple
     if info.item():
         raise StatisticsError(f"tensor {name}: its damped {side} is not positive definite (minor {info.item()})")
     d = lower.diagonal().clone()
-    return Panels.of((lower / d).mT.float().numpy(), scratch), d
+    return Panels.of((lower / d).mT.float().numpy()), d

@@ -4,20 +4,22 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quantlab.array_file import ArrayFile
 from quantlab.artifact.manifest import TrellisTensor
 from quantlab.artifact.shaped_grid import context_of, values_of, weights_of
 from quantlab.artifact.writer import TrellisPayload
 from quantlab.calib.fisher import Use, predicted_kl
 from quantlab.format_rules import LOG_STEPS, code_limit
 from quantlab.methods.trellis import TrellisOptions
-from quantlab.methods.trellis.factors import factors
+from quantlab.methods.trellis.factors import Factors, factors, stored
 from quantlab.methods.trellis.feedback import Rates, round_with_feedback
 from quantlab.methods.trellis.scale_classes import ScaleClasses, fit_classes, stored_classes
 from quantlab.methods.trellis.shape import ScaledGrid, StepScales
@@ -42,18 +44,25 @@ class Rounder:
         uses: returns every way in which the model uses the matrix; called where they are needed, and none is kept.
         options: `states`, `row_scales`, `column_scales` and `row_feedback` are used.
         bits: width of the codes.
-        scratch: folder of nameless files that hold the factors; None keeps them in memory.
+        file: holds the factors while nothing is rounded; None keeps them in memory.
     """
 
     def __init__(
-        self, name: str, w_OI: Tensor, uses: GetUses, options: TrellisOptions, bits: int, scratch: Path | None = None
+        self, name: str, w_OI: Tensor, uses: GetUses, options: TrellisOptions, bits: int, file: ArrayFile | None = None
     ) -> None:
         self.name, self.uses, self.options, self.bits = name, uses, options, bits
         self.w_OI = w_OI.float().contiguous().numpy()
         self.target_OI = self.w_OI
         """What is rounded, float32 [O, I]: the weights, unless others took their place after other tensors were rounded."""
-        self.parts = factors(name, uses(), row_feedback=options.row_feedback, scratch=scratch)
-        self.scales = StepScales(w_OI, self.parts, rows=options.row_scales, columns=options.column_scales)
+        parts = factors(name, uses(), row_feedback=options.row_feedback)
+        self.paths: Literal["blocks", "columns"] = "columns" if parts.rows is None else "blocks"
+        self.scales = StepScales(w_OI, parts, rows=options.row_scales, columns=options.column_scales)
+        self._parts = partial(_itself, parts) if file is None else stored(parts, file)
+
+    @property
+    def parts(self) -> Factors:
+        """Factors of both sides, which are read anew from their file each time."""
+        return self._parts()
 
     def level(self, step_scale: float) -> int:
         """Return the log-step index at which steps are step_scale / (d_O · d_I), within FINEST and COARSEST."""
@@ -95,7 +104,7 @@ class Rounder:
             bits=self.bits,
             level=grid.level,
             states=self.options.states,
-            paths="columns" if self.parts.rows is None else "blocks",
+            paths=self.paths,
             classes=classes.base,
             tables=0,
         )
@@ -113,6 +122,10 @@ class Rounder:
     def target_key(self) -> bytes:
         """Return what tells the target from others; nothing for the weights themselves."""
         return b"" if self.target_OI is self.w_OI else hashlib.sha256(self.target_OI.data).digest()
+
+
+def _itself(parts: Factors) -> Factors:
+    return parts
 
 
 def weights(payload: TrellisPayload) -> NDArray[np.float32]:

@@ -286,8 +286,9 @@ class SlopePlanner:
                 slack = budget_bytes - len(file)
                 if slack >= 0:
                     return self._fill(pool, FittingFile(slack, file, levels))
-                levels = tuple(self._moved(levels, self.free, -slack))
-                payloads = self._at(pool, levels)
+                if self.free:  # otherwise all tensors are settled anew
+                    levels = tuple(self._moved(levels, self.free, -slack))
+                    payloads = self._at(pool, levels)
         return self.settle(budget_bytes, c)
 
     def _moved(self, levels: Sequence[int], tensors: Collection[int], saved_bytes: int) -> Iterator[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantlab.array_file import ArrayFile
 from quantlab.artifact.writer import EncodedArtifact, TrellisPayload, passthrough_payload
 from quantlab.methods.method import Estimate, Problem, Solution
 from quantlab.methods.trellis import TrellisOptions
@@ -30,6 +31,7 @@ class TrellisSolver:
     def __init__(self, problem: Problem, options: TrellisOptions) -> None:
         self.problem, self.options = problem, options
         self.passthrough = dict(problem.passthrough)
+        self._file = None if problem.scratch is None else ArrayFile(problem.scratch)
         with worker_pool() as pool:
             self.rounders = list(pool.map(self._rounder, problem.matrices.items()))
         self.planner = SlopePlanner(self.rounders, options.widths, self._assemble, problem.progress, problem.memo.codes)
@@ -37,7 +39,7 @@ class TrellisSolver:
     def _rounder(self, item: tuple[str, Tensor]) -> Rounder:
         (name, w_OI), uses = item, self.problem.statistics.fisher_uses
         bits = max(self.options.capped(self.problem.bits.get(name)))
-        return Rounder(name, w_OI, partial(uses, name), self.options, bits, self.problem.scratch)
+        return Rounder(name, w_OI, partial(uses, name), self.options, bits, self._file)
 
     def _assemble(self, coded: Sequence[TrellisPayload], *, draft: bool = False) -> EncodedArtifact:
         return self.problem.encode([*coded, *self.passthrough.values()], draft=draft)
