@@ -4,7 +4,7 @@ import pytest
 
 import quantlab
 from quantlab.errors import BudgetError, ConfigError
-from quantlab.jobs.estimate import parse_sizes, sensitivity
+from quantlab.jobs.estimate import TUNED, parse_sizes, sensitivity
 from quantlab.models.loading import load
 
 CALIB = {"calib_tokens": 2048, "calib_seq_len": 64}
@@ -21,10 +21,18 @@ def test_estimates_are_near_what_packing_then_gives(toy_checkpoint, stats, tmp_p
     assert [point.total_bytes for point in found.points] == budgets
     for point in found.points:
         output = tmp_path / f"{point.total_bytes}.qlab"
-        report = quantlab.pack(toy_checkpoint, budget=point.total_bytes, output=output, stats=stats, tune=False)
+        report = quantlab.pack(toy_checkpoint, budget=point.total_bytes, output=output, stats=stats, seed=0)
         assert point.predicted_kl == pytest.approx(report.predicted_kl, rel=0.25)
-        assert point.low < point.predicted_kl < point.high
+        assert point.kl == pytest.approx(report.measured.kl, rel=0.25)
+        assert point.low < point.kl < point.high
     assert list(tmp_path.glob("*.stats*")) == []
+
+
+def test_a_packing_that_does_not_tune_is_not_forecast_to(toy_checkpoint, stats):
+    plain, tuned = (
+        quantlab.estimate(toy_checkpoint, budgets=[50_000], stats=stats, tune=tune).points[0] for tune in (False, True)
+    )
+    assert tuned.kl == pytest.approx(TUNED * plain.kl) and tuned.predicted_kl == plain.predicted_kl
 
 
 def test_an_estimate_below_the_smallest_file_is_refused_with_its_size(toy_checkpoint, stats):
