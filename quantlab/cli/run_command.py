@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quantlab.pipeline.execute import CellPlan
     from quantlab.pipeline.read import Cell
     from quantlab.pipeline.result import Clock, Result
+    from quantlab.progress import Progress
     from quantlab.runs.recording import Recorder
 
 
@@ -59,8 +60,9 @@ def run(
         if dry_run:
             plans = plan_pipeline(cells, root, start, progress)
         else:
-            recording = lambda cell: _recorded(recorder, pipeline, root, cell)  # noqa: E731
-            results = run_pipeline(cells, root, start=start, progress=progress, note=note, recording=recording)
+            watched = _Watched(progress)
+            recording = lambda cell: _recorded(recorder, pipeline, root, cell, watched)  # noqa: E731
+            results = run_pipeline(cells, root, start=start, progress=watched, note=note, recording=recording)
     if dry_run:
         _print_plan(plans, root, as_json)
     else:
@@ -87,8 +89,21 @@ def _print_results(results: "Sequence[Result]", root: Path, as_json: bool) -> No
         raise (BudgetError if late else QuantlabError)(name + first.problems[0])
 
 
+class _Watched:
+    """A progress that is kept in the folder of the run that is recorded now."""
+
+    def __init__(self, show: "Progress") -> None:
+        self.show = self.now = show
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show and keep that `done` of `total` units of `stage` are finished."""
+        self.now(stage, done, total, note)
+
+
 @contextmanager
-def _recorded(recorder: "Recorder", pipeline: Path, root: Path, cell: "Cell") -> "Iterator[Callable[[Result], None]]":
+def _recorded(
+    recorder: "Recorder", pipeline: Path, root: Path, cell: "Cell", watched: _Watched
+) -> "Iterator[Callable[[Result], None]]":
     """Record the work on one cell as a run."""
     from quantlab.runs.run_record import Checkpoint, packing_of
 
@@ -111,7 +126,11 @@ def _recorded(recorder: "Recorder", pipeline: Path, root: Path, cell: "Cell") ->
                 files=[path for path in result.files if path.suffix in (".json", ".txt", ".html")],
             )
 
-        yield keep
+        watched.now = writer.watched(watched.show)
+        try:
+            yield keep
+        finally:
+            watched.now = watched.show
 
 
 def _plan_dict(plans: "Sequence[CellPlan]") -> list[dict[str, Any]]:
