@@ -43,19 +43,26 @@ class TokenizedData:
     """Validation tokens; None without validation text."""
 
 
-def load_data(config: DataConfig, vocab_size: int, seed: int) -> TokenizedData:
+PREPARING = "prepare text"
+"""The stage that reads text: documents, tokenizer, training tokens, validation tokens."""
+PREPARING_STEPS = 4
+
+
+def load_data(config: DataConfig, vocab_size: int, seed: int, progress: Progress = silent) -> TokenizedData:
     """Read or train the tokenizer, then read the tokens; `vocab_size` is the model's.
 
     Raises:
         DataError: a file is missing or damaged, or the tokenizer has another vocabulary than the model.
     """
     if config.train == "stdlib":
-        data = _stdlib_data(config, vocab_size, seed)
+        data = _stdlib_data(config, vocab_size, seed, progress)
         return replace(data, val=_read(config.val, data.tokenizer)) if config.val else data
     tokenizer = Tokenizer.load(config.tokenizer)
     tokenizer.check_vocab(vocab_size)
     kind, _, path = config.train.partition(":")
+    progress(PREPARING, 2, PREPARING_STEPS, "validation tokens")
     val = _read(config.val, tokenizer) if config.val else None
+    progress(PREPARING, 3, PREPARING_STEPS, "training tokens")
     train = open_shards(path) if kind == "tokens" else _read(config.train, tokenizer)  # shards stay on disk
     return TokenizedData(tokenizer, train, val)
 
@@ -66,16 +73,20 @@ def _read(source: str, tokenizer: Tokenizer) -> NDArray[Any]:
     return tokens
 
 
-def _stdlib_data(config: DataConfig, vocab_size: int, seed: int) -> TokenizedData:
+def _stdlib_data(config: DataConfig, vocab_size: int, seed: int, progress: Progress) -> TokenizedData:
     documents = shuffled(stdlib_documents(), seed=seed)
     train = [d.text for d in documents if d.split == "train"]
     val = [d.text for d in documents if d.split == "val"]
+    progress(PREPARING, 1, PREPARING_STEPS, "tokenizer")
     if config.tokenizer:
         tokenizer = Tokenizer.load(config.tokenizer)
     else:
         tokenizer = Tokenizer(train_tokenizer(train, vocab_size=vocab_size))
     tokenizer.check_vocab(vocab_size)
-    return TokenizedData(tokenizer, tokenizer.encode_documents(train), tokenizer.encode_documents(val))
+    progress(PREPARING, 2, PREPARING_STEPS, "training tokens")
+    train_tokens = tokenizer.encode_documents(train)
+    progress(PREPARING, 3, PREPARING_STEPS, "validation tokens")
+    return TokenizedData(tokenizer, train_tokens, tokenizer.encode_documents(val))
 
 
 VAL_NAME = "val_000000.bin"
@@ -121,15 +132,15 @@ def _train(
     progress: Progress,
 ) -> TrainResult:
     if world.is_main:
-        progress("prepare text", 0, 1)
-    tokenized = load_data(data, config.model.vocab_size, config.seed)
+        progress(PREPARING, 0, PREPARING_STEPS, "documents")
+    tokenized = load_data(data, config.model.vocab_size, config.seed, progress if world.is_main else silent)
     _check_bos(config, tokenized)
     log = TrainingLog(out, is_main=world.is_main, resume=resume, tensorboard=tensorboard)
     if world.is_main:
         write_whole(out / TOKENIZER_NAME, tokenized.tokenizer.standalone_file())
         if tokenized.val is not None and data.train == "stdlib" and not data.val:
             write_shard(out / VAL_NAME, tokenized.val)
-        progress("prepare text", 1, 1)
+        progress(PREPARING, PREPARING_STEPS, PREPARING_STEPS)
     provenance = _provenance(config, tokenized) if world.is_main else Provenance()
 
     def show(record: StepRecord) -> None:
