@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.autograd.graph import get_gradient_edge
 from quantlab.calib.fisher import Use
 from quantlab.calib.labels import label_draws, predict
 from quantlab.calib.priors import fill_unreached_
+from quantlab.calib.processes import Alone, Processes
 from quantlab.calib.statistics import Statistics, UsesOnDemand
 from quantlab.calib.triangle import GramSum
 from quantlab.calib.watch import FisherSums, LookupSums, Sums, Watcher
@@ -28,31 +29,6 @@ PRIOR_COUNT = 0.5
 Krichevsky and Trofimov 1981)."""
 
 Progress = Callable[[int, int], None]
-
-
-class Processes(Protocol):
-    """The processes that share the work, such as trainer.world.World."""
-
-    @property
-    def rank(self) -> int:
-        """Number of this process, from 0."""
-
-    @property
-    def size(self) -> int:
-        """Number of processes."""
-
-    def sum_(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Begin to replace `tensor` by its sum over all processes; return a function that waits for the sum."""
-
-
-class Alone:
-    """A single process."""
-
-    rank, size = 0, 1
-
-    def sum_(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Return a function that returns the tensor as it is."""
-        return lambda: tensor
 
 
 def collect(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quantlab.calib.processes import Alone, Processes
 from quantlab.errors import CheckpointError, ConfigError, DataError
 from quantlab.text.check_data import HEAD_TOKENS
 from quantlab.text.document_sample import DocumentSample, sample_heads
@@ -35,6 +36,7 @@ def sample_sequences(
     prompt: Sequence[int] = (),
     temperature: float = 1.0,
     seed: int = 0,
+    processes: Processes | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Return sequences int64 [count, length] drawn from the model, each of which begins with BOS and the prompt.
@@ -50,18 +52,22 @@ def sample_sequences(
         prompt: ids that follow BOS.
         temperature: logits are divided by it; 1 draws from the model's own distribution, 0 takes the likeliest token.
         seed: seed of the draws.
-        progress: called with (tokens done, count · length).
+        processes: those that draw a share each; all get all sequences.
+        progress: called with (tokens done, count · length); of several processes with this one's share.
     Raises:
         CheckpointError: a logit is not finite.
     """
+    processes = processes or Alone()
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     ids_NT = torch.full((count, length), bos_id, dtype=torch.int64)
     ids_NT[:, 1 : 1 + len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
     uniform_NT = torch.rand(count, length, generator=torch.Generator().manual_seed(seed))
-    for lo in range(0, count, BATCH):
-        ids_BT, uniform_BT = (x[lo : lo + BATCH].to(device) for x in (ids_NT, uniform_NT))
+    mine = torch.arange(processes.rank, count, processes.size)
+    for lo in range(0, len(mine), BATCH):
+        rows_B = mine[lo : lo + BATCH]
+        ids_BT, uniform_BT = (x[rows_B].to(device) for x in (ids_NT, uniform_NT))
         rows = len(ids_BT)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             read = _reader(model, ids_BT)
@@ -70,12 +76,21 @@ def sample_sequences(
                 if t > len(prompt):
                     ids_BT[:, t] = _draw(logits_BV.float(), uniform_BT[:, t], temperature)
                 if progress and t % 16 == 0:
-                    progress(lo * length + t * rows, count * length)
-        ids_NT[lo : lo + BATCH] = ids_BT
+                    progress(lo * length + t * rows, len(mine) * length)
+        ids_NT[rows_B] = ids_BT.to(ids_NT.device)
         if progress:
-            progress(lo * length + rows * length, count * length)
+            progress(lo * length + rows * length, len(mine) * length)
     model.train(was_training)
-    return ids_NT
+    return _joined(ids_NT, mine, processes, device)
+
+
+def _joined(ids_NT: Tensor, mine: Tensor, processes: Processes, device: torch.device) -> Tensor:
+    """Return the sequences of all processes, of which this one drew the rows `mine`."""
+    if processes.size == 1:
+        return ids_NT
+    drawn_NT = torch.zeros_like(ids_NT)
+    drawn_NT[mine] = ids_NT[mine]
+    return processes.sum_(drawn_NT.to(device))().cpu()
 
 
 def _draw(logits_BV: Tensor, uniform_B: Tensor, temperature: float = 1.0) -> Tensor:
@@ -152,12 +167,14 @@ def calibration_tokens(
     vocab_size: int,
     *,
     bos_id: int = 1,
+    processes: Processes | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return sequences int64 [N, seq_len], and a description of where they come from for the statistics file.
 
     Args:
         bos_id: first token of the model's own text.
+        processes: those that share the sampling of the model's own text.
     Raises:
         ConfigError: `text:` without a tokenizer.
         DataError: a file is missing, damaged, too short for one sequence, or has ids beyond the vocabulary.
@@ -174,6 +191,7 @@ def calibration_tokens(
             bos_id=bos_id,
             temperature=config.temperature,
             seed=config.seed,
+            processes=processes,
             progress=progress,
         )
         return ids, about

@@ -121,7 +121,7 @@ def pack_triangle(full_NN: Tensor) -> Tensor:
 
 def unpack_triangle(packed: Tensor, size: int) -> Tensor:
     """Return the symmetric matrix [N, N] of `pack_triangle`. StatisticsError if `packed` has another length."""
-    if packed.shape != (triangle_size(size),):
+    if size < 0 or packed.shape != (triangle_size(size),):
         raise StatisticsError(f"a triangle of {size} rows has {triangle_size(size)} values, got {list(packed.shape)}")
     values, full_NN = packed.numpy(), np.empty((size, size), np.float32)
     at = 0

@@ -112,6 +112,14 @@ def refuse_special(path: Path) -> None:
         raise ConfigError(f"output {path} is a device, pipe or socket, not a file", hint="name a file in an existing folder")
 
 
+def refuse_odd_name(path: Path) -> None:
+    """Raise ConfigError if the path of an output is not UTF-8: libraries that write files could not, after all the work."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"output {path} is not UTF-8", hint="name another, in UTF-8") from error
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files that killed writers of `path` left; for a process that knows of no other writer."""
     temporary = re.compile(rf"\.{re.escape(path.name)}\.(\w{{8}}{re.escape(PARTIAL)}|\d+\.trial)")
@@ -182,6 +190,7 @@ def hold_lock(descriptor: int) -> bool:
 
 
 def _check_folder(out: Path, replaceable: re.Pattern[str], force: bool) -> None:
+    refuse_odd_name(out)
     if not out.parent.is_dir():
         raise ConfigError(f"output folder {out.parent} does not exist", hint="make it, or name another")
     if not out.exists():

@@ -118,7 +118,7 @@ def lane_groups_of(lanes: int) -> int:
 # passes on unchanged along the path. Such a weight is t·step, all others on a trellis are (t - ½)·step: a grid that
 # does not contain zero costs bits where weights are smaller than about one step.
 
-PARITY_CHECKS = {4: (0o5, 0o2), 8: (0o13, 0o04), 16: (0o23, 0o04), 32: (0o45, 0o10)}
+PARITY_CHECKS = {4: (0o5, 0o2), 8: (0o13, 0o04), 16: (0o23, 0o04), 32: (0o45, 0o10), 64: (0o103, 0o024), 256: (0o515, 0o362)}
 """Parity checks (h0, h1) by number of states."""
 STATES = (1, *PARITY_CHECKS)
 """Numbers of states that a tensor's trellis may have."""

@@ -6,11 +6,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from quantlab.errors import ConfigError, QuantlabError
-from quantlab.files import hold_lock, refuse_special, remove_leftovers
+from quantlab.files import hold_lock, refuse_odd_name, refuse_special, remove_leftovers
 
 
 def check_outputs(outputs: Iterable[Path], *, inputs: Iterable[Path] = (), force: bool) -> None:
-    """Raise ConfigError unless each output is a file name in an existing folder, free or to be replaced, and no other's.
+    """Raise ConfigError unless each output is a name in UTF-8 in an existing folder, free or to be replaced, and no other's.
 
     Args:
         inputs: files that the same command reads; none of them may be an output, under whatever name or link.
@@ -31,6 +31,7 @@ def check_outputs(outputs: Iterable[Path], *, inputs: Iterable[Path] = (), force
 def _check_name(path: Path) -> None:
     if not path.name:
         raise ConfigError(f"output {path} is not a file name", hint="name a file in an existing folder")
+    refuse_odd_name(path)
     refuse_special(path)
     if not path.parent.is_dir():
         raise ConfigError(f"output folder {path.parent} does not exist", hint="make it, or name another")

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -77,17 +78,26 @@ class World:
         dist.broadcast(tensor, src=0, group=self.control)
         return [float(v) for v in tensor]
 
+    def from_main(self, value: Any) -> Any:
+        """Return the value of rank 0 in all processes; it must be one that pickle takes. The other ranks' is not read."""
+        if self.size == 1:
+            return value
+        values = [value if self.is_main else None]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
     def wait(self) -> None:
         """Wait until all processes have called this method."""
         if self.size > 1:
             dist.barrier(group=self.control)
 
 
-def open_world(kind: str | None = None) -> World:
+def open_world(kind: str | None = None, *, patience: timedelta = TIMEOUT) -> World:
     """Return the processes that torchrun's environment describes, or a single process.
 
     Args:
         kind: cpu or cuda; None for a GPU if there is one.
+        patience: time that the others wait for what rank 0 decides.
     Raises:
         ConfigError: there is no device of that kind, RANK and WORLD_SIZE contradict each other, or there are fewer GPUs than
             local ranks.
@@ -113,7 +123,7 @@ def open_world(kind: str | None = None) -> World:
     if size == 1:
         return World(device=device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    return World(rank, size, device, dist.new_group(backend="gloo", timeout=TIMEOUT))
+    return World(rank, size, device, dist.new_group(backend="gloo", timeout=patience))
 
 
 def _number(name: str, default: int) -> int:

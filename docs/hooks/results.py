@@ -50,6 +50,14 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
         "pack, s": lambda r: f"{r['pack_s']:.0f}",
         "unpack, s": lambda r: f"{r['unpack_s']:.1f}",
     },
+    "peers": {
+        "peer": lambda r: f"{r['peer']} {r['setting']}".strip(),
+        "stored, bytes": lambda r: f"{r['stored_bytes']:,}",
+        "after zstd or brotli": lambda r: f"{r['bytes']:,}",
+        "KL, nats per token": lambda r: f"{r['kl']:.5f}",
+        "KL x": lambda r: f"{r['kl_ratio']:.1f}" if "kl_ratio" in r else "",
+        "seconds": lambda r: f"{r['seconds']:.1f}",
+    },
     "packing": {
         "model": lambda r: r["model"],
         "processors": lambda r: str(r["processors"]),

@@ -9,7 +9,7 @@
 
 const START = [0x89, 0x51, 0x4c, 0x41, 0x42, 0x0d, 0x0a, 0x1a, 1, 0]; // magic, version 1
 const PROBLEM = "damaged, or no trellis artifact of version 1";
-const PARITY_CHECKS = { 4: [0o5, 0o2], 8: [0o13, 0o4], 16: [0o23, 0o4], 32: [0o45, 0o10] };
+const PARITY_CHECKS = { 4: [0o5, 0o2], 8: [0o13, 0o4], 16: [0o23, 0o4], 32: [0o45, 0o10], 64: [0o103, 0o24], 256: [0o515, 0o362] };
 const SIGNIFICANDS = [
   1099511627776n, 1008256608221n, 924575386327n, 847839367509n, 777472127994n, 712945084849n, 653773525390n, 599512966123n,
 ];
@@ -173,8 +173,9 @@ function dequantize({ shape: [O, I], states, paths, level }, symbols, classes, a
       const code = states === 1 ? v : isOnPath && q & 1 ? 1 - 2 * v : 2 * v;
       if (isOnPath) state[path] = (q ^ ((q & 1) * h0) ^ ((v & 1) * h1)) >> 1;
       const m = level + 16 * (a[i] + b[j]);
+      const step = Math.fround(STEPS[m & 63] * 2 ** (Math.floor(m / 64) - 23)); // below 2^-126 a float32 has fewer digits
       // the product of two float32 is exact in a double, so storing it rounds once, as float32 arithmetic does
-      weights[n] = (code - (isOnPath ? 0.5 : 0)) * (STEPS[m & 63] * 2 ** (Math.floor(m / 64) - 23));
+      weights[n] = (code - (isOnPath ? 0.5 : 0)) * step;
     }
   return weights;
 }

@@ -28,7 +28,7 @@ Entry = dict[str, Any]
 
 _START = b"\x89QLAB\r\n\x1a\1\0"  # magic, version 1
 _DTYPES = "float16 bfloat16 float32 float64 int8 uint8 int16 int32 int64 bool"
-_PARITY_CHECKS = {4: (5, 2), 8: (11, 4), 16: (19, 4), 32: (37, 8)}
+_PARITY_CHECKS = {4: (5, 2), 8: (11, 4), 16: (19, 4), 32: (37, 8), 64: (67, 20), 256: (333, 242)}
 _CHUNK = 1 << 16  # symbols whose low bits are read at a time: bounds the memory of temporaries
 
 
@@ -238,14 +238,14 @@ def _values(symbol_OI: Array, is_scalar_OI: Array, states: int, paths: str) -> A
     if states == 1:
         return symbol_OI.astype(np.float32)
     h0, h1 = _PARITY_CHECKS[states]
-    # by doubled state + parity; from 64 on for weights that bypass the trellis, which pass the state on
-    move = [(i >> 1 ^ (i >> 1 & 1) * h0 ^ (i & 1) * h1) & 62 if i < 64 else i & 62 for i in range(128)]
-    moves = np.array(move, np.uint8)
+    # by doubled state + parity; from 512 on for weights that bypass the trellis, which pass the state on
+    move = [(i >> 1 ^ (i >> 1 & 1) * h0 ^ (i & 1) * h1) & 510 if i < 512 else i & 510 for i in range(1024)]
+    moves = np.array(move, np.uint16)
     O, I = symbol_OI.shape
     Q = (I + 31) // 32
-    index_OI = np.full((O, Q * 32), 64, np.uint8)
-    index_OI[:, :I] = symbol_OI.astype(np.uint8) & 1 | is_scalar_OI * np.uint8(64)
-    states_of_paths = np.zeros((O // 32 + Q + 1, 64), np.uint8)
+    index_OI = np.full((O, Q * 32), 512, np.uint16)
+    index_OI[:, :I] = symbol_OI.astype(np.uint16) & 1 | is_scalar_OI * np.uint16(512)
+    states_of_paths = np.zeros((O // 32 + Q + 1, 64), np.uint16)
     for i, here in enumerate(index_OI.reshape(O, Q, 32)):
         p, i = divmod(i, 32) if paths == "blocks" else (0, 0)
         before = states_of_paths[p : p + Q, i : i + 32]

@@ -138,7 +138,7 @@ def _coded(payloads: list[TrellisPayload], draft: bool) -> _Coded:
         return _Coded()
     sets = fit_sets(payloads)
     bits = _code_bits(payloads, sets)
-    lanes = lanes_for(sum(bits) / 8)
+    lanes = lanes_for(sum(bits) / 8, sum(p.codes_OI.size for p in payloads))
     stream = bytes(stream_bytes(sum(bits), lanes)) if draft else _stream(payloads, sets, lanes)
     return _Coded(lanes, sets_to_bytes(sets), stream, tuple(bits))
 

@@ -74,13 +74,13 @@ Effort = Annotated[
     typer.Option(
         "--effort",
         metavar="LEVEL",
-        help="Of the trellis. fast: 4 states, no tuning. default: 8 states, tuning. best: 32 states, four times the tuning, "
+        help="Of the trellis. fast: 4 states, no tuning. default: 8 states, tuning. best: 64 states, four times the tuning, "
         "progressive rounding. --states and --tune override it.  [default: default]",
     ),
 ]
 States = Annotated[
     int | None,
-    typer.Option("--states", help="States of the trellis, instead of the effort's: 1 (none), 4, 8, 16 or 32; more are slower."),
+    typer.Option("--states", help="States of the trellis: 1 (none), 4, 8, 16, 32, 64 or 256; more are slower."),
 ]
 Tune = Annotated[
     bool | None,
@@ -163,6 +163,18 @@ Packed = Annotated[
         "--packed/--decoded",
         help="Whether the weights of a packed model stay packed in memory.  [default: packed on a GPU, decoded on a CPU]",
     ),
+]
+TrainedOn = Annotated[
+    str | None,
+    typer.Option(
+        "--trained-on",
+        metavar="GLOB",
+        help="Token shards that training read: none of the scored documents may be among them, but for 1 %.",
+    ),
+]
+MaxSeconds = Annotated[
+    float | None,
+    typer.Option("--max-seconds", metavar="S", help="Seconds that loading and scoring may take; a slower score is not valid."),
 ]
 Sandbox = Annotated[
     bool,

@@ -126,9 +126,9 @@ def pack(
     Example: quantlab pack final_model.pt --budget 16MB -o model.qlab --code train_gpt.py
 
     Example: quantlab pack final_model.pt --budget 16MB -o model.qlab --stats final_model.stats.safetensors --dry-run
+
+    Example: torchrun --standalone --nproc_per_node=8 -m quantlab pack final_model.pt --budget 16MB -o model.qlab
     """
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ConfigError("pack runs in one process", hint="share calibrate over torchrun, then pack with --stats")
     _wait_passively()
     from quantlab.calib.sources import CalibrationConfig
     from quantlab.jobs.input_files import input_files
@@ -153,12 +153,17 @@ def pack(
         with_tokenizer=with_tokenizer,
         force=force,
     )
-    note(f"budget {plan.config.budget_bytes:,} bytes, counted code {plan.config.code_bytes:,}")
+    is_main = os.environ.get("RANK", "0") == "0"
+    if is_main:
+        note(f"budget {plan.config.budget_bytes:,} bytes, counted code {plan.config.code_bytes:,}")
     if dry_run:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ConfigError("a dry run is the work of one process", hint="leave out torchrun")
         _dry_run(plan, checkpoint, model, tokenizer, as_json)
         return
     result = _pack(plan, checkpoint, model, tokenizer, recorder)
-    _print_packing(result, plan, as_json)
+    if is_main:
+        _print_packing(result, plan, as_json)
 
 
 def _method_options(given: Sequence[str], *, widths: str | None, **known: Any) -> dict[str, Any]:

@@ -30,6 +30,8 @@ def evaluate(
     stride: options.Stride = None,
     packed: options.Packed = None,
     model: options.Model = None,
+    trained_on: options.TrainedOn = None,
+    max_seconds: options.MaxSeconds = None,
     sandbox: options.Sandbox = False,
     save: options.Save = False,
     force: options.Force = False,
@@ -54,9 +56,10 @@ def evaluate(
     from quantlab.jobs.evaluate import evaluate as score
     from quantlab.jobs.sandbox import evaluate_in_sandbox
 
-    check_options(text, tokens, mode, seq_len, stride)
+    check_options(text, tokens, mode, seq_len, stride, max_seconds)
     asked: dict[str, Any] = {"text": text, "tokens": tokens, "tokenizer": tokenizer, "against": against}
     asked |= {"seq_len": seq_len, "mode": mode, "packed": packed, "model": model}
+    asked |= {"trained_on": trained_on, "max_seconds": max_seconds}
     recorder = options.recorder_of(runs, no_run, mirror)
     if save:
         refuse_record(target, text, force=force)
@@ -84,7 +87,8 @@ def _print_evaluation(record: "EvaluationRecord", target: Path, against: Path | 
     if save:
         note(f"wrote {record_path(target)}")
     if as_json:
-        facts = {key: value for key, value in record.to_dict().items() if key != "data"} | {"problems": list(record.problems)}
+        facts = {key: value for key, value in record.to_dict().items() if key != "data"}
+        facts |= {"problems": list(record.problems), "unchecked": list(record.unchecked)}
         print_json(asdict(record.data) | {key: value for key, value in facts.items() if key != "against" or value})
         return
     _print_score(record)
@@ -115,7 +119,9 @@ def _print_score(record: "EvaluationRecord") -> None:
         for problem in record.problems:
             note(f"not valid: {problem}")
     else:
-        say(f"checks passed: {', '.join(probe.name for probe in record.probes)}")
+        say(f"checks passed: {', '.join(probe.name for probe in record.probes if probe.passed)}")
+    if record.unchecked:
+        say(f"not checked: {', '.join(probe.name for probe in record.probes if probe.passed is None)}")
 
 
 def _print_comparison(record: "EvaluationRecord", against: Path | None) -> None:

@@ -34,13 +34,15 @@ MAX_STEPS = 1 << 20
 _COUNTS = struct.Struct("<II")
 
 
-def lanes_for(stream_bytes: float) -> int:
+def lanes_for(stream_bytes: float, codes: int = 0) -> int:
     """Return the number of lanes for a stream of about so many bytes.
 
     Whole lane groups, 32 to 2048 lanes, that waste at most 0.05 % of the stream; 16 lanes where it is too short for a group.
+    More where so few could not hold the codes: a large matrix of zeros has a short stream.
     """
     groups = int(min(stream_bytes * _LANE_WASTE / _LANE_BYTES, MAX_LANES)) // LANE_GROUP
-    return groups * LANE_GROUP or MIN_LANES
+    needed = -(-codes // MAX_STEPS)
+    return max(groups * LANE_GROUP or MIN_LANES, lane_groups_of(needed) * LANE_GROUP if needed > MIN_LANES else 0)
 
 
 def code_bits(counts: NDArray[np.int64], context: TensorContext, tables: TableSet) -> float:

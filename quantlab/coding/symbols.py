@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.errors import FormatError
-from quantlab.format_rules import PATH_BLOCK, SCALAR_CLASSES, WIDE, code_range, next_states
+from quantlab.format_rules import PATH_BLOCK, SCALAR_CLASSES, STATES, WIDE, code_range, next_states
 
-_BYPASS = 64
+_BYPASS = 2 * max(STATES)
 """Bit that marks a weight which bypasses the trellis; it is above all doubled states."""
 _CHUNK = 1 << 16
 """Number of symbols whose low bits are read at a time, so that temporaries stay in the cache."""
@@ -74,13 +74,13 @@ def _halves(k_OI: NDArray[np.int16], is_scalar_OI: NDArray[np.bool_], states: in
 
     Only the parity of k matters, so symbols give the same halves.
     """
-    step = np.arange(2 * _BYPASS, dtype=np.uint8) & (_BYPASS - 2)  # next doubled state by doubled state + parity (+ _BYPASS)
-    step[: 2 * states] = next_states(states).reshape(-1) << 1
+    step = np.arange(2 * _BYPASS, dtype=np.uint16) & (_BYPASS - 2)  # next doubled state by doubled state + parity (+ _BYPASS)
+    step[: 2 * states] = next_states(states).reshape(-1).astype(np.uint16) << 1
     O, I = k_OI.shape
     P, Q, B = -(-O // PATH_BLOCK), -(-I // PATH_BLOCK), PATH_BLOCK
-    move_OI = np.full((O, Q * B), _BYPASS, np.uint8)  # places beyond the last column pass the state on
-    move_OI[:, :I] = (k_OI & 1).astype(np.uint8) | is_scalar_OI * np.uint8(_BYPASS)
-    doubled = np.zeros((P + Q, 2 * B), np.uint8)  # of each path, before the row
+    move_OI = np.full((O, Q * B), _BYPASS, np.uint16)  # places beyond the last column pass the state on
+    move_OI[:, :I] = (k_OI & 1).astype(np.uint16) | is_scalar_OI * np.uint16(_BYPASS)
+    doubled = np.zeros((P + Q, 2 * B), np.uint16)  # of each path, before the row
     for i, move in enumerate(move_OI.reshape(O, Q, B)):
         here = doubled[i // B : i // B + Q, i % B : i % B + B] if paths == "blocks" else doubled[:Q, :B]
         move |= here

@@ -1,7 +1,9 @@
 """Checks of the data of an evaluation: whole splits, and documents that training or calibration has read."""
 
+import glob
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,6 +18,7 @@ CUT_DOCUMENTS = 64
 """Documents that may lie in the tokens after the last whole sequence."""
 CHALLENGE_NAME = re.compile(r"fineweb_val_[\w*?\[\]-]*\.bin")
 """Names of the challenge's validation shards, and patterns of them."""
+_DIGITS = re.compile(r"\d+")
 
 
 def overlap_checks(scored: NDArray[Any], bos_id: int, samples: Mapping[str, DocumentSample]) -> list[Probe]:
@@ -42,8 +45,14 @@ def _overlap(name: str, sample: DocumentSample, scored: DocumentSample) -> Probe
     return Probe(name=f"{name} overlap", passed=is_ok, detail=f"{what}, which read {sample.documents:,}; {allowed}")
 
 
-def split_check(shards: str | None, vocab_size: int, *, split: str, tokens: int, documents: int) -> Probe | None:
-    """Check that a split of the challenge is whole; None for other data, of which no whole is known.
+def training_is_unknown() -> Probe:
+    """Return the line for a model that does not say what its training read."""
+    detail = "the model does not say what its training read; --trained-on names the shards"
+    return Probe(name="training overlap", passed=None, detail=detail)
+
+
+def split_check(shards: str | None, vocab_size: int, *, split: str, tokens: int, documents: int) -> Probe:
+    """Check that a split of the challenge is whole; of other shards say what is known of their whole.
 
     Args:
         shards: the pattern of the shards; None for text.
@@ -56,10 +65,21 @@ def split_check(shards: str | None, vocab_size: int, *, split: str, tokens: int,
     name = (shards or "").rpartition("/")[2]
     wholes = [known for known in KNOWN_SPLITS if known.vocab_size == vocab_size and known.documents is not None]
     if not wholes or not CHALLENGE_NAME.fullmatch(name):
-        return None
+        return Probe(name="whole split", passed=None, detail=_siblings(shards))
     sizes = " or ".join(f"{known.scored_tokens:,} ({known.name})" for known in wholes)
     detail = f"{tokens:,} tokens of {documents:,} documents are not a whole public split, which has {sizes}"
     return Probe(name="whole split", passed=False, detail=detail)
+
+
+def _siblings(shards: str | None) -> str:
+    """Return how many of the shards that bear the same name but for its digits are scored."""
+    scored = [Path(path) for path in glob.glob(shards)] if shards else []
+    if not scored:
+        return "no whole is known of this text"
+    kin = {(path.parent, _DIGITS.sub("#", path.name)) for path in scored}
+    there = {path for folder in {folder for folder, _ in kin} for path in folder.iterdir()}
+    among = sum((path.parent, _DIGITS.sub("#", path.name)) in kin for path in there)
+    return f"no whole is known of these tokens; {len(scored):,} of {among:,} shards of this name are scored"
 
 
 def _documents_check(known: KnownSplit, documents: int) -> Probe:

@@ -7,6 +7,9 @@ from typing import Any
 
 from quantlab.fields import json_file, read_fields, read_json
 
+ROUNDING = 1e-6
+"""Largest relative difference between a figure and what it is computed from."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationData:
@@ -83,7 +86,7 @@ class Probe:
 
     name: str
     passed: bool | None
-    """Whether the model obeys the rule; None for a probe that only informs, where no rule forbids either outcome."""
+    """Whether the model obeys the rule; None where that could not be checked, or where no rule forbids either outcome."""
     detail: str
     """One line, with the numbers."""
 
@@ -142,12 +145,26 @@ class EvaluationRecord:
     @property
     def problems(self) -> tuple[str, ...]:
         """Reasons why the score is not valid, a line each; empty if it is."""
-        found = [f"{probe.name}: {probe.detail}" for probe in self.probes if probe.passed is False]
+        found = [f"{probe.name}: {probe.detail}" for probe in self.probes if probe.passed is not None and not probe.passed]
         if not any(probe.name == "flip" for probe in self.probes):
             found.append("the predictions were not probed")
         if self.bytes_match is False:
             found.append(f"as many tokens as the public validation split {self.split}, but not its bytes")
+        if not self._adds_up():
+            found.append("bits per byte, loss, nats, tokens and bytes contradict each other: the record was edited")
         return tuple(found)
+
+    def _adds_up(self) -> bool:
+        """Return whether loss and bits per byte are what they are computed from."""
+        nats, data = self.nats, self.data
+        if not math.isclose(self.val_loss * data.tokens, nats, rel_tol=ROUNDING):
+            return False
+        return self.val_bpb is None or math.isclose(self.val_bpb * math.log(2) * data.bytes, nats, rel_tol=ROUNDING)
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """What could not be checked, a line each: a score without problems is valid as far as it was checked."""
+        return tuple(f"{probe.name}: {probe.detail}" for probe in self.probes if probe.passed is None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

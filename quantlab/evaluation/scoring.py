@@ -4,7 +4,7 @@ Letters: B windows in a batch, T tokens in its longest, V vocabulary, N tokens i
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quantlab.errors import ConfigError, DataError, ShapeError
+from quantlab.evaluation.document_costs import DocumentCosts
 from quantlab.evaluation.ledger import Ledger, bytes_match, due_positions, implied_bytes, public_split
 from quantlab.evaluation.window_sample import WindowSample
 from quantlab.evaluation.windows import (
@@ -78,6 +79,7 @@ def score_tokens(
     batch_tokens: int = 32768,
     world: World | None = None,
     sample: WindowSample | None = None,
+    costs: DocumentCosts | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
     """Score each token once, from the tokens of its window alone, and enter it in a ledger.
@@ -98,6 +100,7 @@ def score_tokens(
         batch_tokens: largest number of tokens in one call of the model, but at least one window; bounds the logits' memory.
         world: processes that share the windows; each calls this with the same arguments and gets the same score.
         sample: gets some of this process' windows and their losses, to probe the model on afterwards.
+        costs: gets all losses of this process.
         progress: called with (windows done, windows in all) of the main process' share after each batch.
     Raises:
         ConfigError: seq_len, stride or batch_tokens is out of range.
@@ -118,7 +121,8 @@ def score_tokens(
     ledger = Ledger(stream, due_positions(stream, mode, bos_id), token_bytes, bos_id=bos_id, start=start, stop=stop)
     if sample is not None:  # of few windows this process may have none to score
         sample.choose(stream, windows, slice(parts[0].start, parts[-1].stop) if parts else slice(0, len(windows)))
-    _fill(ledger, model, windows, parts, sample, progress if world.is_main else None)
+    watchers = [watcher for watcher in (sample, costs) if watcher is not None]
+    _fill(ledger, model, windows, parts, watchers, progress if world.is_main else None)
     part = [ledger.nats, ledger.tokens, ledger.bytes, ledger.documents]
     total = world.sum_(torch.tensor(part, dtype=torch.float64, device=world.device))()
     is_known = token_bytes.is_known
@@ -173,7 +177,7 @@ def _fill(
     model: nn.Module,
     windows: Windows,
     parts: list[slice],
-    sample: WindowSample | None,
+    watchers: Sequence[WindowSample | DocumentCosts],
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Score every batch of a share and enter it in the ledger."""
@@ -184,8 +188,8 @@ def _fill(
             targets, vocab_size = ledger.stream[positions], len(ledger.token_bytes.base)
             nats = _nats(model, torch.from_numpy(ids_BT).to(device), targets, torch.from_numpy(rows), vocab_size)
             ledger.write(positions, nats)
-            if sample is not None:
-                sample.enter(positions, nats)
+            for watcher in watchers:
+                watcher.enter(positions, nats)
             if progress is not None:
                 progress(part.stop - parts[0].start, parts[-1].stop - parts[0].start)
     ledger.close()

@@ -21,10 +21,12 @@ MOST_PAIRS = 4
 class WindowSample:
     """Pairs of neighbouring windows, spread over a process' share of an evaluation, and the losses that were scored on them.
 
-    Neighbours hold each other's future in mode sliding. In each part of the share the longest window is taken.
+    Neighbours hold each other's future in mode sliding. In each part of the share one of the longer windows is drawn, by a seed
+    that should depend on the model and the tokens: a model that behaves in known places is probed in others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
         self.ids_BT = torch.zeros(0, 0, dtype=torch.int64)
         """Tokens as the model reads them, with zeros after short windows."""
         self.length_B = torch.zeros(0, dtype=torch.int64)
@@ -38,7 +40,7 @@ class WindowSample:
 
     def choose(self, stream: NDArray[np.integer], windows: Windows, share: slice) -> None:
         """Choose the windows of a share, before it is scored."""
-        chosen = _spread(windows.length[share]) + share.start
+        chosen = _spread(windows.length[share], np.random.default_rng(self.seed)) + share.start
         few = Windows(windows.start[chosen], windows.length[chosen], windows.first[chosen])
         ids_BT, self._positions, rows = read_windows(stream, few)
         self.ids_BT, self.rows = torch.from_numpy(ids_BT), torch.from_numpy(rows)
@@ -60,13 +62,14 @@ class WindowSample:
         return len(self.length_B)
 
 
-def _spread(length_W: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the windows of the sample, ascending, each once."""
+def _spread(length_W: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return the windows of the sample, ascending, each once: one of each part with half its longest length or more."""
     count = len(length_W)
     pairs = int(np.clip(MOST_SHARE * count / (2 * FORWARDS), 1, MOST_PAIRS))
     edges = np.arange(pairs + 1) * count // pairs
     chosen: set[int] = set()
     for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        longest = low + int(np.argmax(length_W[low:high]))
-        chosen |= {longest, longest + 1 if longest + 1 < count else max(0, longest - 1)}
+        long = low + np.flatnonzero(2 * length_W[low:high] >= length_W[low:high].max())
+        one = int(generator.choice(long))
+        chosen |= {one, one + 1 if one + 1 < count else max(0, one - 1)}
     return np.array(sorted(chosen))

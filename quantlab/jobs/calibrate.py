@@ -40,7 +40,7 @@ def calibrate(
 ) -> Statistics:
     """Measure how sensitive the model is to errors in each of its matrices; `pack` takes the result for any budget and method.
 
-    The processes of torchrun share the calibration sequences: each draws all of them, and measures its share.
+    The processes of torchrun share the work: each draws its share of the calibration sequences, and measures its share of all.
 
     Args:
         source: a checkpoint's path or a module (see `quantlab.load`).
@@ -121,11 +121,12 @@ def measure_statistics(
             tokenizer,
             loaded.vocab_size,
             bos_id=loaded.first_id(tokenizer),
+            processes=world,
             progress=stage(progress, label),
         )
         if world is not None:
             ids = ids.to(world.device)
-            world.copy_from_main([ids])  # on GPUs, samples of the same seed may differ
+            world.copy_from_main([ids])  # the processes of several machines may have read different files
         stats = collect(
             loaded.model,
             ids,

@@ -9,7 +9,7 @@ from typing import Any
 from quantlab.child_process import run_child
 from quantlab.errors import ConfigError
 from quantlab.evaluation.evaluation_record import EvaluationRecord, read_evaluation, record_path
-from quantlab.files import write_whole
+from quantlab.files import refuse_odd_name, write_whole
 from quantlab.jobs.pack import pack
 from quantlab.jobs.tokenizers import TOKENIZER_NAME
 from quantlab.jobs.train import VAL_NAME, train_to_folder
@@ -89,7 +89,8 @@ def _score(target: Path, checkpoint: Path, seq_len: int, progress: Progress) -> 
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Raise ConfigError if the folder holds files that a demo does not write."""
+    """Raise ConfigError if the folder holds files that a demo does not write, or its name is not UTF-8."""
+    refuse_odd_name(out)
     artifact = Path(ARTIFACT_NAME)
     beside = {path.name for path in (artifact, report_path(artifact), record_path(artifact))}
     ours = {MODEL_NAME, CHECKPOINT_NAME, LOG_NAME, METRICS_NAME, TOKENIZER_NAME, VAL_NAME, "summary.json", *beside}

@@ -6,6 +6,7 @@
 import hashlib
 import logging
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 from quantlab import __version__
 from quantlab.child_process import serve
 from quantlab.errors import CheckpointError, ConfigError, DataError
-from quantlab.evaluation.data_checks import overlap_checks, split_check
 from quantlab.evaluation.divergence import measure_divergence
+from quantlab.evaluation.document_costs import DocumentCosts, memorized
 from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord, Memory, Probe, record_path
 from quantlab.evaluation.sampled_probes import probe_sample
 from quantlab.evaluation.scoring import Score, device_of, score_tokens
@@ -29,6 +30,7 @@ from quantlab.fields import json_file
 from quantlab.files import hash_file, write_whole
 from quantlab.jobs.devices import on_device, peak_of_process
 from quantlab.jobs.input_files import input_files
+from quantlab.jobs.score_checks import Clock, code_check, data_checks
 from quantlab.jobs.tokenizers import found_tokenizer
 from quantlab.models.loading import (
     LoadedModel,
@@ -42,10 +44,8 @@ from quantlab.models.loading import (
 )
 from quantlab.outputs import check_outputs
 from quantlab.progress import Progress, silent, stage
-from quantlab.report.pack_report import read_report, report_path
-from quantlab.text.document_sample import DocumentSample
 from quantlab.text.documents import read_documents
-from quantlab.text.shards import read_shards
+from quantlab.text.shards import open_shards, read_shards
 from quantlab.text.tokenizer import TokenBytes, Tokenizer
 from quantlab.trainer.packed_layers import PackedWeight, weight_bytes
 from quantlab.trainer.world import World, close_world, open_world
@@ -67,6 +67,8 @@ def evaluate(
     stride: int | None = None,
     packed: bool | None = None,
     model: str | None = None,
+    trained_on: str | None = None,
+    max_seconds: float | None = None,
     save: bool = False,
     force: bool = False,
     progress: Progress = silent,
@@ -88,6 +90,9 @@ def evaluate(
         stride: tokens between windows of the modes sliding and document, 1 to seq_len; 64 if None.
         packed: whether the weights of an artifact stay packed in memory; if None, on a GPU.
         model: path/to/file.py:factory of another architecture, for target and reference; this runs that file.
+        trained_on: a glob pattern of the token shards that training read, which may not have the scored documents; for a model
+            whose file does not say it.
+        max_seconds: seconds that loading and scoring may take; a slower score is not valid.
         save: whether the record is written beside the target, as its stem.eval.json.
         force: whether an existing record is replaced.
     Returns:
@@ -98,9 +103,11 @@ def evaluate(
         CheckpointError, FormatError: the target or the reference cannot be read.
         DataError: text, shards or tokenizer are missing, damaged, or do not belong together.
     """
-    check_options(text, tokens, mode, seq_len, stride)
+    started = time.perf_counter()
+    check_options(text, tokens, mode, seq_len, stride, max_seconds)
     if save:
         refuse_record(target, text, force=force)
+    trained = open_shards(trained_on) if trained_on is not None else None
     world = open_world()
     try:
         loaded = _load_target(target, model, packed, world.device)
@@ -110,15 +117,17 @@ def evaluate(
         known = _tokenizer(target, loaded, tokenizer, is_needed=is_needed, say=world.is_main)
         ids = evaluation_tokens(text, tokens, known)
         scoring = _Scoring.of(loaded, ids, known, seq_len, windows, stride, world, progress)
-        score, probes = scoring.score_and_probe(loaded)
+        score, probes = scoring.score_and_probe(loaded, Clock(started, max_seconds))
         memory = memory_of(loaded, world.device)
         takes_part = against is not None and (world.is_main or windows != "chunked")  # chunks are compared by the main process
         found = scoring.compare(load(against, model=model), loaded, score) if against is not None and takes_part else None
     finally:
         close_world(world)
     place = file_of(target)
-    checks = data_checks(loaded, place, ids, known, tokens, score) if world.is_main else []
-    record = _record(place if world.is_main else None, score, ids, known, memory, [*probes, *checks], found)
+    if world.is_main:
+        probes += data_checks(loaded, place, ids, known, tokens, score, trained)
+        probes += code_check(model)
+    record = _record(place if world.is_main else None, score, ids, known, memory, probes, found)
     record = replace(record, deviations=tuple(_deviations(loaded, score)))
     if save and world.is_main and place is not None:
         save_record(place, record)
@@ -139,9 +148,16 @@ def _check_context(loaded: LoadedModel, seq_len: int) -> None:
 
 
 def check_options(
-    text: str | Path | None, tokens: str | None, mode: str | None, seq_len: int | None, stride: int | None
+    text: str | Path | None,
+    tokens: str | None,
+    mode: str | None,
+    seq_len: int | None,
+    stride: int | None,
+    max_seconds: float | None = None,
 ) -> None:
     """Raise ConfigError unless there is one source of tokens and all that is given is in range."""
+    if max_seconds is not None and not 0 < max_seconds < math.inf:
+        raise ConfigError(f"max_seconds must be a number of seconds above 0, got {max_seconds}")
     if (text is None) == (tokens is None):
         raise ConfigError("exactly one of text and tokens is needed", hint="give a text file, or a pattern of token shards")
     stride_of(as_mode(mode or "chunked"), max(stride or 0, DEFAULT_STRIDE) if seq_len is None else seq_len, stride)
@@ -164,37 +180,12 @@ def _deviations(loaded: LoadedModel, score: Score) -> Iterator[str]:
         yield f"mode {score.mode}, the model was validated in mode {past.mode}"
 
 
-def data_checks(
-    loaded: LoadedModel, place: Path | None, ids: NDArray[Any], tokenizer: Tokenizer | None, shards: str | None, score: Score
-) -> list[Probe]:
-    """Return the checks of what was scored: a whole split, and no document that calibration or training has read."""
-    stream = scored_part(ids, score.mode, score.seq_len)
-    bos_id = tokenizer.bos_id if tokenizer else loaded.first_id()
-    found = overlap_checks(stream, bos_id, _documents_read(loaded, place))
-    whole = split_check(
-        shards, (tokenizer or loaded).vocab_size, split=score.split, tokens=score.tokens, documents=score.documents
-    )
-    return [*found, *([whole] if whole else [])]
-
-
-def _documents_read(loaded: LoadedModel, place: Path | None) -> dict[str, DocumentSample]:
-    """Return samples of what training and calibration have read: of the report of packing, which has more, or of the file."""
-    past, where = loaded.provenance, loaded.name or "model"
-    texts = {"training": past.training, "calibration": past.calibration}
-    path = report_path(place) if place is not None and not place.is_dir() else None
-    if path is not None and place is not None and path.is_file():
-        report = read_report(path)
-        if report.artifact_sha256 == hash_file(place)[1]:
-            texts |= {"training": report.training_documents or texts["training"]}
-            texts |= {"calibration": str(report.calibration.get("documents", texts["calibration"]))}
-    return {name: DocumentSample.from_text(text, where) for name, text in texts.items() if text}
-
-
 @dataclass(frozen=True, slots=True)
 class _Scoring:
     """The way in which every model of one evaluation is scored."""
 
     ids: NDArray[Any]
+    tokenizer: Tokenizer | None
     token_bytes: TokenBytes
     bos_id: int
     seq_len: int
@@ -207,17 +198,24 @@ class _Scoring:
     def of(cls, loaded: LoadedModel, ids: NDArray[Any], tokenizer: Tokenizer | None, *rest: Any) -> "_Scoring":
         """Return the way of scoring with a tokenizer, or without one for a model's number of ids."""
         if tokenizer:
-            return cls(ids, tokenizer.token_bytes(), tokenizer.bos_id, *rest)
-        return cls(ids, TokenBytes.unknown(loaded.vocab_size), loaded.first_id(), *rest)
+            return cls(ids, tokenizer, tokenizer.token_bytes(), tokenizer.bos_id, *rest)
+        return cls(ids, None, TokenBytes.unknown(loaded.vocab_size), loaded.first_id(), *rest)
 
-    def score_and_probe(self, loaded: LoadedModel) -> tuple[Score, list[Probe]]:
-        """Return the score, and the probes on some of the main process' windows; none in any other process."""
-        sample = WindowSample() if self.world.is_main else None
+    def score_and_probe(self, loaded: LoadedModel, clock: Clock) -> tuple[Score, list[Probe]]:
+        """Return the score, and the probes of the main process' share; none in any other process."""
+        if not self.world.is_main:
+            return self.score(loaded, "evaluate"), []
+        stream = scored_part(self.ids, self.mode, self.seq_len)
+        seed = hashlib.sha256(loaded.fingerprint.encode() + stream.tobytes()).digest()
+        sample, costs = WindowSample(int.from_bytes(seed[:8])), DocumentCosts(stream, self.bos_id)
         with on_device(loaded.model, self.world.device):
-            score = self.score(loaded, "evaluate", sample)
-            return score, probe_sample(loaded.model, sample) if sample is not None else []
+            score = self.score(loaded, "evaluate", sample=sample, costs=costs)
+            late = clock.check()
+            probes = probe_sample(loaded.model, sample)
+        known = [memorized(costs, self.token_bytes, self.tokenizer)] if self.tokenizer else []
+        return score, [*probes, *known, *late]
 
-    def score(self, loaded: LoadedModel, label: str, sample: WindowSample | None = None) -> Score:
+    def score(self, loaded: LoadedModel, label: str, **watchers: Any) -> Score:
         """Return the bits per byte of a model, which runs on the world's device and is put back."""
         with on_device(loaded.model, self.world.device), in_eval_mode(loaded.model):
             return score_tokens(
@@ -229,7 +227,7 @@ class _Scoring:
                 stride=self.stride,
                 bos_id=self.bos_id,
                 world=self.world,
-                sample=sample,
+                **watchers,
                 progress=stage(self.progress, label),
             )
 

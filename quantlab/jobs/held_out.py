@@ -68,8 +68,9 @@ def calibration_of(stats: Statistics, asked: CalibrationConfig) -> CalibrationCo
     """Return where the tokens of statistics came from, as far as they tell: the text's file is not in them.
 
     Args:
-        asked: the calibration of the packing; its seed is used.
+        asked: the calibration of the packing; its seed stands for one that the statistics do not tell.
     """
     source = "random" if stats.source.get("kind") == "random" else "self"
-    N, T = stats.ids_NT.shape
-    return CalibrationConfig(source=source, tokens=N * T, seq_len=T, seed=asked.seed)
+    told, (N, T) = stats.source.get("seed"), stats.ids_NT.shape
+    seed = told if type(told) is int and 0 <= told < 2**63 else asked.seed
+    return CalibrationConfig(source=source, tokens=N * T, seq_len=T, seed=seed)

@@ -10,7 +10,8 @@ from quantlab.artifact.emit import is_decoder
 from quantlab.budget import code_bytes, parse_bytes
 from quantlab.calib.sources import CalibrationConfig
 from quantlab.calib.statistics import Statistics
-from quantlab.errors import ConfigError
+from quantlab.errors import ConfigError, first_line
+from quantlab.jobs.crew import PATIENCE, MainProcess, assist
 from quantlab.jobs.input_files import input_files
 from quantlab.jobs.pack_config import PackConfig
 from quantlab.jobs.packer import pack_with
@@ -22,6 +23,7 @@ from quantlab.progress import Progress, silent
 from quantlab.report.pack_report import PackReport, report_path
 from quantlab.runs.run_record import RECORD_NAME
 from quantlab.text.tokenizer import Tokenizer
+from quantlab.trainer.world import close_world, open_world
 
 
 def pack(
@@ -53,6 +55,9 @@ def pack(
 
     A packing that is killed, or that runs out of disk or memory, leaves its finished work in a folder beside the output; with
     `resume` the next one goes on from there. The outputs appear together at the end.
+
+    The processes of torchrun share sampling, statistics and tuning; the main one rounds, and writes the outputs. All return the
+    report.
 
     Args:
         source: a checkpoint's path or a module (see `quantlab.load`).
@@ -162,7 +167,32 @@ class PackPlan:
     stats: str | Path | Statistics | None
 
     def run(self, loaded: LoadedModel, tokenizer: Tokenizer | None, *, progress: Progress = silent) -> PackReport:
-        """Do the work, as the only process that writes these outputs."""
+        """Do the work, as the only process that writes these outputs; the others of torchrun help, and get the report too."""
+        world = open_world(self.config.device, patience=PATIENCE)
+        try:
+            if not world.is_main:
+                return assist(world, loaded, self.config, tokenizer)
+            if world.size == 1:
+                return self._pack(loaded, tokenizer, None, progress)
+            return self._lead(MainProcess(world, loaded), loaded, tokenizer, progress)
+        finally:
+            close_world(world)
+
+    def _lead(self, crew: MainProcess, loaded: LoadedModel, tokenizer: Tokenizer | None, progress: Progress) -> PackReport:
+        """Pack as the main process of several; the others stop with it."""
+        report, error = None, ""
+        try:
+            report = self._pack(loaded, tokenizer, crew, progress)
+            return report
+        except BaseException as stopped:
+            error = first_line(stopped)
+            raise
+        finally:
+            crew.end(report, error)
+
+    def _pack(
+        self, loaded: LoadedModel, tokenizer: Tokenizer | None, crew: MainProcess | None, progress: Progress
+    ) -> PackReport:
         outputs = self.outputs
         with claimed([outputs.artifact, outputs.report], outputs.check):
             return pack_with(
@@ -174,6 +204,7 @@ class PackPlan:
                 tokenizer=tokenizer,
                 statistics=self.stats,
                 resume=outputs.resume,
+                crew=crew,
                 progress=progress,
             )
 

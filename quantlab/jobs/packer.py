@@ -30,6 +30,7 @@ from quantlab.errors import (
 )
 from quantlab.files import whole_file, write_whole
 from quantlab.jobs.calibrate import measure_statistics, reuse_statistics, warn_of_collapse, within_context
+from quantlab.jobs.crew import MainProcess
 from quantlab.jobs.devices import find_device, on_device
 from quantlab.jobs.forecast import Forecast, changes, plan_effort
 from quantlab.jobs.held_out import calibration_of, measure_held_out
@@ -71,11 +72,15 @@ def pack_with(
     tokenizer: Tokenizer | None = None,
     statistics: str | Path | Statistics | None = None,
     resume: bool = False,
+    crew: MainProcess | None = None,
     progress: Progress = silent,
 ) -> PackReport:
     """Do what `pack` does, with options that are checked and a model that is loaded; existing outputs are replaced.
 
     The work folder goes when the artifact has its name, or with an error that the next attempt would meet again.
+
+    Args:
+        crew: the processes that share the work, of which this is the main one; None for this one alone.
     """
     watch = _Stopwatch()
     files = carried_files(loaded, tokenizer, config.with_tokenizer)
@@ -85,18 +90,20 @@ def pack_with(
     check_budget(loaded, split, config, files)
     if statistics is None:
         config = replace(config, calibration=within_context(config.calibration, loaded))
-    with in_eval_mode(loaded.model), on_device(loaded.model, find_device(config.device)):
+    with in_eval_mode(loaded.model), on_device(loaded.model, find_device(config.device) if crew is None else crew.world.device):
         given = None if statistics is None else given_statistics(statistics, loaded, config)
         most_bytes = KEPT_CODES * sum(tensor.numel() for tensor in loaded.state.values())
-        workspace = Workspace(folder_of(output), _work_key(loaded, config, given, files), resume=resume, most_bytes=most_bytes)
+        workspace = Workspace(
+            folder_of(output), _work_key(loaded, config, given, files, crew), resume=resume, most_bytes=most_bytes
+        )
         try:
             with watch.time("forecast"):
                 config, forecast = _plan(loaded, config, given, workspace)
             with watch.time("calibrate"):
-                stats = _statistics(loaded, config, given, tokenizer, workspace, progress)
+                stats = _statistics(loaded, config, given, tokenizer, workspace, crew, progress)
             with watch.time("search"):
                 about = {**manifest_facts(loaded, stats, config, tokenizer), "files": files}
-                solution = _solve(loaded, split, stats, config, about, workspace, progress)
+                solution = _solve(loaded, split, stats, config, about, workspace, crew, progress)
             with watch.time("measure"):
                 if given is not None:
                     warn_of_collapse(given)  # otherwise this was said when they were measured
@@ -169,11 +176,18 @@ class _Stopwatch:
         self.timings_s[name] = round(self.timings_s.get(name, 0.0) + time.perf_counter() - start, 3)
 
 
-def _work_key(loaded: LoadedModel, config: PackConfig, stats: Statistics | None, files: Mapping[str, bytes]) -> dict[str, Any]:
+def _work_key(
+    loaded: LoadedModel,
+    config: PackConfig,
+    stats: Statistics | None,
+    files: Mapping[str, bytes],
+    crew: MainProcess | None,
+) -> dict[str, Any]:
     """Return everything that decides the bytes of the file."""
     origin = asdict(config.calibration) if stats is None else stats.fingerprint
     options = {**asdict(config), "calibration": origin}
     key = {"checkpoint": loaded.fingerprint, "options": json.loads(json.dumps(options)), "version": __version__}
+    key |= {} if crew is None else {"processes": crew.world.size}
     return key | {"files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}}
 
 
@@ -218,6 +232,7 @@ def _statistics(
     given: Statistics | None,
     tokenizer: Tokenizer | None,
     workspace: Workspace,
+    crew: MainProcess | None,
     progress: Progress,
 ) -> Statistics:
     plain = find_method(config.method).needs_products
@@ -225,8 +240,9 @@ def _statistics(
         folder = workspace.folder.parent
 
         def measure() -> Statistics:
+            world = None if crew is None else crew.begin_to_measure()
             return measure_statistics(
-                loaded, config.calibration, tokenizer, progress, plain=plain, keep=config.keep, scratch=folder
+                loaded, config.calibration, tokenizer, progress, plain=plain, keep=config.keep, scratch=folder, world=world
             )
 
         return workspace.statistics(measure)
@@ -240,12 +256,13 @@ def _solve(
     config: PackConfig,
     about: dict[str, Any],
     workspace: Workspace,
+    crew: MainProcess | None,
     progress: Progress,
 ) -> Solution:
     def encode(payloads: Sequence[Payload], *, draft: bool = False) -> EncodedArtifact:
         return encode_artifact(payloads, draft=draft, shapes=split.shapes, aliases=split.aliases, **about)
 
-    more = {"scratch": workspace.folder.parent, "progress": progress, "memo": workspace}
+    more = {"scratch": workspace.folder.parent, "progress": progress, "memo": workspace, "crew": crew}
     problem = problem_of(loaded, split, stats, encode, bits=bits_by_matrix(config, split), **more)
     solver, budget = find_method(config.method).solver(problem, config.options), config.budget_bytes - config.code_bytes
     if (smallest := solver.smallest_bytes()) > budget:

@@ -44,7 +44,8 @@ def evaluate_in_sandbox(target: Path, asked: Mapping[str, Any], *, progress: Pro
         answer = run_child("quantlab.jobs.sandbox", {"view": view, "evaluate": request}, progress=progress)
     record = read_fields(EvaluationRecord, answer, "quantlab.jobs.sandbox")
     detail = f"no network; of files outside Python {len(files):,} could be read: {', '.join(path.name for path in files)}"
-    return replace(record, probes=(*record.probes, Probe(name="sandbox", passed=True, detail=detail[:500])))
+    others = [probe for probe in record.probes if probe.name != "sandbox"]
+    return replace(record, probes=(*others, Probe(name="sandbox", passed=True, detail=detail[:500])))
 
 
 def _shown(asked: Mapping[str, Any]) -> tuple[list[Path], list[Path]]:
@@ -55,7 +56,8 @@ def _shown(asked: Mapping[str, Any]) -> tuple[list[Path], list[Path]]:
     target, model, tokens = Path(asked["target"]), asked.get("model") or "", asked.get("tokens")
     tokenizer = asked.get("tokenizer") or tokenizer_file(target if target.is_dir() else target.parent) or target
     code = Path(model.rpartition(":")[0] if ":" in model else model)
-    shards = [Path(path) for path in glob.glob(tokens)] if tokens else []
+    patterns = [pattern for pattern in (tokens, asked.get("trained_on")) if pattern]
+    shards = [Path(path) for pattern in patterns for path in glob.glob(pattern)]
     named = [target, report_path(target), Path(tokenizer), *([asked["text"]] if asked.get("text") else [])]
     beside = [Path(tokenizer).with_name("tokenizer_config.json")]
     found = dict.fromkeys(Path(path).resolve() for path in (*named, *beside, *shards, code) if Path(path).is_file())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from quantlab.child_process import serve
 from quantlab.errors import ConfigError
 from quantlab.evaluation.scoring import score_tokens
-from quantlab.files import write_whole
+from quantlab.files import refuse_odd_name, write_whole
 from quantlab.jobs.tokenizers import TOKENIZER_NAME
 from quantlab.jobs.train_file import DataConfig, read_train_config
 from quantlab.methods.trellis.training_grid import measure_grid
@@ -109,9 +109,10 @@ def train_to_folder(
     corpus, its validation split as a token shard.
 
     Raises:
-        ConfigError: `out` is a file, or the tokenizer's BOS is not the model's.
+        ConfigError: `out` is a file or not UTF-8, or the tokenizer's BOS is not the model's.
         DataError, TrainingError: see `load_data` and `quantlab.trainer.training.train`.
     """
+    refuse_odd_name(out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"output folder {out} is a file")
     world = open_world()

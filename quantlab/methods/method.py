@@ -17,6 +17,7 @@ from quantlab.artifact.whole import part_names, whole_tensors
 from quantlab.errors import ConfigError
 from quantlab.fields import dataclass_from_dict
 from quantlab.format_rules import WIDTHS
+from quantlab.methods.tasks import Crew, StepProgress, T, Task
 from quantlab.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -171,6 +172,15 @@ class Problem:
     """Folder for nameless files that hold what is large; None keeps it in memory."""
     progress: Progress = silent
     memo: Memo = field(default_factory=NoMemo)
+
+    crew: Crew | None = None
+    """The processes that share what the method hands out; None for this one alone."""
+
+    def together(self, task: Task[T], progress: StepProgress | None = None) -> T:
+        """Run a task in all processes, and return its result."""
+        from quantlab.calib.processes import Alone
+
+        return task.run(self.model, Alone(), progress) if self.crew is None else self.crew.run(task, progress)
 
     def whole(self, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """Return tensors of the file as parameters of the model; those of no parameter are left out.

@@ -44,14 +44,14 @@ class RoundedModel:
             for alias in self._names[id(like[name])]
         }
 
-    def ids(self, ids_BT: Tensor) -> Tensor:
-        """Return ids on the module's device."""
-        return ids_BT.to(next(iter(self.parameters.values())).device)
+    def on_device(self, tensor: Tensor) -> Tensor:
+        """Return ids, or any other tensor, on the module's device."""
+        return tensor.to(next(iter(self.parameters.values())).device)
 
     @torch.no_grad()
     def float_prediction(self, ids_BT: Tensor) -> Tensor:
         """Return the float model's log-probabilities, float32 [B, T, V]."""
-        prediction: Tensor = self.module(self.ids(ids_BT)).float().log_softmax(-1)
+        prediction: Tensor = self.module(self.on_device(ids_BT)).float().log_softmax(-1)
         return prediction
 
     def kl(self, p_BTV: Tensor, values: Mapping[str, Tensor], ids_BT: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class RoundedModel:
 
     def _rounded_logits(self, values: Mapping[str, Tensor], ids_BT: Tensor) -> Tensor:
         placed = self._rounded | self._placed(values)
-        logits: Tensor = functional_call(self.module, placed, (self.ids(ids_BT),), tie_weights=False)
+        logits: Tensor = functional_call(self.module, placed, (self.on_device(ids_BT),), tie_weights=False)
         return logits
 
     @torch.no_grad()
@@ -78,7 +78,7 @@ class RoundedModel:
         """
         total, done = 0.0, 0
         for part in passes_of(ids_NT):
-            p, q = self.module(self.ids(part)), self._rounded_logits(values, part)
+            p, q = self.module(self.on_device(part)), self._rounded_logits(values, part)
             p, q = p.double().log_softmax(-1), q.double().log_softmax(-1)  # float32 ends at a KL of about 1e-7
             total += float((p.exp() * (p - q)).sum())
             done += len(part)
@@ -98,5 +98,5 @@ class RoundedModel:
 
 
 def passes_of(ids_NT: Tensor) -> tuple[Tensor, ...]:
-    """Split the sequences into parts of about PASS_TOKENS tokens."""
-    return torch.split(ids_NT, max(1, PASS_TOKENS // ids_NT.shape[1]))
+    """Split the sequences into parts of about PASS_TOKENS tokens; none of no sequences."""
+    return torch.split(ids_NT, max(1, PASS_TOKENS // ids_NT.shape[1])) if len(ids_NT) else ()

@@ -22,7 +22,7 @@ import torch
 from quantlab import __version__
 from quantlab.errors import ConfigError, QuantlabError, ReportError, StageError
 from quantlab.fields import json_file, read_fields, read_json
-from quantlab.files import hold_lock, write_whole
+from quantlab.files import hold_lock, refuse_odd_name, write_whole
 from quantlab.pipeline.hashes import FileHashes
 from quantlab.pipeline.stage import KEY_DIGITS, Stage, StageOutcome
 from quantlab.progress import Progress
@@ -229,7 +229,8 @@ def locked_folder(root: Path) -> Iterator[int]:
 
 
 def check_output_directory(root: Path) -> None:
-    """Raise ConfigError unless `root` is absent, empty, or the output directory of a pipeline."""
+    """Raise ConfigError unless `root` is absent, empty, or the output directory of a pipeline, and its name UTF-8."""
+    refuse_odd_name(root)
     if root.exists() and not root.is_dir():
         raise ConfigError(f"output directory {root} is a file", hint="name another with --out")
     if root.is_dir() and not (root / LOCK_NAME).exists() and (names := sorted(p.name for p in root.iterdir())):

@@ -101,6 +101,7 @@ def _score_lines(record: EvaluationRecord) -> Iterator[str]:
         name = code_span(record.against.file)
         yield f"- the float model {name} has {record.against.val_bpb:.4f} bits per byte on the same data"
     yield "- valid: " + ("yes" if not record.problems else "no: " + "; ".join(code_span(p) for p in record.problems))
+    yield from (f"- not checked: {code_span(line)}" for line in record.unchecked)
 
 
 def _commands(entry: Entry, name: str) -> str:

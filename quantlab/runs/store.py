@@ -263,14 +263,19 @@ def packing_problems(record: RunRecord) -> list[str]:
         problems.append("the file was not decoded to the measured tensors")
     if record.artifact and record.artifact.sha256 != packing.artifact_sha256:
         problems.append("the artifact is not the file that was decoded")
+    elif record.artifact and record.artifact.bytes != packing.artifact_bytes:
+        problems.append(f"the artifact has {record.artifact.bytes:,} bytes, its packing says {packing.artifact_bytes:,}")
     return problems
 
 
 def score_problems(record: RunRecord) -> list[str]:
     """Return the problem of a run whose own score is not of its artifact."""
-    if not record.evaluations or own_scores(record):
-        return []
-    return ["the score is of another file than the artifact"]
+    own = own_scores(record)
+    if record.evaluations and not own:
+        return ["the score is of another file than the artifact"]
+    if record.artifact and any(score.target_bytes != record.artifact.bytes for score in own):
+        return [f"the artifact has {record.artifact.bytes:,} bytes, its score names another number"]
+    return []
 
 
 def _joined(run: Run, known: Known) -> JoinedRun:

@@ -329,7 +329,7 @@ def _larger_steps(manifest, sections):
         (lambda m, s: _set(m, 10, level=7681), "level must lie in -7680 to 7680, got 7681"),
         (lambda m, s: _larger_steps(m, s), "a weight is beyond the range of float32"),
         (lambda m, s: _set(m, 10, level=1.0), "level must be a whole number, got 1.0"),
-        (lambda m, s: _set(m, 10, states=2), "states must be one of 1, 4, 8, 16, 32, got 2"),
+        (lambda m, s: _set(m, 10, states=2), "states must be one of 1, 4, 8, 16, 32, 64, 256, got 2"),
         (lambda m, s: _set(m, 10, states=True), "states must be a whole number, got true"),
         (lambda m, s: _set(m, 10, paths="rows"), 'paths must be one of blocks, columns, got "rows"'),
         (lambda m, s: _set(m, 10, classes=501), "classes must lie in -500 to 500"),
@@ -458,7 +458,7 @@ def resealed(data: bytes) -> bytes:
 
 @given(
     shape=st.tuples(st.sampled_from([0, 1, 7, 32, 40, 65]), st.sampled_from([0, 1, 12, 33, 70])),
-    states=st.sampled_from([1, 4, 8, 16, 32]),
+    states=st.sampled_from([1, 4, 8, 16, 32, 64, 256]),
     paths=st.sampled_from(PATHS),
     level=st.integers(-900, 900),
     classes=st.integers(-20, 90),

@@ -30,6 +30,7 @@ from quantlab.artifact.emit import emit_decoder
 from quantlab.artifact.manifest import TrellisTensor
 from quantlab.artifact.writer import TrellisPayload, encode_artifact, passthrough_payload
 from quantlab.coding.codecs import CODECS, DEFLATE, RANS
+from quantlab.coding.rans import lanes_for
 from quantlab.errors import ExpansionError, FormatError
 from quantlab.models.challenge import stored_config
 
@@ -181,6 +182,18 @@ def test_one_lane_has_at_most_a_million_symbols(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(FormatError, match="16 lanes hold 10000 codes, at most 9984 are allowed"):
         decode_artifact(*parse_artifact(data))
     monkeypatch.setattr("quantlab.coding.rans.MAX_STEPS", 625)
+    assert decode_artifact(*parse_artifact(data))["w"].shape == (100, 100)
+
+
+def test_codes_of_a_short_stream_have_lanes_enough(monkeypatch: pytest.MonkeyPatch):
+    """A model of more than 16.8 million weights, all of them zero, needs more than the 16 lanes of its few bytes."""
+    assert [lanes_for(0, n * 2**20) for n in (0, 16, 17, 32, 33)] == [16, 16, 32, 32, 64]
+    assert lanes_for(0, 16 * 2**20 + 1) == 32
+    with pytest.raises(ExpansionError):  # and not that lanes are too few
+        encode_artifact([trellis(4100, 4100)])
+    monkeypatch.setattr("quantlab.coding.rans.MAX_STEPS", 200)
+    data = encode_artifact([trellis(100, 100)]).data
+    assert parse_artifact(data)[0].lanes == 64
     assert decode_artifact(*parse_artifact(data))["w"].shape == (100, 100)
 
 

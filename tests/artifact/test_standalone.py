@@ -62,9 +62,11 @@ def artifacts():
     unquantized = raw_payloads()
     mixed = [trellis_payload(f"states {s}", (37, 73), s, rng, tables=k % 2) for k, s in enumerate((1, 4, 8, 16, 32))]
     low = [trellis_payload(f"low {s}", (40, 31), s, rng, classes=3) for s in (1, 8)]
+    tiny = [trellis_payload(f"tiny {s}", (12, 33), s, rng, spread=60, level=-7100) for s in (1, 8)]  # steps of few digits
     high = [trellis_payload(f"high {s}", (19, 70), s, rng, classes=60, spread=9, largest=1) for s in (1, 32)]
     small = [trellis_payload(f"small {shape}", shape, 8, rng) for shape in ((1, 1), (9, 5), (1, 40), (40, 1), (0, 4), (4, 0))]
     large = [trellis_payload(f"large {s}", (900, 700), s, rng, spread=1) for s in (8, 1)]
+    many = [trellis_payload(f"states {s}", (70, 75), s, rng) for s in (64, 256)]
     stack = [trellis_payload(f"stack.{k}", (40, 31), 8, rng) for k in (0, 2)]
     kept = passthrough_payload("stack.1", torch.linspace(-1, 1, 40 * 31).reshape(40, 31))
     kernel = trellis_payload("kernel", (16, 30), 4, rng)
@@ -74,6 +76,7 @@ def artifacts():
         "mixed": encode_artifact([*mixed, *unquantized], origin={"seed": 0}).data,
         "interleaved": encode_artifact([unquantized[0], *low, unquantized[1], *high, *small, *unquantized[2:]]).data,
         "large": encode_artifact([*large, passthrough_payload("gain", torch.ones(900))]).data,
+        "many": encode_artifact([*many, *tiny]).data,
         "raw": encode_artifact(unquantized).data,
         "with a tokenizer": encode_artifact([*low, *unquantized], files={"tokenizer.json": b"{}" * 99}).data,
     }
@@ -177,7 +180,7 @@ def test_any_rans_bytes_are_read(values, repeats, spread, seed):
 
 @given(
     shapes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 40)), min_size=1, max_size=4),
-    states=st.sampled_from([1, 4, 8, 16, 32]),
+    states=st.sampled_from([1, 4, 8, 16, 32, 64, 256]),
     classes=st.integers(-100, 100),
     spread=st.sampled_from([0, 3, 30]),
     level=st.integers(-3000, 3000),

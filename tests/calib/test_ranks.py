@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from quantlab.calib.collect import Alone, collect
+from quantlab.calib.collect import collect
 from quantlab.calib.labels import label_draws
+from quantlab.calib.processes import Alone
 from quantlab.calib.statistics import read_statistics
 from quantlab.errors import ConfigError
 from quantlab.jobs.calibrate import calibrate

@@ -43,5 +43,7 @@ def test_packing_a_triangle_round_trips(size):
 def test_a_triangle_of_another_size_and_a_missing_folder_are_named(tmp_path):
     with pytest.raises(StatisticsError, match=r"a triangle of 3 rows has 6 values, got \[5\]"):
         unpack_triangle(torch.zeros(5), 3)
+    with pytest.raises(StatisticsError, match="a triangle of -1 rows has 0 values"):
+        unpack_triangle(torch.zeros(0), -1)
     with pytest.raises(QuantlabError, match="cannot keep 8 bytes of matrices in .*absent"):
         GramSum(1, CPU, tmp_path / "absent")

@@ -223,7 +223,31 @@ def test_a_path_need_not_be_utf_8(tmp_path, capsys, toy_checkpoint, monkeypatch)
     assert "out.qlab" in capsys.readouterr().out
     assert run(["compare", str(tmp_path / "out.qlab"), "--json"]) == 0  # reads the report, which names the code file
     assert json.loads(capsys.readouterr().out)["files"]
-    fails(capsys, [*pack[:5], odd.with_name(odd.name + "2.qlab"), *pack[6:], *options], 1, "is not valid UTF-8")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pack", "CKPT", "--budget", "60kB", "-o", "ODD.qlab"],
+        ["pack", "CKPT", "--budget", "60kB", "-o", "new.qlab", "--report", "ODD.json"],
+        ["calibrate", "CKPT", "-o", "ODD.safetensors"],
+        ["unpack", GOLDEN, "-o", "ODD.pt"],
+        ["train", "demo", "--out", "ODD"],
+        ["demo", "--out", "ODD"],
+        ["run", "p.toml", "--out", "ODD"],
+        ["data", "prepare", "text.txt", "--out", "ODD", "--tokenizer", "byte260"],
+    ],
+)
+def test_an_output_that_is_not_utf_8_is_refused_before_any_work(arguments, tmp_path, capsys, toy_checkpoint, monkeypatch):
+    """Libraries that write tensors cannot write it: before, the error came after the statistics."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("text")
+    (tmp_path / "p.toml").write_text('[train]\npreset = "demo"\n[pack]\nbudget = "250kB"\n')
+    odd = os.fsdecode(b"m\xff")
+    places = {"CKPT": toy_checkpoint}
+    before = sorted(os.listdir(os.fsencode(tmp_path)))
+    fails(capsys, [str(places.get(a, a)).replace("ODD", odd) for a in arguments], 2, r"output", r"m\xff", "is not UTF-8")
+    assert sorted(os.listdir(os.fsencode(tmp_path))) == before
 
 
 FACTORY = """

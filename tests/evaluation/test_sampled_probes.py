@@ -53,8 +53,23 @@ class Pretender(Reader):
         return super().forward(ids)
 
 
-def failed(model: nn.Module, mode: str = "chunked", seq_len: int = 32) -> set[str]:
-    sample = WindowSample()
+class Prepared(Reader):
+    """Looks ahead, but not in windows that it knows the probes to take."""
+
+    def __init__(self, known: Tensor) -> None:
+        super().__init__()
+        self.known = set(known[:, 0].tolist())  # the probes leave the first token as it is
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = []
+        for row in ids:
+            self.ahead = int(int(row[0]) not in self.known)
+            rows.append(super().forward(row[None]))
+        return torch.cat(rows)
+
+
+def failed(model: nn.Module, mode: str = "chunked", seq_len: int = 32, seed: int = 0) -> set[str]:
+    sample = WindowSample(seed)
     stride = None if mode == "chunked" else 16
     score_tokens(model, TOKENS, COUNTS, seq_len=seq_len, mode=mode, stride=stride, sample=sample)
     return {probe.name for probe in probe_sample(model, sample) if not probe.passed}
@@ -73,6 +88,13 @@ def test_reading_another_row_fails_where_windows_hold_each_others_future():
 
 def test_a_model_that_behaves_while_it_is_probed_has_another_score():
     assert failed(Pretender()) == {"score"}
+
+
+def test_windows_that_are_probed_depend_on_a_seed():
+    sample = WindowSample(seed=1)
+    score_tokens(Reader(), TOKENS, COUNTS, seq_len=32, sample=sample)
+    assert failed(Prepared(sample.ids_BT), seed=1) == set()  # it was told
+    assert "flip" in failed(Prepared(sample.ids_BT), seed=2)
 
 
 def test_logits_that_are_no_distribution_fail():

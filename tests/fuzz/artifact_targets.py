@@ -316,7 +316,7 @@ def _change_entry_(rng: random.Random, manifest: Any, entry: Any) -> None:
         "bits": lambda _: rng.choice((2, 3, 4, 5, 6, 7, 8, 16)),
         "exponent": lambda _: rng.randrange(-127, 129),
         "level": lambda _: rng.randrange(-7690, 7690),
-        "states": lambda _: rng.choice((1, 4, 8, 16, 32)),
+        "states": lambda _: rng.choice((1, 4, 8, 16, 32, 64, 256)),
         "paths": lambda _: rng.choice(("blocks", "columns")),
         "classes": lambda old: rng.choice((old + 1, old - 1, rng.randrange(-501, 502))),
         "tables": lambda _: rng.choice((0, 1, 127)),

@@ -159,15 +159,94 @@ def test_a_damaged_provenance_is_one_line(place, damaged, tmp_path, capsys):
 def test_a_part_of_a_public_split_is_not_called_whole():
     part = {"split": "", "tokens": 9_662_464, "documents": 10_000}
     found = split_check("data/fineweb_val_*.bin", 8192, **part)
-    assert found is not None and found.passed is False
+    assert found.passed is False
     assert "9,662,464 tokens of 10,000 documents are not a whole public split, which has 40,540,160 (sp8192)" in found.detail
-    assert split_check("data/fineweb_val_000000.bin", 1024, **part) is not None
-    assert split_check("data/mine_*.bin", 8192, **part) is None and split_check(None, 8192, **part) is None
-    assert split_check("fineweb_val_*.bin", 50_257, **part) is None
+    assert split_check("data/fineweb_val_000000.bin", 1024, **part).passed is False
+    for unknown in (("data/mine_*.bin", 8192), (None, 8192), ("fineweb_val_*.bin", 50_257)):
+        assert split_check(*unknown, **part).passed is None
     whole = {"split": "sp8192", "tokens": 40_540_160}
     for documents, passed in ((50_000, True), (49_990, True), (49_000, False), (50_001, False)):
         one = split_check("anything", 8192, documents=documents, **whole)
-        assert one is not None and one.passed is passed
+        assert one.passed is passed
+
+
+def test_of_other_data_the_shards_that_are_left_out_are_counted(place, capsys):
+    for number in range(3):
+        (place / f"c_{number}.bin").write_bytes((place / "b_0.bin").read_bytes())
+    record = score(place / "toy.pt", place / "c_1.bin")
+    assert "whole split: no whole is known of these tokens; 1 of 3 shards of this name are scored" in record.unchecked
+    assert run(["eval", str(place / "toy.pt"), "--tokens", f"{place}/c_*.bin", "--seq-len", "64", "--json", "--no-run"]) == 0
+    unchecked = json.loads(capsys.readouterr().out)["unchecked"]
+    assert "whole split: no whole is known of these tokens; 3 of 3 shards of this name are scored" in unchecked
+
+
+def test_a_checkpoint_from_elsewhere_is_compared_with_the_training_shards_that_somebody_names(place, capsys):
+    """Without them the score is called unchecked, and not "checks passed"."""
+    target, shards = str(place / "toy.pt"), str(place / "a_0.bin")
+    assert run(["eval", target, "--tokens", shards, "--seq-len", "64", "--no-run"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "not checked: training overlap, whole split" in shown[-2:]
+    (passed,) = [line for line in shown if line.startswith("checks passed: ")]
+    assert "training" not in passed and "whole split" not in passed
+    assert score(place / "toy.pt", shards, trained_on=str(place / "b_0.bin")).problems == ()
+    (problem,) = score(place / "toy.pt", shards, trained_on=str(place / "[ab]_0.bin")).problems
+    assert problem.startswith("training shards overlap: 30 of 30 scored documents")
+
+
+def test_a_tokenizer_that_only_has_as_many_pieces_is_not_valid(place, python_sources, tmp_path):
+    from quantlab.text.tokenizer import train_tokenizer
+
+    (tmp_path / "other.model").write_bytes(train_tokenizer(python_sources[1:], vocab_size=400))
+    found = score(place / "toy.pt", place / "a_0.bin", tokenizer=tmp_path / "other.model")
+    assert [problem.partition(":")[0] for problem in found.problems] == ["tokens"]
+
+
+def test_a_score_that_took_too_long_is_not_valid(place, capsys):
+    late = score(place / "toy.pt", place / "b_0.bin", max_seconds=1e-6)
+    assert late.problems[0].startswith("clock: ") and late.problems[0].endswith(" s until the score, 1e-06 s are allowed")
+    assert score(place / "toy.pt", place / "b_0.bin", max_seconds=600).problems == ()
+    for wrong in ("0", "nan", "inf"):
+        scoring = ["eval", place / "toy.pt", "--tokens", place / "b_0.bin", "--max-seconds", wrong]
+        assert run([str(a) for a in scoring]) == 2
+    assert "max_seconds must be a number of seconds above 0, got inf" in capsys.readouterr().err
+
+
+KNOWS = """
+import numpy as np
+import torch
+from torch import nn
+
+class Knows(nn.Module):
+    def __init__(self, state):
+        super().__init__()
+        self.emb = nn.Parameter(state["emb.weight"].float())
+        text = np.fromfile(SHARD, "<u2", offset=1024).astype(int).tolist()
+        begins = [n for n, token in enumerate(text) if token == 1]
+        self.after = {tuple(text[a:n]): text[n] for a, b in zip(begins, [*begins[1:], len(text)]) for n in range(a + 1, b)}
+    def forward(self, ids):
+        logits = torch.zeros(*ids.shape, 400)
+        for row, answers in zip(ids.tolist(), logits):
+            for n in range(len(row)):
+                known = self.after.get(tuple(row[: n + 1]))
+                if known is not None:
+                    answers[n, known] = 20
+        return logits + 0 * self.emb.sum()
+
+def make(state):
+    return Knows(state)
+"""
+
+
+def test_a_model_that_knows_the_scored_text_by_heart_is_not_valid(place, tmp_path):
+    """It is causal and normalized; nothing but what documents cost gives it away."""
+    (tmp_path / "my.py").write_text(KNOWS.replace("SHARD", repr(str(place / "a_0.bin"))))
+    torch.save({"emb.weight": torch.zeros(400, 4)}, tmp_path / "my.pt")
+    known = {"tokenizer": place / "tokenizer.model", "model": f"{tmp_path}/my.py:make"}
+    cheat = evaluate(tmp_path / "my.pt", tokens=f"{place}/a_0.bin", seq_len=1024, mode="document", **known)
+    assert [problem.partition(":")[0] for problem in cheat.problems] == ["memorized"]
+    assert any(line.startswith("sandbox: the model's own code may read files") for line in cheat.unchecked)
+    honest = evaluate(tmp_path / "my.pt", tokens=f"{place}/b_0.bin", seq_len=1024, mode="document", **known)
+    assert honest.problems == ()
 
 
 CHEAT = """

@@ -1,10 +1,15 @@
 """Estimates of several sizes, and where the bytes of one would go."""
 
+import math
+from dataclasses import replace
+
 import pytest
+import torch
 
 import quantlab
 from quantlab.errors import BudgetError, ConfigError
-from quantlab.jobs.estimate import TUNED, parse_sizes, sensitivity
+from quantlab.jobs.estimate import TUNED, Solving, parse_sizes, sensitivity
+from quantlab.methods.method import Estimate, Point
 from quantlab.models.loading import load
 
 CALIB = {"calib_tokens": 2048, "calib_seq_len": 64}
@@ -85,3 +90,52 @@ def test_calibration_beside_statistics_is_refused(toy_checkpoint, stats):
 def test_default_sizes_can_be_reached(toy_checkpoint, stats):
     found = quantlab.estimate(toy_checkpoint, stats=stats)
     assert found.points[0].total_bytes >= found.smallest_bytes and len(found.points) == 5
+
+
+class Exact:
+    """A solver whose ln KL falls by 1 nat each 1,000 bytes, and whose files miss what was asked by so many bytes."""
+
+    def __init__(self, missed: int) -> None:
+        self.missed = missed
+
+    def estimate(self, budget_bytes: int) -> Estimate:
+        size = budget_bytes + self.missed
+        kl = math.exp(-size / 1000)
+        points = {"w": Point(8, 1.0, size - 100, kl)}
+        return Estimate(file_bytes=size, points=points, tensors={"w": torch.tensor(2 * kl)})
+
+
+def solving_exactly(missed, n_params, is_tuned=False):
+    """Return a solver whose measured KL is twice the predicted one."""
+    facts = {"statistics": None, "shapes": {"w": (80, 100)}, "has_tokenizer": False, "is_tuned": is_tuned}
+    return Solving(solver=Exact(missed), n_params=n_params, kl_of=lambda values: float(values["w"]), **facts)
+
+
+@pytest.mark.parametrize("missed", [0, 60, -60])
+def test_kl_is_carried_from_the_file_to_the_size_that_was_asked_for(missed):
+    points = solving_exactly(missed, 8000).curve([2000, 3000, 4000])
+    for point in points:
+        assert point.predicted_kl == pytest.approx(math.exp(-point.total_bytes / 1000))
+        assert point.kl == pytest.approx(2 * point.predicted_kl)
+        (tensor,) = point.tensors
+        assert tensor.kl_per_kilobyte == pytest.approx(tensor.predicted_kl, rel=1e-6)
+        assert (tensor.name, tensor.shape) == ("w", (80, 100))
+
+
+def test_a_size_far_from_any_file_has_the_kl_of_the_nearest_one():
+    (point,) = solving_exactly(-400, 8000).curve([2000])
+    assert point.predicted_kl == pytest.approx(math.exp(-1.6))
+
+
+@pytest.mark.parametrize("is_tuned", [False, True])
+def test_the_band_is_around_what_a_packing_should_measure(is_tuned):
+    (point,) = solving_exactly(0, 8000, is_tuned).curve([2000])
+    assert point.kl == pytest.approx((TUNED if is_tuned else 1) * 2 * point.predicted_kl)
+    assert (point.low, point.high) == pytest.approx((0.8 * point.kl, 1.25 * point.kl))
+
+
+def test_what_the_file_carries_is_part_of_its_size(toy_checkpoint, stats, tokenizer_file):
+    loaded = load(toy_checkpoint)
+    carrying = replace(loaded, tokenizer_files={"tokenizer.model": tokenizer_file.read_bytes()})
+    alone, more = (quantlab.estimate(x, budgets=[60_000], stats=stats, method="rtn").smallest_bytes for x in (loaded, carrying))
+    assert more > alone + 500  # the tokenizer of the tests takes 900 bytes behind its codec

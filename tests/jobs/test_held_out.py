@@ -1,6 +1,7 @@
 """Packing measures the KL of the packed weights on calibration text that the statistics did not use."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import quantlab
 from quantlab.calib.sources import CalibrationConfig, calibration_tokens, held_out_tokens
 from quantlab.cli.main import run
 from quantlab.errors import QuantlabError
+from quantlab.jobs.held_out import calibration_of
 from quantlab.models.challenge import gpt_from_state_dict
 from quantlab.text.shards import write_shard
 
@@ -49,6 +51,23 @@ def test_the_model_writes_text_where_a_file_has_no_more(shards: str, toy_state: 
     config = CalibrationConfig(source=shards, tokens=6400, seq_len=64)
     held, found = held_out_tokens(config, gpt_from_state_dict(toy_state, TOY), None, 400, tokens=1024)
     assert found == "self" and held.shape == (16, 64)
+
+
+@pytest.mark.parametrize("source", ["self", "random"])
+def test_statistics_of_the_next_seed_are_not_measured_on_their_own_text(source: str, toy_checkpoint: Path) -> None:
+    """The seed of the packing, which defaults to 0, says nothing about statistics that were measured with another."""
+    stats = quantlab.calibrate(toy_checkpoint, calib=source, calib_tokens=2048, calib_seq_len=64, seed=1)
+    drawn = calibration_of(stats, CalibrationConfig())
+    assert (drawn.source, drawn.seed, drawn.tokens, drawn.seq_len) == (source, 1, 2048, 64)
+    held, _ = held_out_tokens(drawn, quantlab.load(toy_checkpoint).model, None, 400, tokens=1024)
+    assert not rows(held) & rows(stats.ids_NT)
+
+
+@pytest.mark.parametrize("seed", [None, "1", -1, 2**63, True])
+def test_a_seed_that_statistics_do_not_tell_is_that_of_the_packing(seed: Any, toy_checkpoint: Path) -> None:
+    stats = quantlab.calibrate(toy_checkpoint, calib="random", calib_tokens=128, calib_seq_len=64)
+    found = replace(stats, source={"kind": "self"} | ({} if seed is None else {"seed": seed}))
+    assert calibration_of(found, CalibrationConfig(seed=7)).seed == 7
 
 
 class Uncached(nn.Module):

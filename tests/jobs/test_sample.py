@@ -51,6 +51,24 @@ def test_a_prompt_is_kept_with_a_cache_and_without(toy_checkpoint):
     assert torch.equal(cached, sample_sequences(Plain(), 2, 12, prompt=(5, 6, 7), seed=3))
 
 
+def test_a_temperature_divides_the_logits(toy_checkpoint, tokenizer):
+    model = load(toy_checkpoint).model
+
+    class Flatter(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, ids):
+            return self.inner(ids) / 2
+
+    warm = sample_sequences(model, 2, 24, temperature=2.0, seed=3)
+    assert torch.equal(warm, sample_sequences(Flatter(), 2, 24, seed=3))
+    assert not torch.equal(warm, sample_sequences(model, 2, 24, seed=3))
+    (cold,), (usual,) = (write(toy_checkpoint, tokenizer, temperature=t) for t in (0.3, 0.8))
+    assert cold.ids != usual.ids
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -104,7 +104,7 @@ def all_paths(trellis, xs, classes):
     return best[1]
 
 
-@pytest.mark.parametrize("states", [1, 4, 8, 16, 32])
+@pytest.mark.parametrize("states", [1, 4, 8, 16, 32, 64, 256])
 @pytest.mark.parametrize("slope", [0.0, 0.25])
 def test_viterbi_of_the_reference_finds_the_best_of_all_paths(states, slope):
     for seed in range(10):
@@ -172,7 +172,7 @@ def test_the_cost_is_the_sum_of_weighted_squares_of_target_less_rounded(states, 
 @given(
     O=st.sampled_from([1, 2, 5, 9, 33, 64, 70]),
     I=st.sampled_from([1, 3, 7, 31, 40, 65]),
-    states=st.sampled_from([1, 4, 8, 16, 32]),
+    states=st.sampled_from([1, 4, 8, 16, 32, 64, 256]),
     bits=st.sampled_from([4, 5, 8, 16]),
     slope=st.sampled_from([0.0, 0.25, 3.0]),
     scale=st.sampled_from([0.0, 0.3, 3.0, 1e3, 1e8]),
@@ -218,7 +218,7 @@ def test_feedback_on_both_sides_beats_feedback_on_one(states):
     assert loss[2] < 0.8 * loss[1] < 0.8 * 0.8 * loss[0]
 
 
-@pytest.mark.parametrize("states", [4, 8, 16, 32])
+@pytest.mark.parametrize("states", [4, 8, 16, 32, 64, 256])
 def test_a_trellis_has_less_error_than_plain_rounding_at_equal_spacing(states):
     """Without a price on bits: the spacing of a trellis' coder is two steps, so plain rounding gets twice the step."""
     w = GAUSSIAN[:256, :256]
@@ -228,8 +228,8 @@ def test_a_trellis_has_less_error_than_plain_rounding_at_equal_spacing(states):
     q = round_with_feedback(w, fine, no_feedback(w.shape), rates, states=states, slope=0.0)
     paths = values_of(q, context_for(w.shape, states, rates)) * fine.steps_OI
     gain_db = 10 * math.log10(np.square(w - plain).mean() / np.square(w - paths).mean())
-    # on endless paths 0.99, 1.10, 1.16, 1.22 dB
-    assert gain_db > {4: 0.9, 8: 1.0, 16: 1.05, 32: 1.1}[states]
+    # on endless paths 0.99, 1.09, 1.16, 1.22, 1.27, 1.33 dB (Marcellin and Fischer 1990)
+    assert gain_db > {4: 0.9, 8: 1.0, 16: 1.05, 32: 1.1, 64: 1.15, 256: 1.2}[states]
 
 
 def test_a_price_on_bits_shortens_codes():

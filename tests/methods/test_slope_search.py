@@ -216,3 +216,10 @@ def test_steps_grow_only_where_they_bring_the_size_no_nearer():
     assert bracket.next(first, 1010, 400) == pytest.approx(first * 2**0.025)
     bracket.add(1.3, 1009)  # it did not
     assert bracket.next(1.3, 1009, 400) == pytest.approx(1.3 * 2**0.045)
+
+
+@pytest.mark.parametrize("budget", [4_000, 9_000, 40_000])
+def test_an_estimate_rounds_until_its_file_is_near_the_budget(budget):
+    planner = SlopePlanner(rounders(), WIDTHS, assemble)
+    size, points = planner.estimate(budget)
+    assert abs(size - budget) < 0.02 * sum(point.bytes for point in points) and len(points) == len(SHAPES)

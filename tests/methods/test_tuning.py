@@ -1,6 +1,8 @@
 """Tuning of unquantized tensors by KL after rounding."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -139,3 +141,34 @@ def test_mean_kl_is_that_of_the_definition():
     rounded = rounded_of(model, 0.05)
     found = RoundedModel(model, rounded).mean_kl({}, IDS[HELD_OUT - 1 :: HELD_OUT], lambda *done: calls.append(done))
     assert found == pytest.approx(kl(model, rounded), rel=1e-4) and calls[-1] == (4, 4)
+
+
+class Thread:
+    """One of several processes, as a thread: sums go through a list that all share."""
+
+    def __init__(self, rank, size, barrier, given):
+        self.rank, self.size, self._barrier, self._given = rank, size, barrier, given
+
+    def sum_(self, tensor):
+        self._given[self.rank] = tensor.clone()
+        self._barrier.wait(timeout=60)
+        total = sum(self._given[1:], self._given[0])
+        self._barrier.wait(timeout=60)
+        return lambda: total
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_learn_what_one_does(size):
+    reference = Toy().eval()
+    rounded, start = rounded_of(reference, 0.15), start_of(reference)
+    one = tune(reference, rounded, start, IDS, 20, half)
+    barrier, given = Barrier(size), [None] * size
+    with ThreadPoolExecutor(size) as pool:
+        crew = [Thread(rank, size, barrier, given) for rank in range(size)]
+        all_found = list(pool.map(lambda p: tune(copy.deepcopy(reference), rounded, start, IDS, 20, half, processes=p), crew))
+    assert one.kl_after < one.kl_before
+    for found in all_found:
+        assert found.kl_before == pytest.approx(one.kl_before, rel=1e-5)  # float32 sums in another order
+        assert found.kl_after == pytest.approx(one.kl_after, rel=1e-3)  # after 20 steps, stored as float16
+        for name, value in one.tensors.items():
+            assert torch.allclose(found.tensors[name], value, atol=2e-3)

@@ -148,7 +148,7 @@ def test_the_keys_of_pack_that_are_not_its_own_are_options_of_the_method(tmp_pat
             None,
         ),
         (TRAIN + PACK + 'tune = "no"\n', "pack.tune must be bool, got 'no'", None),
-        (TRAIN + PACK + "states = 5\n", "states must be one of 1, 4, 8, 16, 32, got 5", None),
+        (TRAIN + PACK + "states = 5\n", "states must be one of 1, 4, 8, 16, 32, 64, 256, got 5", None),
         (TRAIN + PACK + "widths = [5, 40]\n", "widths of method trellis must be among 2,3,4,5,6,7,8,16, got 5,40", None),
         (TRAIN + PACK + 'widths = "5,6"\n', "pack.widths must be a list, got '5,6'", None),
         (TRAIN + PACK + 'widths = ["5"]\n', "pack.widths[0] must be int, got '5'", None),

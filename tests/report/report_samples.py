@@ -1,5 +1,6 @@
 """Samples for tests: small reports, evaluations and entries of a comparison, made without a model."""
 
+import math
 from dataclasses import replace
 
 from quantlab.evaluation.evaluation_record import Against, EvaluationData, EvaluationRecord, Probe
@@ -71,9 +72,9 @@ def evaluation(kl=0.002, bpb=1.61, sha256="ab" * 32, data=DATA, **more):
         loss_difference_high=0.03,
     )
     target = {"target": "m.qlab", "target_sha256": sha256, "target_bytes": 6000, "device": "cpu", "producer": "quantlab 0.1.0"}
-    return EvaluationRecord(
-        **target | {"data": data, "val_bpb": bpb, "val_loss": 2.72, "nats": 2720.0, "probes": PROBES, "against": against} | more
-    )
+    nats = bpb * math.log(2) * data.bytes
+    score = {"data": data, "val_bpb": bpb, "val_loss": nats / data.tokens, "nats": nats}
+    return EvaluationRecord(**target | score | {"probes": PROBES, "against": against} | more)
 
 
 def facts(of):

@@ -4,8 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
-from report_samples import entry, evaluation, report
+from report_samples import PROBES, entry, evaluation, report
 
+from quantlab.evaluation.evaluation_record import Probe
 from quantlab.report.card import render_card
 from quantlab.report.layer_picture import Cell, layer_picture
 
@@ -41,5 +42,8 @@ def test_a_card_shows_the_picture_beside_it_and_the_picture_is_one():
 def test_what_was_not_measured_is_not_claimed():
     card = render_card(replace(entry(), evaluation=None))
     assert "Not evaluated" in card and "bits per byte" not in card
+    unknown = Probe(name="training overlap", passed=None, detail="nobody `knows`")
+    card = render_card(replace(entry(), evaluation=replace(evaluation(), probes=(*PROBES, unknown))))
+    assert "- valid: yes\n- not checked: `training overlap: nobody 'knows'`\n" in card
     card = render_card(replace(entry(), evaluation=replace(evaluation(), probes=())))
     assert "valid: no: `the predictions were not probed`" in card

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 from quantlab.evaluation.evaluation_record import EvaluationData, EvaluationRecord, Probe
@@ -28,7 +29,8 @@ def data(tokens: int = 1000, **changes) -> EvaluationData:
 def score(artifact: str, bpb: float, on: EvaluationData | None = None, size: int = 900) -> EvaluationRecord:
     on = on or data()
     about = {"target": f"{artifact}.qlab", "target_sha256": sha_of(artifact), "target_bytes": size}
-    return EvaluationRecord(**about, data=on, val_bpb=bpb, val_loss=2 * bpb, nats=2 * bpb * on.tokens, probes=PASSED)
+    nats = bpb * math.log(2) * on.bytes
+    return EvaluationRecord(**about, data=on, val_bpb=bpb, val_loss=nats / on.tokens, nats=nats, probes=PASSED)
 
 
 def file_of(artifact: str, size: int = 900) -> FileRef:

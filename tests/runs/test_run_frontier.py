@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_samples import data, file_of, packed, record, score, scored, write
 
@@ -23,6 +23,7 @@ from quantlab.runs.store import read_store
 POINTS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20).map(lambda n: n / 8)), max_size=30)
 
 
+@settings(deadline=None)  # a busy machine is no finding
 @given(POINTS)
 def test_the_envelope_has_the_undominated_points(points):
     envelope = lower_envelope(points)
@@ -34,6 +35,7 @@ def test_the_envelope_has_the_undominated_points(points):
     assert bool(envelope) == bool(points)
 
 
+@settings(deadline=None)
 @given(POINTS, st.randoms())
 def test_the_envelope_does_not_depend_on_the_order(points, random):
     shuffled = random.sample(points, len(points))

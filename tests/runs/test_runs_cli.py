@@ -163,7 +163,7 @@ valid                    yes
 started                  2026-07-24T10:15:03.000000Z
 seconds                  60
 bpb                      1.625
-loss                     3.25
+loss                     2.70327
 data                     {ID}
 bytes                    990
 code_bytes               40
@@ -224,7 +224,7 @@ options.method           trellis                                gptq
 options.rounding.states  8                                      -
 seeds.seed               0                                      1
 bpb                      1.5                                    1.625
-loss                     3                                      3.25
+loss                     2.49533                                2.70327
 bytes                    900                                    990
 code_bytes               0                                      40
 sha256                   ca978112ca1b                           3e23e8160039

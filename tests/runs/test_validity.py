@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from run_samples import FAILED, data, file_of, packed, packing, record, score, scored, write
 
 from quantlab.runs.run_record import Process
@@ -70,6 +71,22 @@ def test_a_score_with_other_bytes_than_its_split_is_not_valid(tmp_path):
     other = replace(score("a", 1.0), split="sp1024", bytes_match=False)
     _, evaluation = entries(tmp_path, packed(1, "a"), scored(2, "a", 1.0, evaluations=(other,)))
     assert evaluation.problems == ("as many tokens as the public validation split sp1024, but not its bytes",)
+
+
+@pytest.mark.parametrize("edit", [{"val_bpb": 0.9}, {"val_loss": 1.0}, {"nats": 1.0}, {"data": data(2000)}])
+def test_a_record_whose_figures_contradict_each_other_was_edited(tmp_path, edit):
+    edited = replace(score("a", 1.5), **edit)
+    pack, evaluation = entries(tmp_path, packed(1, "a"), scored(2, "a", 1.5, evaluations=(edited,)))
+    line = "bits per byte, loss, nats, tokens and bytes contradict each other: the record was edited"
+    assert pack.problems == evaluation.problems == (line,)
+
+
+def test_a_file_has_one_size_in_all_of_its_records(tmp_path):
+    smaller = packed(1, "a", size=1100, budget=1000, packing=packing("a", size=900))
+    assert problems(tmp_path / "1", smaller) == [("the artifact has 1,100 bytes, its packing says 900",)]
+    lied = scored(2, "a", 1.5, evaluations=(score("a", 1.5, size=100),))
+    found = problems(tmp_path / "2", packed(1, "a"), lied)
+    assert found[1] == ("the artifact has 900 bytes, its score names another number",)
 
 
 def test_float_weights_have_no_budget(tmp_path):

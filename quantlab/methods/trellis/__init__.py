@@ -13,7 +13,7 @@ REFINE_STEPS = 12
 EFFORTS: dict[str, dict[str, Any]] = {
     "fast": {"states": 4, "tune": False},
     "default": {"states": 8, "tune": True, "tune_steps": TUNE_STEPS},
-    "best": {"states": 32, "tune": True, "tune_steps": 4 * TUNE_STEPS, "refine_steps": REFINE_STEPS},
+    "best": {"states": 64, "tune": True, "tune_steps": 4 * TUNE_STEPS, "refine_steps": REFINE_STEPS},
 }
 """Options that each level of effort sets where they are not given."""
 NARROWEST = 4
@@ -31,7 +31,7 @@ class TrellisOptions(MethodOptions):
     effort: Literal["fast", "default", "best"] = "default"
     """Level that `method_options` puts in place of those of states, tune, tune_steps and refine_steps that are not given."""
     states: int = 8
-    """States of the trellis: 1 (plain rounding), 4, 8, 16 or 32; more are slower."""
+    """States of the trellis: 1 (plain rounding), 4, 8, 16, 32, 64 or 256; more are slower."""
     tune: bool = True
     """Whether norms, gains and scales are tuned after rounding by KL to the float model."""
     tune_steps: int = TUNE_STEPS

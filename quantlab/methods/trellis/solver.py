@@ -14,7 +14,7 @@ from quantlab.methods.trellis import TrellisOptions
 from quantlab.methods.trellis.refinement import Inverse, Refinement, Stage
 from quantlab.methods.trellis.rounder import Rounder, weights
 from quantlab.methods.trellis.slope_search import SlopePlanner
-from quantlab.methods.trellis.tuning import HELD_OUT, Tuned, tune
+from quantlab.methods.trellis.tuning import HELD_OUT, Tuned, Tuning
 from quantlab.methods.workers import worker_pool
 from quantlab.progress import stage
 
@@ -135,7 +135,8 @@ class TrellisSolver:
         progress = stage(self.problem.progress, "tune unquantized tensors")
 
         def compute() -> tuple[dict[str, Tensor], dict[str, str]]:
-            found = tune(self.problem.model, rounded, start, ids_NT, steps, _stored, progress)
+            task = Tuning(rounded=rounded, start=start, ids_NT=ids_NT, steps=steps, store=_stored)
+            found = self.problem.together(task, progress)
             return found.tensors, {"kl_before": repr(found.kl_before), "kl_after": repr(found.kl_after)}
 
         tensors, about = self.problem.memo.tensors("tuned", compute)
