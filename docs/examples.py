@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/quick_start.md", "docs/runs.md")
+PAGES = ("docs/quick_start.md", "README.md", "docs/runs.md")
+"""In the order in which their commands run: later ones use what earlier ones made."""
 MARK = re.compile(r"<!-- example(?P<options>[^>]*) -->\n```\n(?P<body>.*?)```\n", re.DOTALL)
 STANDS_FOR = {"make demo": "quantlab demo"}
 """Commands that a reader types and that need another word here: make would build the environment."""
@@ -78,15 +79,20 @@ def shown(output: str, options: Options) -> list[str]:
 
 
 def shell(work: Path) -> Run:
-    """Return a runner of commands in a folder. SystemExit, with the last line of stderr, where one fails."""
+    """Return a runner of commands in a folder, each once. SystemExit, with the last line of stderr, where one fails."""
+
+    known: dict[str, str] = {}
 
     def run(command: str) -> str:
+        if command in known:
+            return known[command]
         print(f"$ {command}", file=sys.stderr, flush=True)
         typed = STANDS_FOR.get(command, command)
         done = subprocess.run(typed, shell=True, cwd=work, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [""])[-1]
             raise SystemExit(f"error: {command} ended with {done.returncode}: {last}")
+        known[command] = done.stdout
         return done.stdout
 
     return run

@@ -251,7 +251,7 @@ class ReportStage:
         """Raise ConfigError if the page needs a package that is not installed: before hours are spent."""
         if not self.options.html:
             return
-        from quantlab.report.page import check_packages
+        from quantlab.report.assets import check_packages
 
         try:
             check_packages()

@@ -7,7 +7,7 @@ from typing import Any
 from quantlab import __version__
 from quantlab.budget import size_text
 from quantlab.printable import printable
-from quantlab.report.assets import check_packages, render
+from quantlab.report.assets import render
 from quantlab.report.comparison import Comparison, FileRow
 from quantlab.report.entry import Entry
 from quantlab.report.estimates import Estimates
@@ -15,8 +15,6 @@ from quantlab.report.figures import all_figures
 from quantlab.report.plot import COLOURS
 from quantlab.report.slider import Slider
 from quantlab.report.tables import equal_bytes_line, equal_kl_line, measures, nats, number, tensor_columns
-
-__all__ = ["check_packages", "render_page"]
 
 SCRIPTS = ("charts.js", "codes.js", "tables.js", "slider.js")
 

@@ -50,6 +50,15 @@ def test_output_is_written_back_and_the_rest_stays(tmp_path, monkeypatch):
     assert page.read_text() == text  # a second time changes nothing
 
 
+def test_a_command_that_two_pages_show_is_run_once(tmp_path, monkeypatch):
+    pages = [tmp_path / "a.md", tmp_path / "b.md"]
+    for page in pages:
+        page.write_text("<!-- example -->\n```\n$ echo x >> log; wc -l < log\n```\n")
+    monkeypatch.setattr("sys.argv", ["examples.py", "--work", str(tmp_path / "work"), *map(str, pages)])
+    main()
+    assert [page.read_text().splitlines()[3].strip() for page in pages] == ["1", "1"]
+
+
 def test_a_failing_command_is_named_and_no_page_is_changed(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text(PAGE.replace("echo hidden", "sh -c 'echo broken >&2; exit 3'"))
