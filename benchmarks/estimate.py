@@ -26,7 +26,7 @@ from quantlab.text.stdlib_corpus import shuffled, stdlib_documents
 
 BITS = (2.5, 3.6, 5.2, 7.5)
 """Bits a weight of the four sizes."""
-TRAIN_SECONDS, TRAIN_STEPS = 120, 1500
+TRAIN_SECONDS, TRAIN_STEPS = 120, 500
 """Of the demo's model, and of the Hugging Face model."""
 WIDTH, LAYERS, CONTEXT, VOCABULARY = 128, 4, 256, 256
 """Sizes of the Hugging Face model; its tokens are bytes."""
