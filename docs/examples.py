@@ -9,6 +9,7 @@ nothing is written.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,8 @@ MARK = re.compile(r"<!-- example(?P<options>[^>]*) -->\n```\n(?P<body>.*?)```\n"
 STANDS_FOR = {"make demo": "quantlab demo"}
 """Commands that a reader types and that need another word here: make would build the environment."""
 CUT = "..."
+WIDTH = "100"
+"""Columns of the terminal that the examples are shown in."""
 
 Run = Callable[[str], str]
 """Runs a shell command, and returns what it printed."""
@@ -88,7 +91,7 @@ def shell(work: Path) -> Run:
             return known[command]
         print(f"$ {command}", file=sys.stderr, flush=True)
         typed = STANDS_FOR.get(command, command)
-        done = subprocess.run(typed, shell=True, cwd=work, capture_output=True, text=True)
+        done = subprocess.run(typed, shell=True, cwd=work, capture_output=True, text=True, env=os.environ | {"COLUMNS": WIDTH})
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [""])[-1]
             raise SystemExit(f"error: {command} ended with {done.returncode}: {last}")
