@@ -45,18 +45,25 @@ def main() -> None:
     weights = sum(tensor.numel() for tensor in load(checkpoint).state.values())
     started = time.perf_counter()
     estimates = quantlab.estimate(checkpoint, budgets=[round(bits * weights / 8) for bits in BITS], stats=stats)
-    seconds = time.perf_counter() - started
-    everything = json.loads(options.out.read_text()) if options.out.exists() else {"machine": machine(), "models": {}}
-    rows = everything["models"].setdefault(options.model if checkpoint.stem == "model" else checkpoint.stem, {})
-    rows |= {"parameters": weights, "estimate_seconds": round(seconds, 1), "smallest_bytes": estimates.smallest_bytes}
+    seconds = round(time.perf_counter() - started, 1)
+    everything = json.loads(options.out.read_text()) if options.out.exists() else {"machine": machine(), "rows": []}
     for point in estimates.points:
-        row = rows.setdefault("sizes", {}).setdefault(str(point.total_bytes), {"budget_bytes": point.total_bytes})
-        row |= {"predicted_kl": point.predicted_kl, "estimated_kl": point.kl, "low": point.low, "high": point.high}
+        row = _row(everything["rows"], options.model if checkpoint.stem == "model" else checkpoint.stem, point.total_bytes)
+        row |= {"bpw": point.bpw, "estimate_seconds": seconds, "predicted_kl": point.predicted_kl}
+        row |= {"estimated_kl": point.kl, "low": point.low, "high": point.high}
         if "kl" not in row:
             row |= _packed(checkpoint, stats, point.total_bytes, options.work)
         row |= {"ratio": row["kl"] / point.kl, "byte_ratio": row["file_bytes"] / point.total_bytes}
         print(LINE.format(**row), flush=True)
         options.out.write_text(json.dumps(everything, indent=2) + "\n")
+
+
+def _row(rows: list[dict[str, Any]], model: str, budget: int) -> dict[str, Any]:
+    """Return the row of a model and a size, which is added unless it is there."""
+    found = next((row for row in rows if (row["model"], row["budget_bytes"]) == (model, budget)), None)
+    if found is None:
+        rows.append(found := {"model": model, "budget_bytes": budget})
+    return found
 
 
 def _arguments() -> argparse.Namespace:
