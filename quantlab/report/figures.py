@@ -162,7 +162,7 @@ def _heat_map(n: int, name: str, title: str, z: list[list[float | None]], layers
 
 
 def code_shares(comparison: Comparison, counts: Sequence[dict[str, list[int]]]) -> list[Figure]:
-    """Return the share of each code in all tensors of each file; page.js draws single tensors from the same counts."""
+    """Return the share of each code in all tensors of each file; codes.js draws single tensors from the same counts."""
     totals = [[sum(column) for column in zip(*one.values(), strict=True)] for one in counts]
     drawn = [(n, name, t) for n, (name, t) in enumerate(zip(file_names(comparison), totals, strict=True)) if sum(t[1:-1])]
     if not drawn:
