@@ -21,7 +21,7 @@ SMOKE := tests/artifact/test_artifact.py tests/coding/test_rans.py tests/docs/te
 LOWEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 LOWEST := build/lowest-torch-$(LOWEST_TORCH)
 
-.PHONY: demo test quick fuzz faults types lowest lint docs notebooks clean
+.PHONY: demo test quick fuzz faults types lowest lint docs site examples notebooks clean
 
 demo: $(VENV)/.ready
 	$(BIN)/quantlab demo $(DEMO_ARGS)
@@ -48,8 +48,14 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-docs: $(VENV)/.ready  # the site, in build/site
+docs: $(VENV)/.ready  # the site, in build/site; its search needs a server: make site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+site: docs  # the site with its search, on this machine alone, until Ctrl-C
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory build/site 8378
+
+examples: $(VENV)/.ready  # run the commands of README.md and docs/ and write their output back; the demo first, ten minutes in all
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python docs/examples.py
 
 notebooks: $(VENV)/.ready  # run all anew and keep their outputs
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb

@@ -1,4 +1,4 @@
-"""Read byte budgets as people write them, and measure the code files that count towards one."""
+"""Read and write byte budgets as people do, and measure the code files that count towards one."""
 
 import re
 from collections.abc import Iterable
@@ -27,6 +27,18 @@ def parse_bytes(text: str) -> int:
     if size < 1:
         raise ConfigError(f"budget must be at least 1 byte, got {text!r}")
     return size
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes exactly, in the largest unit that needs at most four digits.
+
+    >>> size_text(16_000_000), size_text(1_367_000), size_text(249_993), size_text(500)
+    ('16 MB', '1.367 MB', '249,993 B', '500 B')
+    """
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= scale and Fraction(shown := f"{size / scale:.4g}") * scale == size:
+            return f"{shown} {unit}"
+    return f"{size:,} B"
 
 
 def code_bytes(files: Iterable[Path]) -> dict[str, int]:

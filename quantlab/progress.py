@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 UNITS = {
+    "prepare text": "steps",
     "sample calibration text": "tokens",
     "measure statistics": "sequences",
     "round": "weights",

@@ -58,6 +58,16 @@ COLUMNS: dict[str, dict[str, Callable[[Row], str]]] = {
         "KL x": lambda r: f"{r['kl_ratio']:.1f}" if "kl_ratio" in r else "",
         "seconds": lambda r: f"{r['seconds']:.1f}",
     },
+    "estimate": {
+        "model": lambda r: r["model"],
+        "budget, bytes": lambda r: f"{r['budget_bytes']:,}",
+        "bits a weight": lambda r: f"{r['bpw']:.1f}",
+        "file, bytes": lambda r: f"{r['file_bytes']:,}",
+        "KL measured": lambda r: f"{r['kl']:.3g}",
+        "KL estimated": lambda r: f"{r['estimated_kl']:.3g}",
+        "measured / estimated": lambda r: f"{r['ratio']:.2f}",
+        "predicted": lambda r: f"{r['predicted_kl']:.3g}",
+    },
     "packing": {
         "model": lambda r: r["model"],
         "processors": lambda r: str(r["processors"]),

@@ -12,9 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.artifact.container import VERSION, Section
-from quantlab.artifact.decode import decode_artifact, decode_files, decode_row_grids, decode_trellis, parse_artifact
+from quantlab.artifact.decode import (
+    TABLES,
+    decode_artifact,
+    decode_files,
+    decode_row_grids,
+    decode_trellis,
+    itemsize,
+    parse_artifact,
+)
 from quantlab.artifact.layout import Layout, layout_of
 from quantlab.artifact.manifest import Manifest, RawTensor, TrellisTensor
+from quantlab.coding.frequency_tables import sets_from_bytes
+from quantlab.coding.rans import code_bits
 from quantlab.errors import FormatError
 from quantlab.files import read_regular
 
@@ -62,7 +72,7 @@ class Artifact:
         return {name: _tally(codes_OI) for name, codes_OI in self._codes()}
 
     def describe(self) -> dict[str, Any]:
-        """Return what `quantlab inspect` shows, as plain JSON types."""
+        """Return what `quantlab inspect` shows, as plain JSON types. FormatError if a stream is damaged."""
         return {
             "artifact": str(self.path),
             "version": VERSION,
@@ -85,16 +95,27 @@ class Artifact:
             yield trellis.name, codes_OI
 
     def _tensor_rows(self) -> Iterator[dict[str, Any]]:
-        sizes = {tensor.name: tensor for tensor in self.layout.tensors}
+        """Yield a row for each tensor; bytes are those of its codes, of an unquantized one before the codec that all share."""
+        sizes, shared = {tensor.name: tensor for tensor in self.layout.tensors}, self._shared_bytes()
         for tensor in self.manifest.tensors:
             row = {"name": tensor.name, "shape": list(tensor.shape), "kind": tensor.kind}
             if isinstance(tensor, RawTensor):
-                yield row | {"stored": tensor.dtype}
+                yield row | {"stored": tensor.dtype, "bytes": math.prod(tensor.shape) * itemsize(tensor.dtype)}
             elif isinstance(tensor, TrellisTensor):
-                yield row | {"stored": f"{tensor.bits} bit, {tensor.states} states, rANS"}
+                stored = f"{tensor.bits} bit, {tensor.states} states, rANS"
+                yield row | {"stored": stored, "bytes": shared[tensor.name]}
             else:
                 size = sizes[tensor.name]
                 yield row | {"stored": f"{tensor.bits} bit, {size.codec}", "bytes": size.code_bytes}
+
+    def _shared_bytes(self) -> dict[str, int]:
+        """Return what the codes of each trellis tensor take in the stream that they share, by the tables of the file."""
+        from quantlab.coding.rans_numba import histogram
+
+        decoded = list(decode_trellis(self.manifest, self.sections))
+        sets = sets_from_bytes(self.sections[TABLES].decode()) if decoded else []
+        bits = {t.name: code_bits(histogram(q_OI, at), at, sets[t.tables]) for t, q_OI, at, *_ in decoded}
+        return {name: round(one / 8) for name, one in bits.items()}
 
 
 def open_artifact(path: str | Path) -> Artifact:

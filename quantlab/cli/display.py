@@ -1,23 +1,32 @@
-"""Progress on stderr, results on stdout."""
+"""Progress on stderr, results on stdout. rich is loaded when a table or a line of progress is drawn, not for help."""
 
 import json
+import os
+import shutil
 import sys
 import time
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.measure import Measurement
-from rich.progress import Progress, TextColumn
-from rich.segment import Segment
+import typer
 
 from quantlab.printable import printable, printable_json
 from quantlab.progress import duration_text, rate_text, unit_of
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress
 
 PLAIN_SECONDS = 15.0
 """Seconds between two lines of a stage where stderr is a file."""
 WIDTH = 80
 """Most characters of a line of progress."""
+FILE_WIDTH = 140
+"""Characters of a line of a result where stdout is a file."""
+COLOURS = {
+    **{"valid": "green", "done": "green", "not valid": "yellow", "running": "cyan"},
+    **{"failed": "red", "interrupted": "red", "error": "red"},
+}
+"""Colours of a status on a terminal."""
 LARGE = 10_000_000
 """Totals from here on are shown in millions."""
 
@@ -26,6 +35,8 @@ class ProgressDisplay:
     """Shows one line a stage on stderr: rewritten on a terminal; in a file one every PLAIN_SECONDS, and always the last."""
 
     def __init__(self) -> None:
+        from rich.console import Console
+
         self._console = Console(stderr=True)
         self._live: Progress | None = None
         self._task: Any = None
@@ -58,8 +69,10 @@ class ProgressDisplay:
         if self._live:
             self._live.stop()
 
-    def _terminal(self) -> Progress:
+    def _terminal(self) -> "Progress":
         if self._live is None:
+            from rich.progress import Progress, TextColumn
+
             self._live = Progress(TextColumn("{task.description}", markup=False), console=self._console)
             self._live.start()
         return self._live
@@ -114,31 +127,43 @@ def say(*lines: str) -> None:
         print(printable(line))
 
 
+def say_painted(*lines: str) -> None:
+    """Lines of a result that hold colours already; all else in them is printable."""
+    for line in lines:
+        print(line)
+
+
+def line_width() -> int:
+    """Return the characters of a line of a result: of the terminal, of COLUMNS, or FILE_WIDTH where stdout is a file."""
+    is_known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return shutil.get_terminal_size().columns if is_known else FILE_WIDTH
+
+
+def paint(text: str, status: str) -> str:
+    """Return the text in the colour of a status; as it is where stdout is no terminal or NO_COLOR is set."""
+    colour = COLOURS.get(status)
+    if colour is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return typer.style(text, fg=colour)
+
+
 def print_json(value: Any) -> None:
     """A result for a program, on stdout."""
     print(printable_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
-def show_whole(result: RenderableType) -> None:
+def show_whole(result: "RenderableType") -> None:
     """A result whose tables may be wider than the terminal: lines are wrapped there, never cut."""
+    from rich.measure import Measurement
+
     out = console()
     out.width = max(out.width, Measurement.get(out, out.options.update(max_width=10_000), result).maximum)
     out.print(result)
 
 
-def console() -> Console:
+def console() -> "Console":
     """Return the console for results; wide enough that tables are not cut when stdout is a file."""
-    width = None if sys.stdout.isatty() else 140
-    return _SafeConsole(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True, force_jupyter=False)
+    from quantlab.cli.safe_console import SafeConsole
 
-
-class _SafeConsole(Console):
-    """A console that shows escapes for characters of cells and lines that would steer the terminal."""
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
-            text = segment.text if segment.control else "\n".join(map(printable, segment.text.split("\n")))
-            yield segment if text == segment.text else Segment(text, segment.style)
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # as print does; the exit code is for the caller to choose
+    width = None if sys.stdout.isatty() else FILE_WIDTH
+    return SafeConsole(width=width, highlight=False, markup=False, emoji=False, soft_wrap=True, force_jupyter=False)

@@ -28,15 +28,6 @@ from quantlab.cli.options import COMMAND
 from quantlab.errors import QuantlabError, is_out_of_memory
 from quantlab.printable import printable
 
-app = typer.Typer(
-    name="quantlab",
-    help="Pack a trained language model into a byte budget and prove the score it still has.",
-    epilog="Exit codes: 0 done, 1 failed, 2 misused, 3 the budget cannot be met.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "demo": (start_commands.demo, "Train a small model, pack it, score the file. No downloads."),
     "pack": (pack_commands.pack, "Pack a checkpoint into a byte budget."),
@@ -60,20 +51,21 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "index": (share_commands.index, "List the models of a shared index."),
     "doctor": (start_commands.doctor, "Say what this machine can do, and check it."),
 }
-"""Every command, and its line in the list of commands, which is cut beyond 60 characters."""
-for _name, (_command, _line) in _COMMANDS.items():
-    app.command(_name, short_help=_line)(_command)
-app.add_typer(
-    train_commands.app, name="data", short_help="Make token shards from text, and check shards.", no_args_is_help=True
-)
-app.add_typer(runs_commands.app, name="runs", short_help="List, compare and draw recorded runs.", no_args_is_help=True)
-app.add_typer(search_commands.app, name="search", short_help="Search over the keys of a pipeline.", no_args_is_help=True)
-app.add_typer(
-    submission_commands.app, name="submission", short_help="Build and check challenge submissions.", no_args_is_help=True
-)
+"""Every plain command, and its line in the list of commands, which is cut beyond 60 characters."""
+_GROUPS: dict[str, tuple[typer.Typer, str]] = {
+    "data": (train_commands.app, "Make token shards from text, and check shards."),
+    "runs": (runs_commands.app, "List, compare and draw recorded runs."),
+    "search": (search_commands.app, "Search over the keys of a pipeline."),
+    "submission": (submission_commands.app, "Build and check challenge submissions."),
+}
+"""Every command that has commands of its own, and its line."""
 
 # typer's usage errors: the base class is found through one that typer exports, because some versions bring their own click
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+LISTING: tuple[list[str], ...] = ([], ["-h"], ["--help"])
+"""Command lines that show the list of commands."""
+COMPLETION = "_QUANTLAB_COMPLETE"
+"""Variable by which a shell asks for completions."""
 MOST_SHOWN = 1000
 """Characters of an error line: names in it may be as long as a file likes."""
 _TYPER_INTERRUPTED = 130  # what newer versions return after Ctrl-C; older ones raise Abort
@@ -85,11 +77,50 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-@app.callback()
 def _root(
     version: bool = typer.Option(False, "--version", is_eager=True, callback=_print_version, help="Print the version."),
 ) -> None:
     """Options of every command."""
+
+
+def _new_app() -> typer.Typer:
+    """Return the command line without its commands."""
+    empty = typer.Typer(
+        name="quantlab",
+        help="Pack a trained language model into a byte budget and prove the score it still has.",
+        epilog="Exit codes: 0 done, 1 failed, 2 misused, 3 the budget cannot be met.",
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    empty.callback()(_root)
+    return empty
+
+
+def _whole_app() -> typer.Typer:
+    """Return the command line with every command and all its options."""
+    whole = _new_app()
+    for name, (command, line) in _COMMANDS.items():
+        whole.command(name, short_help=line)(command)
+    for name, (group, line) in _GROUPS.items():
+        whole.add_typer(group, name=name, short_help=line, no_args_is_help=True)
+    return whole
+
+
+def _list_of_commands() -> typer.Typer:
+    """Return the command line with names and lines alone: options take most of the time in which the list is shown."""
+    names = _new_app()
+    for name, (_, line) in (_COMMANDS | _GROUPS).items():
+        names.command(name, short_help=line)(_no_command)
+    return names
+
+
+def _no_command() -> None:
+    """Stand for a command in the list of commands."""
+
+
+app = _whole_app()
 
 
 def main() -> None:
@@ -130,7 +161,9 @@ def run(arguments: list[str]) -> int:
     """Exit code of one command line; never raises for an expected failure."""
     COMMAND.set(tuple(arguments))
     try:
-        code = app(arguments, standalone_mode=False)
+        is_listing = arguments in LISTING and COMPLETION not in os.environ
+        shown = _list_of_commands() if is_listing else app
+        code = shown(arguments, standalone_mode=False)
         if code == _TYPER_INTERRUPTED:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0

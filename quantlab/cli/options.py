@@ -7,12 +7,14 @@ import os
 import sys
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quantlab.errors import ConfigError
-from quantlab.runs.recording import Recorder, open_mirror
+
+if TYPE_CHECKING:
+    from quantlab.runs.recording import Recorder
 
 # what goes in
 Checkpoint = Annotated[
@@ -227,7 +229,7 @@ COMMAND: ContextVar[tuple[str, ...]] = ContextVar("command", default=())
 """The arguments of the command line that is run now."""
 
 
-def recorder_of(runs: str | None, no_run: bool, mirror: str | None) -> Recorder:
+def recorder_of(runs: str | None, no_run: bool, mirror: str | None) -> "Recorder":
     """Return the recorder that --runs, --no-run and --mirror ask for, or the environment where they are not given.
 
     Only the main process of several records.
@@ -235,6 +237,8 @@ def recorder_of(runs: str | None, no_run: bool, mirror: str | None) -> Recorder:
     Raises:
         ConfigError: the options contradict each other, or the mirror is unknown or not installed.
     """
+    from quantlab.runs.recording import Recorder, open_mirror
+
     if no_run and runs:
         raise ConfigError(f"--no-run turns recording off, --runs {runs} asks for it")
     wanted = "" if no_run else _wanted(runs)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quantlab.cli import options
-from quantlab.cli.display import ProgressDisplay, console, note, print_json, say
+from quantlab.cli.display import ProgressDisplay, console, line_width, note, print_json, say
 from quantlab.errors import ConfigError
-from quantlab.printable import printable
 
 if TYPE_CHECKING:
     from quantlab.calib.statistics import Statistics
@@ -120,6 +119,9 @@ def pack(
     device: options.Device = None,
     report: options.ReportOut = None,
     resume: options.Resume = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what size, KL, time and memory it would take, and write nothing.")
+    ] = False,
     force: options.Force = False,
     runs: options.Runs = None,
     no_run: options.NoRun = False,
@@ -129,6 +131,8 @@ def pack(
     """Pack a checkpoint into a byte budget: writes M.qlab, which never exceeds the budget, and M.report.json.
 
     Example: quantlab pack final_model.pt --budget 16MB -o model.qlab --code train_gpt.py
+
+    Example: quantlab pack final_model.pt --budget 16MB -o model.qlab --stats final_model.stats.safetensors --dry-run
 
     Example: torchrun --standalone --nproc_per_node=8 -m quantlab pack final_model.pt --budget 16MB -o model.qlab
     """
@@ -159,6 +163,11 @@ def pack(
     is_main = os.environ.get("RANK", "0") == "0"
     if is_main:
         note(f"budget {plan.config.budget_bytes:,} bytes, counted code {plan.config.code_bytes:,}")
+    if dry_run:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ConfigError("a dry run is the work of one process", hint="leave out torchrun")
+        _dry_run(plan, checkpoint, model, tokenizer, as_json)
+        return
     result = _pack(plan, checkpoint, model, tokenizer, recorder)
     if is_main:
         _print_packing(result, plan, as_json)
@@ -210,7 +219,7 @@ def _pack(plan: "PackPlan", checkpoint: Path, model: str | None, tokenizer: Path
         loaded = load(checkpoint, model=model)
         run.result(checkpoint=Checkpoint(path=str(checkpoint), fingerprint=loaded.fingerprint))
         known = load_tokenizer(tokenizer, loaded) if tokenizer else None
-        result = plan.run(loaded, known, progress=progress)
+        result = plan.run(loaded, known, progress=run.watched(progress))
         run.result(
             artifact=outputs.artifact,
             packing=packing_of(result),
@@ -222,6 +231,22 @@ def _pack(plan: "PackPlan", checkpoint: Path, model: str | None, tokenizer: Path
             files=[outputs.report],
         )
     return result
+
+
+def _dry_run(plan: "PackPlan", checkpoint: Path, model: str | None, tokenizer: Path | None, as_json: bool) -> None:
+    """Print what the packing would give and take."""
+    from quantlab.jobs.dry_run import dry_run
+    from quantlab.models.loading import load, load_tokenizer
+    from quantlab.report.estimate_tables import dry_run_lines
+
+    with ProgressDisplay() as progress:
+        loaded = load(checkpoint, model=model)
+        known = load_tokenizer(tokenizer, loaded) if tokenizer else None
+        found = dry_run(plan, loaded, known, progress=progress)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        say(*dry_run_lines(found))
 
 
 def _print_packing(result: "PackReport", plan: "PackPlan", as_json: bool) -> None:
@@ -305,7 +330,7 @@ def inspect(
     if as_json:
         print_json(found.to_dict())
     else:
-        say(*inspection_lines(found))
+        say(*inspection_lines(found, line_width()))
 
 
 def _inspect_artifact(artifact: Path, as_json: bool) -> None:
@@ -319,18 +344,6 @@ def _inspect_artifact(artifact: Path, as_json: bool) -> None:
 
 
 def _print_description(about: dict[str, Any]) -> None:
-    from rich.table import Table
+    from quantlab.cli.inspection import artifact_lines
 
-    out = console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("tensor", "shape", "kind", "stored", "bytes"):
-        table.add_column(column, no_wrap=True, justify="right" if column == "bytes" else "left")
-    for t in about["tensors"]:
-        size = f"{t['bytes']:,}" if "bytes" in t else ""
-        table.add_row(printable(t["name"]), "x".join(map(str, t["shape"])), t["kind"], t["stored"], size)
-    out.print(table)
-    say("", f"{about['artifact']}: {about['artifact_bytes']:,} bytes, version {about['version']}, {about['producer']}")
-    say("size breakdown: " + ", ".join(f"{part} {count:,}" for part, count in about["size_breakdown"].items()))
-    for key in ("model", "tokenizer", "origin"):
-        if about[key]:
-            say(f"{key}: " + ", ".join(f"{k} {v}" for k, v in about[key].items()))
+    say(*artifact_lines(about, line_width()))

@@ -45,7 +45,7 @@ def run(
     """
     from quantlab.pipeline.execute import plan_pipeline, run_pipeline
     from quantlab.pipeline.read import read_pipeline
-    from quantlab.pipeline.recorded import recorded
+    from quantlab.pipeline.recorded import WatchedProgress, recorded
 
     if "RANK" in os.environ:
         raise ConfigError("quantlab run starts its processes itself: set train.processes, and run it without torchrun")
@@ -56,8 +56,9 @@ def run(
         if dry_run:
             plans = plan_pipeline(cells, root, start, progress)
         else:
-            recording = lambda cell: recorded(recorder, pipeline, root, cell)  # noqa: E731
-            results = run_pipeline(cells, root, start=start, progress=progress, note=note, recording=recording)
+            watched = WatchedProgress(progress)
+            recording = lambda cell: recorded(recorder, pipeline, root, cell, watched=watched)  # noqa: E731
+            results = run_pipeline(cells, root, start=start, progress=watched, note=note, recording=recording)
     if dry_run:
         _print_plan(plans, root, as_json)
     else:

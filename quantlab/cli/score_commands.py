@@ -78,12 +78,13 @@ def evaluate(
     ):
         if target.exists():
             run.result(artifact=target)
+        watched = run.watched(progress)
         if sandbox:
-            record = evaluate_in_sandbox(target, {**asked, "stride": stride}, progress=progress)
+            record = evaluate_in_sandbox(target, {**asked, "stride": stride}, progress=watched)
             if save:
                 save_record(target, record)
         else:
-            record = score(target, **asked, stride=stride, save=save, force=force, progress=progress)
+            record = score(target, **asked, stride=stride, save=save, force=force, progress=watched)
         run.result(evaluation=record, metrics=asdict(record.memory) if record.memory else {})
     if os.environ.get("RANK", "0") == "0":
         _print_evaluation(record, target, against, save, as_json)
@@ -194,6 +195,14 @@ def compare(
     html: Annotated[
         Path | None, typer.Option("--html", metavar="F", help="Write a report of one self-contained page, for a browser.")
     ] = None,
+    estimates: Annotated[
+        Path | None,
+        typer.Option(
+            "--estimates",
+            metavar="E.json",
+            help="With --html: what quantlab estimate --json printed for the model, for a slider of other budgets.",
+        ),
+    ] = None,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -207,20 +216,24 @@ def compare(
     from quantlab.jobs.compare import comparison_page, files_beside, read_entry
     from quantlab.outputs import check_outputs
     from quantlab.report.comparison import compare_entries
+    from quantlab.report.estimates import read_estimates
     from quantlab.report.tables import render_comparison
 
     if len(files) < 2 and html is None and not as_json:
         raise ConfigError(f"compare needs two files or more, got {files[0]}", hint="one alone goes with --html or --json")
+    if estimates is not None and html is None:
+        raise ConfigError(f"--estimates {estimates} is for the page that --html names", hint="pass --html F, or leave it out")
     if html is not None:
-        from quantlab.report.page import check_packages
+        from quantlab.report.assets import check_packages
 
         check_packages()
-        inputs = [beside for path in files for beside in files_beside(path)]
+        inputs = [beside for path in files for beside in files_beside(path)] + ([estimates] if estimates else [])
         check_outputs([html], inputs=inputs, force=force)
     entries = [read_entry(path) for path in files]
+    known = read_estimates(estimates) if estimates else None
     comparison = compare_entries(entries, sort=sort)  # type: ignore[arg-type]  # checked there
     if html is not None:
-        write_whole(html, comparison_page(comparison, entries).encode())
+        write_whole(html, comparison_page(comparison, entries, known).encode())
     if as_json:
         print_json(comparison.to_dict())
     elif len(files) > 1:

@@ -53,7 +53,8 @@ def train(
     asked = {"config": config, "out": out, "resume": resume, **settings.to_dict(), "data": data}
     recorder = options.recorder_of(runs, no_run, mirror)
     with recorder.run("train", asked, seeds={"seed": settings.seed}) as run, ProgressDisplay() as progress:
-        result = train_to_folder(settings, data, out, resume=resume, tensorboard=tensorboard, progress=progress)
+        watched = run.watched(progress)
+        result = train_to_folder(settings, data, out, resume=resume, tensorboard=tensorboard, progress=watched)
         if run.is_recorded:
             _record(run, result, out)
     if not is_main:

@@ -8,6 +8,7 @@ from quantlab.errors import ReportError
 from quantlab.evaluation.evaluation_record import EvaluationRecord, read_evaluation, record_path
 from quantlab.report.comparison import Comparison, Sort, compare_entries
 from quantlab.report.entry import Entry, FileFacts, TensorFacts
+from quantlab.report.estimates import Estimates
 from quantlab.report.pack_report import PackReport, read_report, report_path
 
 
@@ -28,12 +29,16 @@ def compare(files: str | Path | Sequence[str | Path], *, sort: Sort = "bytes") -
     return compare_entries([read_entry(Path(path)) for path in paths], sort=sort)
 
 
-def comparison_page(comparison: Comparison, entries: Sequence[Entry]) -> str:
-    """Return the HTML report of a comparison: one page without a network request."""
-    from quantlab.report.page import render_page  # plotly takes a second to load
+def comparison_page(comparison: Comparison, entries: Sequence[Entry], estimates: Estimates | None = None) -> str:
+    """Return the HTML report of a comparison: one page without a network request.
+
+    Args:
+        estimates: of the model that was packed, for a slider of other budgets.
+    """
+    from quantlab.report.page import render_page  # jinja2 is an extra
 
     counts = [open_artifact(entry.path).code_counts() if entry.file else {} for entry in entries]
-    return render_page(comparison, entries, counts)
+    return render_page(comparison, entries, counts, estimates)
 
 
 def read_entry(path: Path) -> Entry:

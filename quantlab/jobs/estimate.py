@@ -1,9 +1,13 @@
 """Estimate: what files of several sizes would lose, from one rounding for each, before any is packed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from quantlab.artifact.writer import EncodedArtifact, Payload, encode_artifact
 from quantlab.budget import parse_bytes
@@ -12,24 +16,28 @@ from quantlab.calib.statistics import Statistics
 from quantlab.errors import BudgetError, ConfigError
 from quantlab.jobs.calibrate import measure_statistics, warn_of_collapse, within_context
 from quantlab.jobs.devices import find_device, on_device
+from quantlab.jobs.forecast import Plan, plan_effort
+from quantlab.jobs.held_out import calibration_of, held_out_text
 from quantlab.jobs.pack import refuse_calibration
 from quantlab.jobs.pack_config import PackConfig
-from quantlab.jobs.packer import given_statistics, manifest_facts
+from quantlab.jobs.packer import bits_by_matrix, check_budget, given_statistics, manifest_facts
 from quantlab.jobs.problem import problem_of, split_model
 from quantlab.jobs.tokenizers import usable_tokenizer
 from quantlab.methods.method import Estimate, Point, Solver, find_method, method_options
+from quantlab.methods.rounded_model import RoundedModel
 from quantlab.models.loading import LoadedModel, Source, carried_files, in_eval_mode, load
-from quantlab.progress import Progress, silent
+from quantlab.progress import Progress, silent, stage
 from quantlab.report.estimates import Estimates, SizeEstimate, TensorEstimate
+from quantlab.text.tokenizer import Tokenizer
 
 RANGE_POINTS = 5
 """Sizes of a range FROM:TO, in equal ratios."""
 DEFAULT_BITS = (2.0, 6.0)
 """Bits a weight of the smallest and the largest size where no budgets are given."""
-SURE_BITS, LOW_BITS = 3.0, 1.5
-"""From SURE_BITS a weight the band is narrow, at LOW_BITS wide: where errors are large, the second order is not enough."""
-BAND_ABOVE, BAND_BELOW = (1.25, 2.0), (0.8, 0.7)
-"""Largest and smallest measured KL as a multiple of the predicted one, at SURE_BITS and at LOW_BITS."""
+TUNED = 0.94
+"""KL after tuning over that before it, where the packing will tune (benchmarks/estimate.py)."""
+BAND = (0.8, 1.25)
+"""Ends of the band as multiples of the estimated KL."""
 APART = 1.15
 """Ratio of the two sizes between which `sensitivity` takes slopes: about half a bit a weight."""
 FARTHEST = 0.1
@@ -74,9 +82,8 @@ def estimate(
         StatisticsError, CheckpointError, DataError: see `quantlab.calibrate`.
     """
     loaded = load(source, model=model)
-    split = split_model(loaded)
     config = PackConfig(
-        budget_bytes=split.weights,  # of no consequence: every size is a budget of its own
+        budget_bytes=split_model(loaded).weights,  # of no consequence: every size is a budget of its own
         method=method,
         options=method_options(method, options),
         calibration=CalibrationConfig(source=calib, tokens=calib_tokens, seq_len=calib_seq_len, seed=seed),
@@ -84,22 +91,97 @@ def estimate(
     )
     if stats is not None:
         refuse_calibration(config.calibration)
-    with in_eval_mode(loaded.model), on_device(loaded.model, find_device(device)):
-        known = _statistics(loaded, stats, config, progress)
-        about = {**manifest_facts(loaded, known, config, usable_tokenizer(loaded)), "files": carried_files(loaded, None, None)}
+    forecast = forecast_of(loaded, config, has_statistics=stats is not None).forecast
+    with solving(loaded, config, stats, progress=progress) as ready:
+        sizes = parse_sizes(budgets, ready.n_params, smallest := ready.solver.smallest_bytes())
+        if sizes[0] < smallest:
+            problem_text = f"the smallest reachable artifact is {smallest} bytes, {sizes[0]} are asked for"
+            raise BudgetError(problem_text, smallest_bytes=smallest, hint="ask for more")
+        points = ready.curve(sizes)
+    return Estimates(
+        checkpoint=loaded.name,
+        method=method,
+        smallest_bytes=smallest,
+        n_params=ready.n_params,
+        points=points,
+        pack_seconds=round(forecast.total_s, 1),
+        peak_memory_bytes=forecast.peak_bytes,
+    )
+
+
+def forecast_of(loaded: LoadedModel, config: PackConfig, *, has_statistics: bool) -> Plan:
+    """Return the effort and the forecast of a packing. TimeLimitError if not even the least work keeps its limit."""
+    plain = find_method(config.method).needs_products
+    drawn = None if has_statistics else within_context(config.calibration, loaded)
+    with in_eval_mode(loaded.model), on_device(loaded.model, find_device(config.device)):
+        return plan_effort(loaded, config.options, drawn, plain=plain, keep=config.keep)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Solving:
+    """A method at work on a measured model."""
+
+    solver: Solver
+    statistics: Statistics
+    shapes: dict[str, tuple[int, ...]]
+    """[O, I] of each matrix, by name."""
+    n_params: int
+    has_tokenizer: bool
+    """Whether the artifact carries the tokenizer."""
+    is_tuned: bool
+    """Whether the packing will tune what is not quantized."""
+    kl_of: Callable[[Mapping[str, Tensor]], float]
+    """Measures KL to the float model on held-out text, with values in place of matrices; nats per token."""
+
+    def curve(self, sizes: Sequence[int]) -> tuple[SizeEstimate, ...]:
+        """Return what each size, ascending, would lose: one rounding for each."""
+        return _curve(self, sizes)
+
+
+@contextmanager
+def solving(
+    loaded: LoadedModel,
+    config: PackConfig,
+    stats: str | Path | Statistics | None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    progress: Progress = silent,
+) -> Iterator[Solving]:
+    """Measure the model, unless there are statistics, and yield what a packing with this config would solve.
+
+    Raises:
+        BudgetError: the budget lacks its unit, see `packer.check_budget`.
+        ConfigError: a pattern of the config matches no tensor.
+        StatisticsError, CheckpointError, DataError: see `quantlab.calibrate`.
+    """
+    split = split_model(loaded, config.keep)
+    bits, files = bits_by_matrix(config, split), carried_files(loaded, tokenizer, config.with_tokenizer)
+    tokenizer = tokenizer or usable_tokenizer(loaded)
+    check_budget(loaded, split, config, files)
+    with in_eval_mode(loaded.model), on_device(loaded.model, find_device(config.device)):
+        known = _statistics(loaded, stats, config, tokenizer, progress)
+        about = {**manifest_facts(loaded, known, config, tokenizer), "files": files}
 
         def encode(payloads: Sequence[Payload], *, draft: bool = False) -> EncodedArtifact:
             return encode_artifact(payloads, draft=draft, shapes=split.shapes, aliases=split.aliases, **about)
 
-        problem = problem_of(loaded, split, known, encode, progress=progress)
-        solver = find_method(method).solver(problem, config.options)
-        smallest = solver.smallest_bytes()
-        sizes = parse_sizes(budgets, split.weights, smallest)
-        if sizes[0] < smallest:
-            problem_text = f"the smallest reachable artifact is {smallest} bytes, {sizes[0]} are asked for"
-            raise BudgetError(problem_text, smallest_bytes=smallest, hint="ask for more")
-        points = _curve(solver, sizes, split.weights, {name: tuple(w.shape) for name, w in problem.matrices.items()})
-    return Estimates(checkpoint=loaded.name, method=method, smallest_bytes=smallest, n_params=split.weights, points=points)
+        problem = problem_of(loaded, split, known, encode, bits=bits, progress=progress)
+        drawn = config.calibration if stats is None else calibration_of(known, config.calibration)
+        held_out_NT, _ = held_out_text(loaded, within_context(drawn, loaded), tokenizer, progress)
+
+        def kl_of(values: Mapping[str, Tensor]) -> float:
+            stored = {**{name: raw.value for name, raw in problem.passthrough.items()}, **values}
+            return RoundedModel(loaded.model, stored, problem.whole).mean_kl({}, held_out_NT, stage(progress, "measure KL"))
+
+        yield Solving(
+            solver=find_method(config.method).solver(problem, config.options),
+            statistics=known,
+            shapes={name: tuple(w.shape) for name, w in problem.matrices.items()},
+            n_params=split.weights,
+            has_tokenizer=bool(files),
+            is_tuned=config.options.tune,
+            kl_of=kl_of,
+        )
 
 
 def sensitivity(source: Source, *, budget: int | str | None = None, **given: Any) -> SizeEstimate:
@@ -144,34 +226,43 @@ def _ratios(low: int, high: int) -> list[int]:
 
 
 def _statistics(
-    loaded: LoadedModel, given: str | Path | Statistics | None, config: PackConfig, progress: Progress
+    loaded: LoadedModel,
+    given: str | Path | Statistics | None,
+    config: PackConfig,
+    tokenizer: Tokenizer | None,
+    progress: Progress,
 ) -> Statistics:
     if given is None:
         drawn, plain = within_context(config.calibration, loaded), find_method(config.method).needs_products
-        return measure_statistics(loaded, drawn, usable_tokenizer(loaded), progress, plain=plain)
+        return measure_statistics(loaded, drawn, tokenizer, progress, plain=plain, keep=config.keep)
     known = given_statistics(given, loaded, config)
     warn_of_collapse(known)
     return known
 
 
-def _curve(solver: Solver, sizes: Sequence[int], n_params: int, shapes: dict[str, tuple[int, ...]]) -> tuple[SizeEstimate, ...]:
+def _curve(ready: Solving, sizes: Sequence[int]) -> tuple[SizeEstimate, ...]:
     """Return what each size would lose: a rounding near each, carried to the size itself along the curve of all of them."""
-    found = [solver.estimate(size) for size in sizes]
+    found, measured = [], []
+    for size in sizes:
+        here = ready.solver.estimate(size)
+        measured.append(ready.kl_of(here.tensors))
+        found.append(replace(here, tensors={}))  # the values of all sizes together may not fit into memory
     points = []
-    for n, (size, here) in enumerate(zip(sizes, found, strict=True)):
+    for n, (size, here, kl) in enumerate(zip(sizes, found, measured, strict=True)):
         beside = found[n - 1] if n else (found[1] if len(found) > 1 else None)
         gap = size - here.file_bytes
         carried = gap if abs(gap) <= FARTHEST * size else 0  # no method fills any size
-        kl = here.predicted_kl * math.exp(_slope(here, beside, n_params) * carried)
-        below, above = _band(8 * size / n_params)
+        factor = math.exp(_slope(here, beside, ready.n_params) * carried)
+        expected = kl * factor * (TUNED if ready.is_tuned else 1.0)
         points.append(
             SizeEstimate(
                 total_bytes=size,
-                bpw=8 * size / n_params,
-                predicted_kl=kl,
-                low=below * kl,
-                high=above * kl,
-                tensors=tuple(_tensors(here, beside, shapes)),
+                bpw=8 * size / ready.n_params,
+                predicted_kl=here.predicted_kl * factor,
+                kl=expected,
+                low=BAND[0] * expected,
+                high=BAND[1] * expected,
+                tensors=tuple(_tensors(here, beside, ready.shapes)),
             )
         )
     return tuple(points)
@@ -184,13 +275,6 @@ def _slope(here: Estimate, beside: Estimate | None, n_params: int) -> float:
         return usual
     slope = math.log(here.predicted_kl / beside.predicted_kl) / (here.file_bytes - beside.file_bytes)
     return min(max(slope, STEEPEST * usual), 0.0)
-
-
-def _band(bits: float) -> tuple[float, float]:
-    """Return the smallest and the largest multiple of the predicted KL, by bits a weight."""
-    share = min(max((SURE_BITS - bits) / (SURE_BITS - LOW_BITS), 0.0), 1.0)
-    below, above = (sure + share * (far - sure) for sure, far in (BAND_BELOW, BAND_ABOVE))
-    return below, above
 
 
 def _tensors(here: Estimate, beside: Estimate | None, shapes: dict[str, tuple[int, ...]]) -> list[TensorEstimate]:

@@ -34,15 +34,7 @@ def measure_held_out(
         CheckpointError: KL is exactly 0, see `RoundedModel.mean_kl`.
         DataError, CheckpointError: see `held_out_tokens`.
     """
-    ids_NT, source = held_out_tokens(
-        calibration,
-        loaded.model,
-        tokenizer,
-        loaded.vocab_size,
-        tokens=HELD_OUT_TOKENS,
-        bos_id=loaded.first_id(tokenizer),
-        progress=stage(progress, "sample held-out text"),
-    )
+    ids_NT, source = held_out_text(loaded, calibration, tokenizer, progress)
     parameters = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
     model = RoundedModel(loaded.model, {name: value for name, value in tensors.items() if name in parameters})
     kl = model.mean_kl({}, ids_NT, stage(progress, "measure KL"))
@@ -51,6 +43,25 @@ def measure_held_out(
         generator = torch.Generator().manual_seed(calibration.seed)
         kl_random = model.mean_kl({}, torch.randint(loaded.vocab_size, ids_NT.shape, generator=generator))
     return HeldOut(kl=kl, tokens=ids_NT.numel(), seq_len=ids_NT.shape[1], source=source, kl_random=kl_random)
+
+
+def held_out_text(
+    loaded: LoadedModel, calibration: CalibrationConfig, tokenizer: Tokenizer | None, progress: Progress
+) -> tuple[Tensor, str]:
+    """Return about HELD_OUT_TOKENS tokens int64 [N, T] that the statistics did not use, and the kind of their source.
+
+    Raises:
+        DataError, CheckpointError: see `held_out_tokens`.
+    """
+    return held_out_tokens(
+        calibration,
+        loaded.model,
+        tokenizer,
+        loaded.vocab_size,
+        tokens=HELD_OUT_TOKENS,
+        bos_id=loaded.first_id(tokenizer),
+        progress=stage(progress, "sample held-out text"),
+    )
 
 
 def calibration_of(stats: Statistics, asked: CalibrationConfig) -> CalibrationConfig:

@@ -86,8 +86,8 @@ def pack_with(
     files = carried_files(loaded, tokenizer, config.with_tokenizer)
     tokenizer = tokenizer or usable_tokenizer(loaded)
     split = split_model(loaded, config.keep)
-    _bits(config, split)  # a pattern that matches nothing is an error before the work
-    _check_budget(loaded, split, config, files)
+    bits_by_matrix(config, split)  # a pattern that matches nothing is an error before the work
+    check_budget(loaded, split, config, files)
     if statistics is None:
         config = replace(config, calibration=within_context(config.calibration, loaded))
     with in_eval_mode(loaded.model), on_device(loaded.model, find_device(config.device) if crew is None else crew.world.device):
@@ -265,10 +265,10 @@ def _solve(
         return encode_artifact(payloads, draft=draft, shapes=split.shapes, aliases=split.aliases, **about)
 
     more = {"scratch": workspace.folder.parent, "progress": progress, "memo": workspace, "crew": crew}
-    problem = problem_of(loaded, split, stats, encode, bits=_bits(config, split), **more)
+    problem = problem_of(loaded, split, stats, encode, bits=bits_by_matrix(config, split), **more)
     solver, budget = find_method(config.method).solver(problem, config.options), config.budget_bytes - config.code_bytes
     if (smallest := solver.smallest_bytes()) > budget:
-        raise _too_small(smallest, config, has_tokenizer=bool(about["files"]))
+        raise too_small(smallest, config, has_tokenizer=bool(about["files"]))
     solution = solver.solve(budget)
     if len(solution.data) > budget:  # no method may do this; a promise is checked where it is given
         over = f"made a file of {len(solution.data)} bytes for {budget}"
@@ -276,7 +276,7 @@ def _solve(
     return solution
 
 
-def _bits(config: PackConfig, split: Split) -> dict[str, int]:
+def bits_by_matrix(config: PackConfig, split: Split) -> dict[str, int]:
     """Return the most bits of each matrix that has a limit. ConfigError where a pattern matches no matrix."""
     names = stored_names(config.bits, split.matrices, split.shapes, split.aliases, "bits")
     return {name: config.bits[pattern] for name, pattern in names.items()}
@@ -309,7 +309,7 @@ def _provenance(loaded: LoadedModel, stats: Statistics) -> Provenance:
     return replace(past, tokenizer_sha256="")  # the manifest has it already
 
 
-def _check_budget(loaded: LoadedModel, split: Split, config: PackConfig, files: Mapping[str, bytes]) -> None:
+def check_budget(loaded: LoadedModel, split: Split, config: PackConfig, files: Mapping[str, bytes]) -> None:
     """Raise BudgetError, before any work, where a number that lacks its unit is less than the unquantized tensors take."""
     if config.budget_bytes >= UNLIKELY_BYTES:
         return
@@ -323,7 +323,8 @@ def _check_budget(loaded: LoadedModel, split: Split, config: PackConfig, files: 
         )
 
 
-def _too_small(artifact_bytes: int, config: PackConfig, *, has_tokenizer: bool) -> BudgetError:
+def too_small(artifact_bytes: int, config: PackConfig, *, has_tokenizer: bool) -> BudgetError:
+    """Return the error of a budget below the smallest artifact."""
     smallest = artifact_bytes + config.code_bytes
     code = f" (artifact {artifact_bytes}, code {config.code_bytes})" if config.code else ""
     return BudgetError(

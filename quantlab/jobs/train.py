@@ -48,20 +48,27 @@ class TokenizedData:
     """Bytes of text that each of them stands for, where the tokenizer's table cannot tell (CaseOps)."""
 
 
-def load_data(config: DataConfig, vocab_size: int, seed: int) -> TokenizedData:
+PREPARING = "prepare text"
+"""The stage that reads text: documents, tokenizer, training tokens, validation tokens."""
+PREPARING_STEPS = 4
+
+
+def load_data(config: DataConfig, vocab_size: int, seed: int, progress: Progress = silent) -> TokenizedData:
     """Read or train the tokenizer, then read the tokens; `vocab_size` is the model's.
 
     Raises:
         DataError: a file is missing or damaged, or the tokenizer has another vocabulary than the model.
     """
     if config.train == "stdlib":
-        data = _stdlib_data(config, vocab_size, seed)
+        data = _stdlib_data(config, vocab_size, seed, progress)
         return _with_validation(data, config.val)
     tokenizer = Tokenizer.load(config.tokenizer)
     tokenizer.check_vocab(vocab_size)
     kind, _, path = config.train.partition(":")
+    progress(PREPARING, 2, PREPARING_STEPS, "training tokens")
     # shards stay on disk
     train = open_shards(path) if kind == "tokens" else tokenizer.encode_documents(read_documents(Path(path)))
+    progress(PREPARING, 3, PREPARING_STEPS, "validation tokens")
     return _with_validation(TokenizedData(tokenizer, train, None), config.val)
 
 
@@ -75,16 +82,20 @@ def _with_validation(data: TokenizedData, source: str) -> TokenizedData:
     return replace(data, val=val, val_counts=counts)
 
 
-def _stdlib_data(config: DataConfig, vocab_size: int, seed: int) -> TokenizedData:
+def _stdlib_data(config: DataConfig, vocab_size: int, seed: int, progress: Progress) -> TokenizedData:
     documents = shuffled(stdlib_documents(), seed=seed)
     train = [d.text for d in documents if d.split == "train"]
     val = [d.text for d in documents if d.split == "val"]
+    progress(PREPARING, 1, PREPARING_STEPS, "tokenizer")
     if config.tokenizer:
         tokenizer = Tokenizer.load(config.tokenizer)
     else:
         tokenizer = Tokenizer(train_tokenizer(train, vocab_size=vocab_size))
     tokenizer.check_vocab(vocab_size)
-    return TokenizedData(tokenizer, tokenizer.encode_documents(train), tokenizer.encode_documents(val))
+    progress(PREPARING, 2, PREPARING_STEPS, "training tokens")
+    train_tokens = tokenizer.encode_documents(train)
+    progress(PREPARING, 3, PREPARING_STEPS, "validation tokens")
+    return TokenizedData(tokenizer, train_tokens, tokenizer.encode_documents(val))
 
 
 VAL_NAME = "val_000000.bin"
@@ -131,15 +142,15 @@ def _train(
     progress: Progress,
 ) -> TrainResult:
     if world.is_main:
-        progress("prepare text", 0, 1)
-    tokenized = load_data(data, config.model.vocab_size, config.seed)
+        progress(PREPARING, 0, PREPARING_STEPS, "documents")
+    tokenized = load_data(data, config.model.vocab_size, config.seed, progress if world.is_main else silent)
     _check_bos(config, tokenized)
     log = TrainingLog(out, is_main=world.is_main, resume=resume, tensorboard=tensorboard)
     if world.is_main:
         write_whole(out / TOKENIZER_NAME, tokenized.tokenizer.standalone_file())
         if tokenized.val is not None and data.train == "stdlib" and not data.val:
             write_shard(out / VAL_NAME, tokenized.val)
-        progress("prepare text", 1, 1)
+        progress(PREPARING, PREPARING_STEPS, PREPARING_STEPS)
     loaded = load_teacher(config, tokenized.tokenizer.sha256)
     provenance = with_past_of(_provenance(config, tokenized), loaded) if world.is_main else Provenance()
 

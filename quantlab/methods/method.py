@@ -245,6 +245,8 @@ class Estimate:
     """Length of the file, nearly."""
     points: dict[str, Point]
     """Setting, bytes and predicted KL of each quantized tensor."""
+    tensors: "dict[str, Tensor]"
+    """Values of the quantized tensors, so that their KL can be measured."""
 
     @property
     def predicted_kl(self) -> float:

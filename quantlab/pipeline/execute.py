@@ -8,10 +8,11 @@ from typing import Any
 
 from quantlab.errors import BudgetError, ConfigError, StageError
 from quantlab.pipeline.hashes import FileHashes
+from quantlab.pipeline.markdown_report import REPORT_NAME, pipeline_report
 from quantlab.pipeline.packing_stages import Pipeline, build
 from quantlab.pipeline.pipeline_config import STAGES
 from quantlab.pipeline.read import Cell
-from quantlab.pipeline.result import Result, StageTime, failed_result, result_of, write_results
+from quantlab.pipeline.result import Result, StageTime, failed_result, result_of, write_changed, write_results
 from quantlab.pipeline.stage import Stage, StageJob
 from quantlab.pipeline.stage_folder import (
     ATTEMPT_NAME,
@@ -100,6 +101,7 @@ def run_pipeline(
             is_only = len(cells) == 1
             results = [runner.cell(c, p, recording, is_only=is_only) for c, p in zip(cells, pipelines, strict=True)]
             write_results(results, root)
+            write_changed(root / REPORT_NAME, pipeline_report(results).encode())
             return results
         finally:
             hashes.save()

@@ -251,7 +251,7 @@ class ReportStage:
         """Raise ConfigError if the page needs a package that is not installed: before hours are spent."""
         if not self.options.html:
             return
-        from quantlab.report.page import check_packages
+        from quantlab.report.assets import check_packages
 
         try:
             check_packages()
@@ -267,7 +267,7 @@ class ReportStage:
         return StageOutcome(outputs=[TEXT_NAME, PAGE_NAME])
 
     def _page(self, root: Path, packing: PackReport) -> str:
-        from quantlab.report.page import render_page  # plotly takes a second to load
+        from quantlab.report.page import render_page  # jinja2 is an extra
 
         artifact = open_artifact(self.packed.artifact(root))
         evaluation = read_evaluation(self.evaluated.evaluation(root)) if self.evaluated else None

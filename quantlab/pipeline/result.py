@@ -154,7 +154,7 @@ def result_of(cell: Cell, pipeline: Pipeline, root: Path, times: Sequence[StageT
 def write_results(results: Sequence[Result], root: Path) -> None:
     """Write all cells as one file in the output directory."""
     about = {"producer": f"quantlab {__version__}", "cells": [result.to_dict() for result in results]}
-    _write_changed(root / RESULT_NAME, (json.dumps(about, indent=2) + "\n").encode())
+    write_changed(root / RESULT_NAME, (json.dumps(about, indent=2) + "\n").encode())
 
 
 def _clock(times: Sequence[StageTime], options: ClockOptions) -> Clock:
@@ -172,11 +172,11 @@ def _publish(sources: Mapping[str, Path | None], place: Path) -> Iterator[Path]:
         if source is None or not source.is_file():
             (place / name).unlink(missing_ok=True)
         else:
-            _write_changed(place / name, source.read_bytes())
+            write_changed(place / name, source.read_bytes())
             yield place / name
 
 
-def _write_changed(path: Path, data: bytes) -> None:
+def write_changed(path: Path, data: bytes) -> None:
     """Write the file unless it has these bytes already."""
     if not path.is_file() or path.read_bytes() != data:
         write_whole(path, data)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from quantlab.child_process import run_child
 from quantlab.files import write_whole
 from quantlab.jobs.tokenizers import TOKENIZER_NAME
-from quantlab.jobs.train import load_data, train_to_folder
+from quantlab.jobs.train import PREPARING, PREPARING_STEPS, load_data, train_to_folder
 from quantlab.jobs.train_file import DataConfig
 from quantlab.pipeline.hashes import FileHashes
 from quantlab.pipeline.pipeline_config import DataOptions, TrainOptions
@@ -86,8 +86,8 @@ class DataStage:
     def _tokenize(self, job: StageJob) -> StageOutcome:
         """Read the text as `quantlab train` does, and write each split that is not in shards yet."""
         options = self.options
-        job.progress("prepare text", 0, 1)
-        data = load_data(options.config(), self.train.model.vocab_size, self.train.seed)
+        job.progress(PREPARING, 0, PREPARING_STEPS, "documents")
+        data = load_data(options.config(), self.train.model.vocab_size, self.train.seed, job.progress)
         write_whole(job.folder / TOKENIZER_NAME, data.tokenizer.standalone_file())
         names = []
         if not options.train.startswith("tokens:"):
@@ -96,7 +96,7 @@ class DataStage:
             names += list(_write_shards(job.folder, "val", data.val))
         counts = {"train_tokens": len(data.train), "val_tokens": 0 if data.val is None else len(data.val)}
         write_whole(job.folder / COUNTS_NAME, (json.dumps(counts) + "\n").encode())
-        job.progress("prepare text", 1, 1)
+        job.progress(PREPARING, PREPARING_STEPS, PREPARING_STEPS)
         return StageOutcome(outputs=[TOKENIZER_NAME, COUNTS_NAME, *names])
 
 

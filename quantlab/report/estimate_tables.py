@@ -6,9 +6,11 @@ from math import prod
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from quantlab.budget import size_text
 from quantlab.printable import printable
+from quantlab.progress import duration_text
 from quantlab.report.entry import place_of
-from quantlab.report.estimates import Estimates, SizeEstimate, TensorEstimate
+from quantlab.report.estimates import DryRun, Estimates, SizeEstimate, TensorEstimate
 from quantlab.report.tables import nats
 
 MOST_ROWS = 12
@@ -16,18 +18,46 @@ MOST_ROWS = 12
 
 
 def render_estimates(found: Estimates) -> RenderableType:
-    """Return the table of sizes, which fits 80 columns, and what its columns mean."""
+    """Return the table of sizes, which fits 60 columns, and what its columns mean."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("bytes", "bits a weight", "predicted KL", "measured KL should be"):
+    for name in ("size", "bits", "KL", "should be within", "predicted"):
         table.add_column(name, justify="right")
     for point in found.points:
         band = f"{nats(point.low)} to {nats(point.high)}"
-        table.add_row(f"{point.total_bytes:,}", f"{point.bpw:.2f}", nats(point.predicted_kl), band)
+        table.add_row(size_text(point.total_bytes), f"{point.bpw:.2f}", nats(point.kl), band, nats(point.predicted_kl))
     return Group(
         table,
-        f"smallest reachable {found.smallest_bytes:,} bytes, {found.n_params:,} parameters, method {printable(found.method)}",
-        "KL to the float model in nats per token; without tuning and refinement, which lower it",
+        "",
+        f"smallest reachable {size_text(found.smallest_bytes)}, {found.n_params:,} parameters, "
+        f"method {printable(found.method)}",
+        "bits: of the whole file for each weight; KL to the float model: nats per token, measured on the",
+        "rounding of each size, less what tuning buys; predicted: by the statistics, before tuning",
+        f"packing one takes about {duration_text(found.pack_seconds)} and {found.peak_memory_bytes / 1e9:.1f} GB of memory",
     )
+
+
+def dry_run_lines(found: DryRun) -> list[str]:
+    """Return what a packing would give and take, in lines that fit 80 columns but for long paths."""
+    point, stages = found.point, ", ".join(f"{name} {duration_text(seconds)}" for name, seconds in found.stages_s.items())
+    code = f" and {size_text(found.code_bytes)} of counted code" if found.code_bytes else ""
+    lines = [
+        f"size    at most {size_text(found.budget_bytes)}: an artifact of {size_text(point.total_bytes)}{code}, "
+        f"{point.bpw:.2f} bits a weight",
+        f"        (the smallest reachable artifact has {size_text(found.smallest_bytes)})",
+        f"KL      about {nats(point.kl)} nats per token ({nats(point.low)} to {nats(point.high)}); "
+        f"predicted KL {nats(point.predicted_kl)}",
+    ]
+    if found.calibration_tokens < found.packing_tokens:
+        lines.append(
+            f"        (from {found.calibration_tokens:,} calibration tokens; the packing takes {found.packing_tokens:,})"
+        )
+    lines += [
+        f"time    about {duration_text(found.total_s)}: {stages}",
+        f"memory  about {found.peak_memory_bytes / 1e9:.1f} GB",
+        f"files   {', '.join(map(printable, found.outputs))}",
+        "dry run: nothing was written",
+    ]
+    return lines
 
 
 def render_sensitivity(point: SizeEstimate) -> RenderableType:

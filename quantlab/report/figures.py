@@ -69,24 +69,35 @@ def _waterfall(n: int, name: str, title: str, entry: Entry, longest: int) -> Fig
         steps += [*code, ("slack" if slack >= 0 else "over budget", slack, "relative")]
         steps.append(("budget", entry.report.budget_bytes, "total"))
     trace = {
-        "type": "waterfall",
+        "type": "bar",
         "orientation": "h",
         "y": list(range(len(steps))),
         "x": [size for _, size, _ in steps],
-        "measure": [measure for *_, measure in steps],
+        "base": _bases(steps),
         "text": [f"{size:,}" for _, size, _ in steps],
         "textposition": "outside",
         "cliponaxis": False,
-        "connector": {"line": {"color": MUTED, "width": 0.5}},
-        "increasing": {"marker": {"color": COLOURS[n % len(COLOURS)]}},
-        "decreasing": {"marker": {"color": "var(--bad)"}},
-        "totals": {"marker": {"color": TOTAL}},
+        "marker": {"color": [_bar_colour(n, size, measure) for _, size, measure in steps]},
+        "meta": {"measure": [measure for *_, measure in steps]},
         **hover([f"{label}: {size:,} bytes" for label, size, _ in steps]),
     }
     across = {"range": [0, 1.25 * longest], "nticks": 4, "tickformat": ".3~s"}
     down = rows([text(label) for label, *_ in steps])
     layout = layout_of(height=height_of(len(steps)), title=title, xaxis=across, yaxis=down)
     return Figure(f"bytes-{n}", f"Size breakdown of {name}", [trace], layout)
+
+
+def _bases(steps: Sequence[tuple[str, int, str]]) -> list[int]:
+    """Return where each bar begins: a relative one where the bars above it end, a total at 0."""
+    bases, reached = [], 0
+    for _, size, measure in steps:
+        bases.append(0 if measure == "total" else reached)
+        reached = size if measure == "total" else reached + size
+    return bases
+
+
+def _bar_colour(n: int, size: int, measure: str) -> str:
+    return TOTAL if measure == "total" else COLOURS[n % len(COLOURS)] if size >= 0 else "var(--bad)"
 
 
 def _byte_steps(entry: Entry) -> list[tuple[str, int]]:
@@ -115,36 +126,43 @@ def heat_maps(comparison: Comparison, entries: Sequence[Entry]) -> list[Figure]:
         if any(bpw is not None for bpw in cells.values()):
             z = [[cells.get((*layer, role)) for role in roles] for layer in layers]
             figures.append(_heat_map(n, name, name if len(entries) > 1 else "", z, layers, roles))
-    values = [bpw for f in figures for line in f.data[0]["z"] for bpw in line if bpw is not None]
+    values = [bpw for figure in figures for bpw in figure.data[0]["marker"]["color"]]
     for figure in figures:
-        figure.data[0] |= {"zmin": min(values), "zmax": max(values)}
+        figure.data[0]["marker"] |= {"cmin": min(values), "cmax": max(values)}
     return figures
 
 
 def _heat_map(n: int, name: str, title: str, z: list[list[float | None]], layers: list[Layer], roles: list[str]) -> Figure:
+    """Return a map whose cells are bars of one width, each from its column's left edge."""
     stacks = {stack for stack, layer in layers if layer is not None}
     lines = ["no layer" if layer is None else f"{layer}" if len(stacks) < 2 else f"{stack} {layer}" for stack, layer in layers]
+    cells = [(row, column, bpw) for row, line in enumerate(z) for column, bpw in enumerate(line) if bpw is not None]
+    bar = {"thickness": 10, "outlinewidth": 0, "title": {"text": "bits", "side": "right"}, "tickfont": {"size": 10}}
     trace: Trace = {
-        "type": "heatmap",
-        "z": z,
-        "text": [["" if bpw is None else f"{bpw:.2f}" for bpw in line] for line in z],
-        "texttemplate": "%{text}",
+        "type": "bar",
+        "orientation": "h",
+        "x": [0.96] * len(cells),
+        "base": [column - 0.48 for _, column, _ in cells],
+        "y": [row for row, *_ in cells],
+        "width": 0.94,
+        "marker": {"color": [bpw for *_, bpw in cells], "colorscale": "Cividis", "showscale": True, "colorbar": bar},
+        "text": [f"{bpw:.2f}" for *_, bpw in cells],
+        "textposition": "inside",
+        "insidetextanchor": "middle",
+        "textangle": 0,
         "textfont": {"size": 10},
-        "colorscale": "Cividis",
-        "showscale": False,
-        "xgap": 1,
-        "ygap": 1,
-        "hovertemplate": "%{customdata}: %{z:.3f} bits per weight<extra></extra>",
-        "customdata": [[f"{text(line)}, {text(role)}" for role in roles] for line in lines],
+        "meta": {"columns": len(roles)},
+        **hover([f"{lines[row]}, {roles[column]}: {bpw:.3f} bits per weight" for row, column, bpw in cells]),
     }
     across = {**ticks([text(role) for role in roles]), "tickangle": -45, "showgrid": False, "tickfont": {"size": 11}}
+    across["range"] = [-0.5, len(roles) - 0.5]
     down = {**rows([text(line) for line in lines]), "range": [len(lines) - 0.5, -0.5]}
-    layout = layout_of(height=height_of(len(lines), 130), title=title, xaxis=across, yaxis=down)
+    layout = layout_of(height=height_of(len(lines), 130), title=title, xaxis=across, yaxis=down, barmode="overlay")
     return Figure(f"bits-{n}", f"Bits per weight of {name} by layer and role", [trace], layout)
 
 
 def code_shares(comparison: Comparison, counts: Sequence[dict[str, list[int]]]) -> list[Figure]:
-    """Return the share of each code in all tensors of each file; page.js draws single tensors from the same counts."""
+    """Return the share of each code in all tensors of each file; codes.js draws single tensors from the same counts."""
     totals = [[sum(column) for column in zip(*one.values(), strict=True)] for one in counts]
     drawn = [(n, name, t) for n, (name, t) in enumerate(zip(file_names(comparison), totals, strict=True)) if sum(t[1:-1])]
     if not drawn:
@@ -206,13 +224,16 @@ def rate_distortion(comparison: Comparison, entries: Sequence[Entry]) -> list[Fi
 
 
 def _curves(n: int, tensors: Sequence[TensorFacts]) -> list[Trace]:
-    """Return one trace with a line for each tensor through all its points."""
+    """Return one trace with a line for each tensor through all its points, which says the tensor under the mouse."""
     lines: list[Line] = []
+    says: list[str] = []
     for t in tensors:
         if t.points and t.bytes and t.predicted_kl:
-            lines.append(sorted(p for p in {*t.points, (t.bytes, t.predicted_kl)} if p[0] > 0 and p[1] > 0))
+            line = sorted(p for p in {*t.points, (t.bytes, t.predicted_kl)} if p[0] > 0 and p[1] > 0)
+            lines.append([(float(size), kl) for size, kl in line])
+            says += [*(f"{t.name}: {kl:.3g} nats per token at {size:,} bytes" for size, kl in line), ""]
     style = {"color": COLOURS[n % len(COLOURS)], "width": 1}
-    return [{**_broken(lines), "line": style, "opacity": 0.55}] if lines else []
+    return [{**_broken(lines), "hoverinfo": "all", **hover(says), "line": style, "opacity": 0.55}] if lines else []
 
 
 def _tangents(tensors: Sequence[TensorFacts], slope: float | None) -> list[Trace]:

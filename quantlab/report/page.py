@@ -1,67 +1,68 @@
 """The HTML report: one page that needs no network, for one packed model or for several side by side."""
 
-import importlib.util
 import json
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from typing import Any
 
 from quantlab import __version__
-from quantlab.errors import QuantlabError
+from quantlab.budget import size_text
 from quantlab.printable import printable
+from quantlab.report.assets import render
 from quantlab.report.comparison import Comparison, FileRow
 from quantlab.report.entry import Entry
+from quantlab.report.estimates import Estimates
 from quantlab.report.figures import all_figures
 from quantlab.report.plot import COLOURS
+from quantlab.report.slider import Slider
 from quantlab.report.tables import equal_bytes_line, equal_kl_line, measures, nats, number, tensor_columns
 
-PACKAGES = ("jinja2", "plotly")
-_UNSAFE = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
-"""JSON escapes of the characters that could end a script element, or a line of it."""
+SCRIPTS = ("charts.js", "codes.js", "tables.js", "slider.js")
 
 
-def check_packages() -> None:
-    """Raise QuantlabError unless the packages that make the page are installed."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise QuantlabError(f"the HTML report needs the package {missing[0]}", hint=f"pip install {' '.join(missing)}")
+def render_page(
+    comparison: Comparison,
+    entries: Sequence[Entry],
+    counts: Sequence[dict[str, list[int]]],
+    estimates: Estimates | None = None,
+) -> str:
+    """Return the whole page.
 
-
-def render_page(comparison: Comparison, entries: Sequence[Entry], counts: Sequence[dict[str, list[int]]]) -> str:
-    """Return the whole page; `counts` holds for each file the counts of each code by tensor, empty where they are not known."""
-    import jinja2
-    import plotly.offline
-
-    page = {name: (files("quantlab.report") / f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    Args:
+        counts: for each file how often each code occurs, by tensor; empty where that is not known.
+        estimates: what other sizes would be, which the page shows under a slider.
+    """
     figures = list(all_figures(comparison, entries, counts))
-    return environment.from_string(page["html"]).render(
-        title=", ".join(map(_name, comparison.files)),
+    slider = Slider.of(estimates, entries[0].total_bytes, entries[0].evaluation) if estimates else None
+    return render(
+        "page.html",
+        scripts=SCRIPTS,
+        page_data={
+            "figures": {figure.id: figure.to_dict() for figure in (*figures, *(slider.figures if slider else ()))},
+            "codes": [{printable(name): tally for name, tally in one.items()} for one in counts],
+            "estimate": slider.data if slider else None,
+        },
+        title=_title(comparison),
         cards=[_card(n, row) for n, row in enumerate(comparison.files)],
         comparison=comparison,
         sentences=[*map(equal_bytes_line, comparison.equal_bytes), *map(equal_kl_line, comparison.equal_kl)],
         measures=[(name, [cell(row) for row in comparison.files]) for name, cell in measures(comparison.files)],
         figures=[(figure.id, figure.label) for figure in figures],
+        slider=slider.words if slider else None,
         columns=[column.name for column in tensor_columns(comparison)],
         tensors=list(_tensor_rows(comparison)),
         code_names=list(dict.fromkeys(printable(name) for one in counts for name in one)),
         options=list(_options(entries)),
         producer=f"quantlab {__version__}",
-        css=page["css"],
-        js=page["js"],
-        plotly=plotly.offline.get_plotlyjs(),
-        page_data=_json(
-            {
-                "figures": {figure.id: figure.to_dict() for figure in figures},
-                "codes": [{printable(name): tally for name, tally in one.items()} for one in counts],
-            }
-        ),
     )
 
 
-def _json(value: Any) -> str:
-    """Return JSON that may stand inside a script element."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).translate(_UNSAFE)
+def _title(comparison: Comparison) -> str:
+    """Return the names of the files with their methods and sizes."""
+    return ", ".join(f"{_name(row)} ({_method(row)}, {size_text(row.total_bytes)})" for row in comparison.files)
+
+
+def _method(row: FileRow) -> str:
+    return printable(row.method) or "method not known"
 
 
 def _name(row: FileRow) -> str:
@@ -74,6 +75,7 @@ def _card(n: int, row: FileRow) -> dict[str, Any]:
     return {
         "label": row.label,
         "name": _name(row),
+        "method": _method(row),
         "colour": COLOURS[n % len(COLOURS)],
         "problems": [printable(problem) for problem in row.problems],
         "bytes": number(row.total_bytes),

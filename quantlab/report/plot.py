@@ -1,6 +1,6 @@
 """Parts that all figures of the HTML report share: plotly's JSON format as plain dicts, made without plotly.
 
-Colours of text and lines are CSS variables (`var(--muted)`), which page.js replaces for light and dark. Text from files is
+Colours of text and lines are CSS variables (`var(--muted)`), which charts.js replaces for light and dark. Text from files is
 escaped here, because plotly interprets a few tags in its labels. Axes have positions as values and labels as their text: two
 equal labels stay two rows.
 """
@@ -35,7 +35,7 @@ class Figure:
     layout: Layout
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the part that page.js draws."""
+        """Return the part that charts.js draws."""
         return {"data": self.data, "layout": self.layout}
 
 

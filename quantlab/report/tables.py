@@ -12,6 +12,10 @@ from quantlab.report.comparison import Comparison, EqualBytes, EqualKL, FileRow,
 from quantlab.report.pack_report import PackReport
 
 TERMS = "terms: see the glossary (docs/glossary.md)"
+SETTINGS = ("setting", "codec")
+"""Columns of the table of a packing that may be equal for all tensors, and are then one line."""
+LEAST_NAME = 16
+"""Characters that names of tensors have at least in a narrow terminal."""
 NAMED_TENSORS = 8
 """Most matrices without statistics of their own that are named."""
 Cell = Callable[[FileRow], str]
@@ -176,16 +180,26 @@ def render_report(report: PackReport) -> RenderableType:
     return Group(_report_table(report), _bytes_line(report), *_summary(report), TERMS)
 
 
-def _report_table(report: PackReport) -> Table:
+def _report_table(report: PackReport) -> RenderableType:
+    """Return the table of tensors: columns that differ; what all have in common is a line below it."""
+    columns: dict[str, list[str]] = {
+        "shape": ["x".join(map(str, t.shape)) for t in report.tensors],
+        "setting": [f"{t.setting:.3g}" for t in report.tensors],
+        "codec": [t.codec for t in report.tensors],
+        "bytes": [f"{t.bytes:,}" for t in report.tensors],
+        "bpw": [f"{t.bpw:.3f}" for t in report.tensors],
+        "predicted KL": [f"{t.predicted_kl:.2e}" for t in report.tensors],
+    }
+    same = {name: cells[0] for name, cells in columns.items() if name in SETTINGS and len(set(cells)) == 1}
+    shown = [name for name in columns if name not in same]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("tensor", no_wrap=True)
-    for column in ("shape", "width", "setting", "codec", "bytes", "bpw", "predicted KL"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for t in report.tensors:
-        shape = "x".join(map(str, t.shape))
-        row = (f"{t.width_bits}", f"{t.setting:.3g}", t.codec, f"{t.bytes:,}", f"{t.bpw:.3f}", f"{t.predicted_kl:.2e}")
-        table.add_row(printable(t.name), shape, *row)
-    return table
+    table.add_column("tensor", overflow="fold", min_width=LEAST_NAME)
+    for name in shown:
+        table.add_column(name, justify="right", no_wrap=True)
+    for n, t in enumerate(report.tensors):
+        table.add_row(printable(t.name), *(columns[name][n] for name in shown))
+    common = [f"all tensors: {', '.join(f'{name} {printable(value)}' for name, value in same.items())}"] if same else []
+    return Group(table, *common)
 
 
 def _bytes_line(report: PackReport) -> str:

@@ -34,6 +34,10 @@ class Candidate:
     """None if no packing is recorded."""
     evaluation: EvaluationRecord
     problems: tuple[str, ...] = ()
+    method: str = ""
+    """Method of the packing; empty where none is recorded."""
+    started: str = ""
+    """Time in UTC at which the run began."""
 
     @property
     def bpb(self) -> float:
@@ -76,6 +80,8 @@ def _packed(run: Run, scores: Sequence[tuple[Run, EvaluationRecord]]) -> list[Ca
             budget_bytes=packing.budget_bytes,
             evaluation=evaluation,
             problems=(*problems, *evaluation.problems),
+            method=packing.method,
+            started=run.record.started,
         )
         for evaluation in newest
     ]
@@ -95,6 +101,7 @@ def _unpacked(run: Run, packings: Mapping[str, Any]) -> list[Candidate]:
             budget_bytes=None,
             evaluation=evaluation,
             problems=(*run_problems(run), *(score_problems(record) or [UNKNOWN_PACKING]), *evaluation.problems),
+            started=record.started,
         )
         for evaluation in without
     ]

@@ -25,10 +25,8 @@ RESULTS = (
     *("bpw", "predicted_kl", "sha256", "data", "metrics"),
 )
 """First parts of the keys of results."""
-COLUMNS = ("run", "kind", "status", "bpb", "data", "bytes", "budget", "artifact")
-"""Columns of `runs list`."""
-RIGHT = {"bpb", "bytes", "budget"}
-"""Columns that are aligned to the right."""
+MOST_NAMED = 6
+"""Most values that an error about a filter names."""
 _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b")
 
 
@@ -94,6 +92,37 @@ def resolve(key: str, known: Iterable[str]) -> str:
     raise ConfigError(f"no run has the key {key!r}", hint=f"did you mean {near[0]}?" if near else "see quantlab runs show RUN")
 
 
+def check_wanted(name: str, values: Sequence[Any], wanted: str) -> None:
+    """Raise ConfigError where no run has the wanted value and it looks like a mistake: a word among words or numbers.
+
+    A number that no run has is a question with an empty answer; so is true or false.
+    """
+    known = [value for value in values if value is not None]
+    if any(matches(value, wanted) for value in known) or _is_plain(wanted, known):
+        return
+    words = sorted({shown(value) for value in known})
+    near = get_close_matches(wanted, words, n=1)
+    there = f"there are {', '.join(words[:MOST_NAMED])}" + (", ..." if len(words) > MOST_NAMED else "")
+    raise ConfigError(
+        f"no run has {name} {wanted!r}", hint=f"did you mean {near[0]}?" if near else there if words else "no run has a value"
+    )
+
+
+def _is_plain(wanted: str, known: Sequence[Any]) -> bool:
+    """Return whether the text is a number, a size, true, false or null, and the values are no words."""
+    if any(isinstance(value, str) for value in known):
+        return False
+    try:
+        parse_bytes(wanted)
+        return True
+    except ConfigError:
+        pass
+    try:
+        return isinstance(json.loads(wanted), bool | int | float | None)
+    except (ValueError, RecursionError):
+        return False
+
+
 def matches(value: Any, wanted: str) -> bool:
     """Whether a value equals what a user typed: a string, a number, true, false, null, or a size like 16MB."""
     if isinstance(value, str):
@@ -109,7 +138,7 @@ def matches(value: Any, wanted: str) -> bool:
 
 
 def where(rows: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
-    """Return the rows that meet every `key=value`. ConfigError for another form, or a key that no row has."""
+    """Return the rows that meet every `key=value`. ConfigError for another form, a key or a word that no row has."""
     found, known = list(rows), {key for row in rows for key in row}
     for condition in conditions:
         key, equals, wanted = condition.partition("=")
@@ -117,6 +146,7 @@ def where(rows: Sequence[Row], conditions: Iterable[str]) -> list[Row]:
             raise ConfigError(f"--where must look like key=value, got {condition!r}")
         if rows:
             name = resolve(key, known)
+            check_wanted(name, [row.get(name) for row in rows], wanted)
             found = [row for row in found if matches(row.get(name), wanted)]
     return found
 
@@ -167,27 +197,6 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
         "  ".join(f"{cell:{'>' if r else '<'}{w}}" for cell, w, r in zip(row, widths, right, strict=True)).rstrip()
         for row in rows
     ]
-
-
-def list_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the table of `runs list`; a column of problems is added if a run has any."""
-    names = (*COLUMNS, "problems") if any(_problems(row) for row in rows) else COLUMNS
-    cells = [[_cell(row, name) for name in names] for row in rows]
-    return columns([names, *cells], [name in RIGHT for name in names])
-
-
-def _cell(row: dict[str, Any], name: str) -> str:
-    value = row[name]
-    if name == "problems":
-        return _problems(row)
-    if name == "bpb" and isinstance(value, float):
-        return f"{value:.4f}"
-    return "invalid" if name == "status" and value == "done" and not row["valid"] else shown(value)
-
-
-def _problems(row: dict[str, Any]) -> str:
-    """Return the problems of a run but for its status, which has its own column."""
-    return ", ".join(shown(problem) for problem in row["problems"] if problem != row["status"])
 
 
 def show_lines(row: dict[str, Any]) -> list[str]:

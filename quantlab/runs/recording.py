@@ -6,6 +6,7 @@ run leaves the results that it had. A mirror sends config and results to an expe
 
 import importlib
 import importlib.util
+import json
 import logging
 import os
 import time
@@ -19,6 +20,7 @@ from typing import Any
 from quantlab.errors import ConfigError, QuantlabError, first_line
 from quantlab.evaluation.evaluation_record import EvaluationRecord
 from quantlab.files import hash_file, write_whole
+from quantlab.progress import Progress
 from quantlab.runs.origin import git_state, this_process, versions
 from quantlab.runs.private import Cleaner, allowed, cleaner
 from quantlab.runs.run_record import (
@@ -40,6 +42,10 @@ MOST_COPIED_BYTES = 1 << 24
 TRACKERS = ("trackio", "wandb")
 """Packages of trackers; both have the same functions init, log and finish."""
 PROJECT = "quantlab"
+PROGRESS_NAME = "progress.json"
+"""File in a run folder that says how far the work is; it is there while the run is at work."""
+WATCH_SECONDS = 1.0
+"""Least time between two states of one stage on disk."""
 _log = logging.getLogger(__name__)
 
 
@@ -199,6 +205,10 @@ class RunWriter:
         except (QuantlabError, OSError) as failure:  # hours of work must not fail with their record
             _log.warning("warning: a result of this run is not recorded: %s", first_line(failure))
 
+    def watched(self, show: Progress) -> Progress:
+        """Return a progress that shows what `show` does, and keeps the state of the work in the run folder until it ends."""
+        return show if self.folder is None else _Watched(show, self.folder / PROGRESS_NAME, self._clean)
+
     def close_(self, error: BaseException | None) -> None:
         """Write the end of the run: its status, error line, exit code and seconds."""
         if self.folder is None:
@@ -208,8 +218,9 @@ class RunWriter:
         seconds = round(time.monotonic() - self._started, 3)
         self.record = replace(self.record, status=status, error=line, exit_code=code, ended=_now(), seconds=seconds)
         try:
+            (self.folder / PROGRESS_NAME).unlink(missing_ok=True)
             self._write(self.folder)
-        except QuantlabError as failure:
+        except (QuantlabError, OSError) as failure:
             _log.warning("warning: the end of this run is not recorded: %s", failure)
             return
         if error is None:
@@ -227,6 +238,31 @@ class RunWriter:
 
     def _write(self, folder: Path) -> None:
         write_whole(folder / RECORD_NAME, self.record.to_json())
+
+
+class _Watched:
+    """A progress that writes the state of the work to a file, once in WATCH_SECONDS and at the begin and end of a stage."""
+
+    def __init__(self, show: Progress, path: Path, clean: Cleaner) -> None:
+        self._show, self._path, self._clean = show, path, clean
+        self._stage, self._began, self._first, self._written = "", 0.0, 0, 0.0
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show and write that `done` of `total` units of `stage` are finished."""
+        self._show(stage, done, total, note)
+        now = time.time()
+        is_new = stage != self._stage
+        if is_new:
+            self._stage, self._began, self._first = stage, now, done
+        if not is_new and done < total and now - self._written < WATCH_SECONDS:
+            return
+        self._written = now
+        state = {"stage": stage, "done": done, "total": total, "note": self._clean.text(note)}
+        state |= {"began": self._began, "first": self._first, "now": now}
+        try:
+            write_whole(self._path, json.dumps(state).encode())
+        except (QuantlabError, OSError) as failure:  # the work matters more than its progress
+            _log.debug("progress of the run: %s", first_line(failure))
 
 
 def _directory_from(runs: Path, clean: Cleaner) -> str:

@@ -84,17 +84,42 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 
 def find_run(runs: list[Run], text: str) -> Run:
-    """Return the run with this name, or the only one whose name begins or ends with it. ConfigError if there is not one."""
+    """Return the run with this name, the only one whose name begins or ends with it, or the newest that made or scored a file.
+
+    Of the runs of a file those that packed it come first. A file that is not there any more is found by its path.
+
+    Raises:
+        ConfigError: there is no such run, or several names begin or end so.
+    """
     exact = [run for run in runs if run.name == text]
     found = exact or [run for run in runs if text and (run.name.startswith(text) or run.name.endswith(text))]
     if len(found) == 1:
         return found[0]
     if found:
         raise ConfigError(f"{len(found)} runs begin or end with {text!r}: {found[0].name}, {found[1].name}, ...")
+    if of_file := _runs_of_file(runs, text):
+        return max(of_file, key=lambda run: (run.record.packing is not None, run.record.started))
+    if _is_file(Path(text)):
+        raise ConfigError(f"no run made or scored the file {text}", hint="see quantlab runs list --all")
     near = get_close_matches(text, [run.name for run in runs], n=1)
     raise ConfigError(
         f"no run begins or ends with {text!r}", hint=f"did you mean {near[0]}?" if near else "see quantlab runs list --all"
     )
+
+
+def _runs_of_file(runs: Iterable[Run], text: str) -> list[Run]:
+    """Return the runs that made or scored a file: by its content where it is there, else by its path."""
+    path = Path(text)
+    sha256 = hash_file(path)[1] if _is_file(path) else ""
+    of = [(run, run.record.artifact) for run in runs if run.record.artifact]
+    return [run for run, file in of if (file.sha256 == sha256 if sha256 else bool(text) and Path(file.path) == path)]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file system takes
+        return False
 
 
 def whereabouts(run: Run, file: FileRef) -> str:

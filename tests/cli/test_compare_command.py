@@ -1,6 +1,7 @@
 """quantlab compare and eval --save on files: what lies beside an artifact is found, must belong to it, and is held together."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from quantlab.artifact.reader import MOST_COUNTED_CODE, open_artifact
 from quantlab.cli.main import run
 from quantlab.evaluation.evaluation_record import read_evaluation
 from quantlab.jobs.compare import read_entry
-from quantlab.report.page import PACKAGES
+from quantlab.report.assets import PACKAGES
 
 TEXT = b"import os\n\ndef main():\n    return 0\n" * 30
 PACKINGS = {
@@ -185,10 +186,13 @@ def test_misuse_and_damage_are_one_clear_line(files, capsys):
 def test_a_page_of_one_file_or_of_two(files, capsys, monkeypatch):
     page = files / "c.html"
     quantlab("compare", files / "a.qlab", "--html", page)
-    assert capsys.readouterr() == ("", f"wrote {page}\n") and "<title>quantlab: a.qlab</title>" in page.read_text()
+    assert capsys.readouterr() == ("", f"wrote {page}\n") and "<title>quantlab: a.qlab (trellis, " in page.read_text()
     comparing = ["compare", files / "a.qlab", files / "b.qlab", "--html", page]
     fails(capsys, comparing, 2, "c.html exists")
     quantlab(*comparing, "--force")
-    assert "total bytes" in capsys.readouterr().out and "<title>quantlab: a.qlab, b.qlab</title>" in page.read_text()
-    monkeypatch.setattr("quantlab.report.page.PACKAGES", (*PACKAGES, "no_such_package"))
-    fails(capsys, [*comparing, "--force"], 1, "the HTML report needs the package no_such_package")
+    assert "total bytes" in capsys.readouterr().out and re.search(
+        r"<title>quantlab: a\.qlab \(trellis, [\d, kB.]+\), b\.qlab \(rtn, ", page.read_text()
+    )
+    fails(capsys, [*comparing[: comparing.index("--html")], "--estimates", "e.json"], 2, "is for the page that --html names")
+    monkeypatch.setattr("quantlab.report.assets.PACKAGES", (*PACKAGES, "no_such_package"))
+    fails(capsys, [*comparing, "--force"], 1, "an HTML page needs the package no_such_package")

@@ -1,10 +1,11 @@
 """Progress: one line a stage, with a total that stays, a rate, and the time that is left or was taken."""
 
+import io
 import time
 
 import pytest
+from rich.console import Console
 
-from quantlab.cli import display
 from quantlab.cli.display import WIDTH, ProgressDisplay, StageMeter
 
 
@@ -68,13 +69,9 @@ def test_no_line_is_wider_than_a_terminal():
 
 
 def test_a_terminal_shows_the_same_lines(clock, monkeypatch):
-    monkeypatch.setattr(display, "Console", lambda stderr: TERMINAL)
-    import io
-
-    from rich.console import Console
-
     out = io.StringIO()
-    TERMINAL = Console(file=out, force_terminal=True, width=100)
+    terminal = Console(file=out, force_terminal=True, width=100)
+    monkeypatch.setattr("rich.console.Console", lambda stderr: terminal)
     with ProgressDisplay() as progress:
         progress("tune unquantized tensors", 0, 10)
         clock[0] += 2.0

@@ -21,7 +21,10 @@ from quantlab.pipeline.read import read_pipeline
 from quantlab.report.pack_report import read_report
 from quantlab.report.tables import render_comparison, render_report
 from quantlab.runs.frontier import best_of, by_data, candidates
-from quantlab.runs.listing import by_key, diff_lines, differences, flat, list_lines, show_lines, summary
+from quantlab.runs.listing import by_key, diff_lines, differences, flat, show_lines
+from quantlab.runs.live import live_runs
+from quantlab.runs.run_table import table_lines, table_rows
+from quantlab.runs.runs_page import runs_page
 from quantlab.runs.store import join, read_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +55,11 @@ class RunsTarget:
         store = read_store(folder)
         assert len(store.runs) + len(store.broken) == len(files), "a run is neither read nor named as broken"
         joined = join(store.runs)
-        list_lines([summary(one) for one in joined])
+        for row in table_rows(joined):
+            assert all(map(str.isprintable, row.cells.values()))
+        list(table_lines(table_rows(joined), 60)) if joined else ()
+        runs_page(store, beside=folder)
+        live_runs(store.runs)
         rows = [flat(one) for one in joined]
         for row in rows:
             show_lines(row)

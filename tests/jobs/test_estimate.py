@@ -4,10 +4,11 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 import quantlab
 from quantlab.errors import BudgetError, ConfigError
-from quantlab.jobs.estimate import _curve, parse_sizes, sensitivity
+from quantlab.jobs.estimate import TUNED, Solving, parse_sizes, sensitivity
 from quantlab.methods.method import Estimate, Point
 from quantlab.models.loading import load
 
@@ -25,10 +26,18 @@ def test_estimates_are_near_what_packing_then_gives(toy_checkpoint, stats, tmp_p
     assert [point.total_bytes for point in found.points] == budgets
     for point in found.points:
         output = tmp_path / f"{point.total_bytes}.qlab"
-        report = quantlab.pack(toy_checkpoint, budget=point.total_bytes, output=output, stats=stats, tune=False)
+        report = quantlab.pack(toy_checkpoint, budget=point.total_bytes, output=output, stats=stats, seed=0)
         assert point.predicted_kl == pytest.approx(report.predicted_kl, rel=0.25)
-        assert point.low < point.predicted_kl < point.high
+        assert point.kl == pytest.approx(report.measured.kl, rel=0.25)
+        assert point.low < point.kl < point.high
     assert list(tmp_path.glob("*.stats*")) == []
+
+
+def test_a_packing_that_does_not_tune_is_not_forecast_to(toy_checkpoint, stats):
+    plain, tuned = (
+        quantlab.estimate(toy_checkpoint, budgets=[50_000], stats=stats, tune=tune).points[0] for tune in (False, True)
+    )
+    assert tuned.kl == pytest.approx(TUNED * plain.kl) and tuned.predicted_kl == plain.predicted_kl
 
 
 def test_an_estimate_below_the_smallest_file_is_refused_with_its_size(toy_checkpoint, stats):
@@ -91,32 +100,42 @@ class Exact:
 
     def estimate(self, budget_bytes: int) -> Estimate:
         size = budget_bytes + self.missed
-        return Estimate(size, {"w": Point(8, 1.0, size - 100, math.exp(-size / 1000))})
+        kl = math.exp(-size / 1000)
+        points = {"w": Point(8, 1.0, size - 100, kl)}
+        return Estimate(file_bytes=size, points=points, tensors={"w": torch.tensor(2 * kl)})
+
+
+def solving_exactly(missed, n_params, is_tuned=False):
+    """Return a solver whose measured KL is twice the predicted one."""
+    facts = {"statistics": None, "shapes": {"w": (80, 100)}, "has_tokenizer": False, "is_tuned": is_tuned}
+    return Solving(solver=Exact(missed), n_params=n_params, kl_of=lambda values: float(values["w"]), **facts)
 
 
 @pytest.mark.parametrize("missed", [0, 60, -60])
 def test_kl_is_carried_from_the_file_to_the_size_that_was_asked_for(missed):
-    points = _curve(Exact(missed), [2000, 3000, 4000], 8000, {"w": (80, 100)})
+    points = solving_exactly(missed, 8000).curve([2000, 3000, 4000])
     for point in points:
         assert point.predicted_kl == pytest.approx(math.exp(-point.total_bytes / 1000))
+        assert point.kl == pytest.approx(2 * point.predicted_kl)
         (tensor,) = point.tensors
         assert tensor.kl_per_kilobyte == pytest.approx(tensor.predicted_kl, rel=1e-6)
         assert (tensor.name, tensor.shape) == ("w", (80, 100))
 
 
 def test_a_size_far_from_any_file_has_the_kl_of_the_nearest_one():
-    (point,) = _curve(Exact(-400), [2000], 8000, {"w": (80, 100)})
+    (point,) = solving_exactly(-400, 8000).curve([2000])
     assert point.predicted_kl == pytest.approx(math.exp(-1.6))
 
 
-@pytest.mark.parametrize(("bits", "below", "above"), [(8.0, 0.8, 1.25), (3.0, 0.8, 1.25), (2.25, 0.75, 1.625), (1.0, 0.7, 2.0)])
-def test_the_band_is_wider_where_fewer_bits_are_left(bits, below, above):
-    (point,) = _curve(Exact(0), [2000], round(16000 / bits), {"w": (80, 100)})
-    assert (point.low, point.high) == pytest.approx((below * point.predicted_kl, above * point.predicted_kl), rel=1e-3)
+@pytest.mark.parametrize("is_tuned", [False, True])
+def test_the_band_is_around_what_a_packing_should_measure(is_tuned):
+    (point,) = solving_exactly(0, 8000, is_tuned).curve([2000])
+    assert point.kl == pytest.approx((TUNED if is_tuned else 1) * 2 * point.predicted_kl)
+    assert (point.low, point.high) == pytest.approx((0.8 * point.kl, 1.25 * point.kl))
 
 
 def test_what_the_file_carries_is_part_of_its_size(toy_checkpoint, stats, tokenizer_file):
     loaded = load(toy_checkpoint)
     carrying = replace(loaded, tokenizer_files={"tokenizer.model": tokenizer_file.read_bytes()})
     alone, more = (quantlab.estimate(x, budgets=[60_000], stats=stats, method="rtn").smallest_bytes for x in (loaded, carrying))
-    assert more > alone + 2000
+    assert more > alone + 500  # the tokenizer of the tests takes 900 bytes behind its codec

@@ -16,6 +16,14 @@ from quantlab.cli.main import run
 from quantlab.errors import CheckpointError
 from quantlab.jobs.inspect import inspect_checkpoint
 
+pytestmark = pytest.mark.usefixtures("a_terminal_of_80_columns")
+
+
+@pytest.fixture
+def a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
 QUICK: dict[str, Any] = {"calib_tokens": 512, "calib_seq_len": 64, "effort": "fast", "device": "cpu"}
 
 
@@ -54,6 +62,24 @@ def test_text_and_json_say_the_same(toy_checkpoint: Path, capsys: pytest.Capture
     assert f"{about['coded_parameters']:,} weights ({100 * about['coded_parameters'] / about['parameters']:.2f} %)" in out
     assert "vocab size 400" in out and about["about"]["vocab_size"] == 400
     assert all(len(line) <= 80 for line in out.splitlines()[: len(about["tensors"]) + 1])
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_an_artifact_s_tensors_have_their_bytes_and_fit(
+    toy_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    report = quantlab.pack(toy_checkpoint, budget=80_000, output=tmp_path / "m.qlab", **QUICK)
+    about = quantlab.open_artifact(tmp_path / "m.qlab").describe()
+    coded = {t.name: t.code_bytes for t in report.tensors}
+    assert {t["name"]: t["bytes"] for t in about["tensors"] if t["name"] in coded} == coded  # as the writer counted them
+    assert all(t["bytes"] > 0 for t in about["tensors"])
+    assert run(["inspect", str(tmp_path / "m.qlab")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    name, size = next(iter(coded.items()))
+    assert any(name[-12:] in line and line.endswith(f"{size:,} B") for line in lines)
+    assert ("left out at this width: kind" in lines) == (width == 60)
 
 
 HOSTILE = "\x1b[31m\u202eevil\n" + "layers.0." * 20 + "weight"

@@ -230,5 +230,6 @@ def test_steps_grow_only_where_they_bring_the_size_no_nearer():
 @pytest.mark.parametrize("budget", [4_000, 9_000, 40_000])
 def test_an_estimate_rounds_until_its_file_is_near_the_budget(budget):
     planner = SlopePlanner(rounders(), WIDTHS, assemble)
-    size, points = planner.estimate(budget)
+    size, points, payloads = planner.estimate(budget)
     assert abs(size - budget) < 0.02 * sum(point.bytes for point in points) and len(points) == len(SHAPES)
+    assert len(payloads) == len(SHAPES) and size == len(assemble(payloads, draft=True))  # what is measured is what was counted

@@ -23,7 +23,8 @@ DATA = EvaluationData(
 def tensor(name="blocks.0.attn.weight", size=1000, kl=2e-4, **more):
     """Return the report of a tensor of 64 x 32 weights."""
     facts = {"shape": (64, 32), "width_bits": 8, "bpw": 8 * size / 2048, "code_bytes": size - 100}
-    return TensorReport(name=name, bytes=size, predicted_kl=kl, setting=1e-4, codec="rans", **facts | more)
+    facts |= {"setting": 1e-4, "codec": "rans"}
+    return TensorReport(name=name, bytes=size, predicted_kl=kl, **facts | more)
 
 
 TENSORS = (tensor(), tensor("blocks.1.attn.weight", 1500, 4e-4), tensor("tok_emb.weight", 2500, 9e-4))

@@ -1,10 +1,14 @@
 """Solve a packing with the baselines: measure grids of every tensor, then choose one for each under the budget."""
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from quantlab.artifact.writer import EncodedArtifact, GridPayload
 from quantlab.methods.classic.allocation import Allocator
 from quantlab.methods.classic.meter import TensorMeter
 from quantlab.methods.classic.row_grid import Setting
-from quantlab.methods.method import Estimate, MethodOptions, Problem, Solution
+from quantlab.methods.method import Estimate, MethodOptions, Point, Problem, Solution
 from quantlab.progress import stage
 
 
@@ -30,15 +34,13 @@ class ClassicSolver:
     def estimate(self, budget_bytes: int) -> Estimate:
         """Return what the file would be; what is measured for one budget serves the next."""
         file, points = self.allocator.solve(budget_bytes)
-        return Estimate(file_bytes=len(file), points={m.name: p for m, p in zip(self.meters, points, strict=True)})
+        found = {m.name: p for m, p in zip(self.meters, points, strict=True)}
+        return Estimate(file_bytes=len(file), points=found, tensors=self._tensors(points))
 
     def solve(self, budget_bytes: int) -> Solution:
         """Return the file of least predicted KL with at most `budget_bytes`."""
         file, points = self.allocator.solve(budget_bytes)
-        found = {
-            meter.name: meter.reconstruct(Setting(point.bits, point.setting))
-            for meter, point in zip(self.meters, points, strict=True)
-        }
+        found = self._tensors(points)
         return Solution(
             data=file.data,
             layout=file.layout,
@@ -46,3 +48,7 @@ class ClassicSolver:
             tensors=found | {name: raw.value for name, raw in self.problem.passthrough.items()},
             measured={meter.name: meter.points for meter in self.meters},
         )
+
+    def _tensors(self, points: Sequence[Point]) -> dict[str, Tensor]:
+        """Return the values of each tensor at its point."""
+        return {m.name: m.reconstruct(Setting(p.bits, p.setting)) for m, p in zip(self.meters, points, strict=True)}

@@ -192,8 +192,8 @@ class SlopePlanner:
         """Return the containers that a tensor may have: one whose codes are limited has none wider."""
         return sorted({min(width, rounder.bits) for width in self.widths})
 
-    def estimate(self, budget_bytes: int) -> tuple[int, list[Point]]:
-        """Return the length of a file near the budget, and the point of each tensor: one rounding where it is near at once."""
+    def estimate(self, budget_bytes: int) -> tuple[int, list[Point], list[TrellisPayload]]:
+        """Return length, points and payloads of a file near the budget: one rounding where it is near at once."""
         c, entropy_model = self._first_guess(budget_bytes)
         bracket = Bracket(budget_bytes)
         with worker_pool() as pool:
@@ -204,7 +204,7 @@ class SlopePlanner:
                     break
                 bracket.add(c, size)
                 c, entropy_model = bracket.next(c, size, _bytes_per_doubling(payloads)), EntropyModel.of(payloads)
-        return size, self.points(used, payloads)
+        return size, self.points(used, payloads), payloads
 
     def approach(self, budget_bytes: int) -> tuple[float, list[TrellisPayload]]:
         """Return a c whose file is about as long as the budget, and the payloads of the last pass over all tensors.

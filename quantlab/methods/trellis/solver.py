@@ -50,8 +50,9 @@ class TrellisSolver:
 
     def estimate(self, budget_bytes: int) -> Estimate:
         """Return what one rounding at the first guess gives."""
-        size, points = self.planner.estimate(budget_bytes)
-        return Estimate(file_bytes=size, points=dict(zip(self.problem.matrices, points, strict=True)))
+        size, points, payloads = self.planner.estimate(budget_bytes)
+        values = {payload.entry.name: torch.from_numpy(weights(payload)) for payload in payloads}
+        return Estimate(file_bytes=size, points=dict(zip(self.problem.matrices, points, strict=True)), tensors=values)
 
     def solve(self, budget_bytes: int) -> Solution:
         """Return the best file of at most `budget_bytes`. BudgetError if none was found that readers accept."""
