@@ -41,7 +41,7 @@ from quantlab.trainer.training_loop import MODEL_NAME
 ZSTD_LEVEL = 19
 CURVE_BITS = (2.5, 3.4, 4.3, 5.5, 8.0)
 """Bits a weight of quantlab's files."""
-MARKERS = "sD^vPX*<>"
+MARKERS, COLOURS = "sD^vPX", ("0.45", "tab:olive", "tab:green", "tab:orange", "tab:brown", "tab:blue")
 
 Row = dict[str, Any]
 
@@ -109,10 +109,17 @@ def plot(about: Row, path: Path) -> None:
     families = list(dict.fromkeys(row["peer"] for row in about["rows"]))
     for number, family in enumerate(families):
         points = sorted((row["bytes"] / 1e6, row["kl"]) for row in about["rows"] if row["peer"] == family)
-        axes.plot(*zip(*points, strict=True), MARKERS[number], markersize=5, label=family, color=f"C{(number + 1) % 10}")
+        style = {"marker": MARKERS[number], "color": COLOURS[number], "markersize": 5, "linewidth": 0.6, "linestyle": ":"}
+        axes.plot(*zip(*points, strict=True), label=family, **style)
     ours = [(row["bytes"] / 1e6, row["kl"]) for row in about["curve"]]
-    axes.plot(*zip(*ours, strict=True), "o-", color="tab:red", markersize=4, linewidth=1.8, label="quantlab", zorder=3)
-    axes.set(yscale="log", xlabel="file size, MB (10⁶ bytes; peers after zstd or brotli)", title=about["title"])
+    axes.plot(
+        *zip(*ours, strict=True), "o-", color="tab:red", markersize=4, linewidth=1.8, label="quantlab, its defaults", zorder=3
+    )
+    axes.set(
+        yscale="log",
+        xlabel="file size, MB (10⁶ bytes; peers after zstd or brotli)",
+        title=f"{about['title']}: every matrix quantized",
+    )
     axes.set_ylabel("KL from the float model, nats per token")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
