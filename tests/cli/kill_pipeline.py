@@ -44,7 +44,7 @@ POINTS = {
     "pack, when the file is read back": lambda: kill_at(packer, "_verify"),
     "evaluate, with its process at work": lambda: kill_at(child_process, "_follow", 2),  # the first is of reading back
     "report": lambda: kill_at(packing_stages, "render_report"),
-    "between the results' files": lambda: kill_at(result, "_write_changed", 2),
+    "between the results' files": lambda: kill_at(result, "write_changed", 2),
     "": lambda: None,
 }
 

@@ -319,7 +319,7 @@ def test_writing_takes_memory_for_one_matrix():
     stream = rans_numba.encode(codes, contexts, sets, 64)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 3 * len(stream) + 30 * codes[0].size  # all of them: 24 * 10 bytes a weight of one, and more
+    assert peak < 3 * len(stream) + 36 * codes[0].size  # all of them: 24 * 10 bytes a weight of one, and more
 
 
 def test_strided_and_read_only_arrays_are_accepted():

@@ -38,7 +38,7 @@ def sample(shape, *, bits=None, has_classes=True, outliers=0, seed=0) -> Sample:
     classes = {"row_class_O": integers(-2, 7, O), "column_class_I": integers(0, 11, I)} if has_classes else {}
     half = torch.zeros(O, I)
     if has_classes:
-        half = 0.5 * (classes["row_class_O"][:, None] + classes["column_class_I"] >= 9)
+        half = 0.5 * (classes["row_class_O"][:, None] + classes["column_class_I"] >= 6)
     return Sample(
         packed=amid_nan(pack(codes, rows, columns, bits=bits, **classes)),
         codes_OI=codes,

@@ -56,7 +56,7 @@ def test_no_width_needs_fewer_bytes_than_the_chosen_one(shape, spread, has_class
     generator = np.random.default_rng(seed)
     codes = torch.from_numpy((generator.standard_t(3, shape) * spread).clip(-32768, 32767).astype(np.int16))
     rows, columns = torch.ones(shape[0]), torch.ones(shape[1])
-    classes = {"row_class_O": torch.zeros(shape[0], dtype=torch.int16), "column_class_I": torch.full((shape[1],), 9).short()}
+    classes = {"row_class_O": torch.zeros(shape[0], dtype=torch.int16), "column_class_I": torch.full((shape[1],), 6).short()}
     given_classes = classes if has_classes else {}
     chosen = pack(codes, rows, columns, **given_classes)
     assert chosen.nbytes == min(pack(codes, rows, columns, bits=bits, **given_classes).nbytes for bits in PACKED_WIDTHS)

@@ -1,4 +1,4 @@
-"""Folders of eleven kinds of models through pack, eval and unpack, as benchmarks/folders.py runs them, on fewer tokens."""
+"""Folders of three kinds of models through pack, eval and unpack, as benchmarks/folders.py runs them, on fewer tokens."""
 
 import sys
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 pytest.importorskip("transformers", minversion="5")
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from folders import BITS, FAMILIES, LEAST_CODED, round_trip
+from folders import BITS, LEAST_CODED, round_trip
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama_tied", "gpt2", "mixtral"])  # all of them: benchmarks/folders.py, half an hour
 def test_a_folder_comes_back_as_a_folder(family: str, tmp_path: Path) -> None:
     found = round_trip(family, tmp_path, tokens=4096)
     assert found["coded_share"] >= LEAST_CODED and found["file_bytes"] <= found["budget_bytes"]

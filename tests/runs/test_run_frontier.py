@@ -58,7 +58,7 @@ def test_the_best_is_the_lowest_score_on_the_same_data(tmp_path):
         scored(6, "c", 1.1, data(10)),
     )
     assert [(c.artifact, c.bpb, among) for c, among in best_of(found, None)] == [("b.qlab", 1.4, 2), ("c.qlab", 1.1, 1)]
-    assert [(c.artifact, among) for c, among in best_of(found, 940)] == [("a.qlab", 1), ("c.qlab", 1)]
+    assert sorted((c.artifact, among) for c, among in best_of(found, 940)) == [("a.qlab", 1), ("c.qlab", 1)]
     with pytest.raises(BudgetError, match="no valid run fits 100 bytes, the smallest has 900") as error:
         best_of(found, 100)
     assert error.value.smallest_bytes == 900

@@ -197,7 +197,7 @@ class SlopePlanner:
         c, entropy_model = self._first_guess(budget_bytes)
         bracket = Bracket(budget_bytes)
         with worker_pool() as pool:
-            for _ in range(PASSES):
+            for _ in range(MOST_PASSES):
                 payloads = self._round(pool, c, entropy_model, f"round for {budget_bytes:,} bytes")
                 size, used = len(self.assemble(payloads, draft=True)), c
                 if abs(size - budget_bytes) < NEAR * sum(coded_bytes(payloads)):
