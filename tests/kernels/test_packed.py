@@ -70,7 +70,7 @@ def test_bytes_are_those_of_all_tensors():
 
 
 def test_rows_of_one_class_share_a_half_row():
-    rows, columns = torch.tensor([9, 0, 9, 20, 30, -1]).short(), torch.tensor([0, 9, 3]).short()
+    rows, columns = torch.tensor([6, 0, 6, 20, 30, -1]).short(), torch.tensor([0, 6, 3]).short()
     ones = torch.ones(6), torch.ones(3)
     packed = pack(torch.zeros(6, 3, dtype=torch.int8), *ones, row_class_O=rows, column_class_I=columns)
     assert packed.half_row_O.tolist() == [6, 7, 6, 6, 6, 8]
