@@ -10,6 +10,7 @@ from stacked_model import EXPERTS, WIDTH, random_stacked
 import quantlab
 from quantlab.artifact.manifest import RawTensor
 from quantlab.errors import CheckpointError, ConfigError, StatisticsError
+from quantlab.methods.trellis.tuning import held_out
 from quantlab.models.weights import split_state, stored_names
 from quantlab.report.tables import render_report
 
@@ -60,17 +61,18 @@ def test_stacks_kernels_and_equal_tensors_come_back_under_their_names(method, st
 
 
 def test_tuning_sees_the_stacks_as_they_are_rounded(stats, tmp_path):
-    """The KL before tuning is that of the rounded model: it is far from 0, and near what all its tensors give."""
+    """The KL before tuning is that of the rounded model on the sequences that tuning held out: two steps change it little.
+
+    At this size errors are small enough for codes of two roundings to have about the same KL; at 22,000 bytes they differ tenfold.
+    """
     model = random_stacked()
-    report = pack(tmp_path / "m.qlab", stats, model, budget=22_000, **TRELLIS)
+    report = pack(tmp_path / "m.qlab", stats, model, budget=30_000, **TRELLIS)
     rounded = quantlab.load(tmp_path / "m.qlab", model=FACTORY).model
-    ids = stats.ids_NT.long()
+    _, ids = held_out(stats.ids_NT.long())
     with torch.no_grad():
-        p, q = (m(ids).log_softmax(-1) for m in (model, rounded))
+        p, q = (m(ids).double().log_softmax(-1) for m in (model, rounded))
     kl = float((p.exp() * (p - q)).sum(-1).mean())
-    assert (
-        report.tuned["kl_before"] == pytest.approx(kl, rel=0.7) and kl > 1e-4
-    )  # few tokens; the file may be settled anew after tuning
+    assert report.tuned["kl_before"] == pytest.approx(kl, rel=0.3) and kl > 1e-5
 
 
 def test_an_expert_that_was_never_reached_is_named_and_rounded_by_its_siblings(stats, tmp_path):
