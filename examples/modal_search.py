@@ -9,17 +9,17 @@ import subprocess
 
 import modal
 
-SEARCH = "quantlab search run /work/space.toml --out /work/search --runs /work/runs"
-REPORT = "quantlab search report /work/space.toml --out /work/search"
+SEARCH = "quantlab search run /data/space.toml --out /data/search --runs /data/runs"
+REPORT = "quantlab search report /data/space.toml --out /data/search"
 
 app = modal.App("quantlab-search")
 volume = modal.Volume.from_name("quantlab-search", create_if_missing=True)
 image = modal.Image.debian_slim(python_version="3.12").pip_install("quantlab-llm[search,share]")
 
 
-@app.function(image=image, gpu="H100", volumes={"/work": volume}, timeout=24 * 3600, retries=3)
+@app.function(image=image, gpu="H100", volumes={"/data": volume}, timeout=24 * 3600, retries=3)
 def search() -> None:
-    """Go on with the search of /work/space.toml; put it and its pipeline there with `modal volume put`."""
+    """Go on with the search of /data/space.toml; put it and its pipeline there with `modal volume put`."""
     try:
         subprocess.run(shlex.split(SEARCH), check=True)
         subprocess.run(shlex.split(REPORT), check=True)

@@ -23,6 +23,7 @@ from quantlab.runs.frontier import data_id
 from quantlab.runs.private import cleaner
 from quantlab.runs.run_record import RECORD_NAME, RunRecord, plain, read_record
 from quantlab.runs.store import Run
+from quantlab.runs.work_files import artifact_of, directory_of, training_of
 from quantlab.share.index import add_to_index
 from quantlab.share.place import open_place
 from quantlab.share.publication import (
@@ -133,33 +134,12 @@ def fetch(source: str, output: str | Path, *, force: bool = False, progress: Pro
     return Published(place=place.url, publication=publication, moved=moved, is_decoded_equal=is_equal)
 
 
-def artifact_of(run: Run) -> Path:
-    """Return the artifact of a recorded run, which must be the recorded one. QuantlabError if it is gone or has changed."""
-    named = run.record.artifact
-    if named is None or not named.path.endswith(".qlab"):
-        raise ConfigError(f"run {run.name} has no packed model", hint="name a run of quantlab pack or run, or M.qlab")
-    path = place_of(run) / Path(named.path).expanduser()
-    if not path.is_file():
-        raise QuantlabError(f"run {run.name}: its artifact {path} is gone")
-    if hash_file(path) != (named.bytes, named.sha256):
-        raise QuantlabError(f"run {run.name}: {path} has changed since", hint="pack again")
-    return path
-
-
-def place_of(run: Run) -> Path:
-    """Return the working directory of a recorded run. QuantlabError if the record does not say it."""
-    if not run.record.directory:
-        raise QuantlabError(f"run {run.name} does not say where it worked", hint="work where the runs were recorded")
-    return run.folder / run.record.directory
-
-
 def weights_of(run: Run) -> Path | None:
     """Return the weights in full precision of a run, as far as its record tells: a training's, or the packed checkpoint."""
     record = run.record
-    stages = {s["stage"]: s for s in record.metrics.get("stages", ()) if isinstance(s, Mapping)}
-    if "train" in stages:
-        return place_of(run) / str(record.options["out"]) / f"train-{stages['train']['key']}" / "model.safetensors"
-    return place_of(run) / record.checkpoint.path if record.kind == "pack" and record.checkpoint else None
+    if (trained := training_of(run)) is not None:
+        return trained / "model.safetensors"
+    return directory_of(run) / record.checkpoint.path if record.kind == "pack" and record.checkpoint else None
 
 
 def _copy_run_(run: Run, folder: Path) -> RunRecord:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.errors import ConfigError, QuantlabError
-from quantlab.files import hash_file
 from quantlab.pipeline.pipeline_text import pipeline_text
 from quantlab.progress import Progress, silent
 from quantlab.report.pack_report import PackReport, read_report
 from quantlab.runs.store import Run, join
+from quantlab.runs.work_files import artifact_of, training_of
 from quantlab.share.number_checks import CAP_BYTES
 from quantlab.share.submission_kit import Author, Facts, SeedRun, write_submission
 from quantlab.share.train_script import prove_decoding, train_script, wrapped_script
@@ -50,7 +50,7 @@ def build_submission(
     found = []
     for number, (run, seed) in enumerate(zip(runs, seeds, strict=True)):
         progress("prove the script", number, len(runs))
-        prove_decoding(script.code, _artifact(run), _report(run).tensors_sha256)
+        prove_decoding(script.code, artifact_of(run), _report(run).tensors_sha256)
         found.append(_seed_run(run, seed))
     progress("prove the script", len(runs), len(runs))
     processes = int(first.options["train"].get("processes", 1))
@@ -111,7 +111,8 @@ def _keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -
 def _seed_run(run: Run, seed: int) -> SeedRun:
     record, clock = run.record, run.record.metrics.get("clock") or {}
     stages = {stage["stage"]: stage for stage in record.metrics.get("stages", ())}
-    trained = _place(run) / str(record.options["out"]) / f"train-{stages['train']['key']}"
+    trained = training_of(run)
+    assert trained is not None  # _checked
     log, model = trained / LOG_NAME, trained / MODEL_NAME
     if not log.is_file():
         raise QuantlabError(f"run {run.name}: the log of its training is gone: {log}")
@@ -128,26 +129,6 @@ def _seed_run(run: Run, seed: int) -> SeedRun:
         seconds={name: float(stage["seconds"]) for name, stage in stages.items()},
         clock_seconds=sum(clock.get("inside", {}).values()) if clock else None,
     )
-
-
-def _place(run: Run) -> Path:
-    """Return the working directory of a recorded run."""
-    if not run.record.directory:
-        raise QuantlabError(f"run {run.name} does not say where it worked", hint="build where the runs were recorded")
-    return run.folder / run.record.directory
-
-
-def _artifact(run: Run) -> Path:
-    """Return the artifact, which is the recorded one by its hash."""
-    named = run.record.artifact
-    if named is None:
-        raise QuantlabError(f"run {run.name} has no artifact")
-    path = _place(run) / Path(named.path).expanduser()
-    if not path.is_file():
-        raise QuantlabError(f"run {run.name}: its artifact {path} is gone")
-    if hash_file(path) != (named.bytes, named.sha256):
-        raise QuantlabError(f"run {run.name}: {path} has changed since", hint="run the pipeline again")
-    return path
 
 
 def _report(run: Run) -> PackReport:

@@ -11,7 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import pipeline_samples
 import pytest
+from pipeline_samples import PIPELINE
 
 from quantlab.cli.main import run
 from quantlab.jobs import train as train_job
@@ -26,47 +28,11 @@ from quantlab.tensor_file import read_metadata
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["data", "train", "calibrate", "pack", "evaluate", "report"]
-PIPELINE = """
-[data]
-train = "text:train.txt"
-val = "text:val.txt"
-tokenizer = "tiny.model"
-[train]
-seq_len = 32
-batch_tokens = 128
-micro_batch_tokens = 128
-steps = 6
-max_seconds = 0.0
-checkpoint_every_seconds = 0.0
-log_every = 1
-seed = 5
-[train.model]
-vocab_size = 400
-num_layers = 1
-model_dim = 64
-num_heads = 2
-num_kv_heads = 1
-mlp_hidden = 96
-[calibrate]
-tokens = 512
-seq_len = 32
-[pack]
-budget = "40kB"
-tune = false
-states = 4
-[report]
-html = false
-"""
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write_pipeline(folder, tokenizer_file, text=PIPELINE):
-    source = (ROOT / "quantlab/cli/main.py").read_bytes()
-    (folder / "train.txt").write_bytes(source)
-    (folder / "val.txt").write_bytes((ROOT / "quantlab/cli/options.py").read_bytes()[:600])
-    (folder / "tiny.model").write_bytes(Path(tokenizer_file).read_bytes())
-    (folder / "p.toml").write_text(text)
-    return str(folder / "p.toml")
+    return str(pipeline_samples.write_pipeline(folder, Path(tokenizer_file), text))
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_stacks_kernels_and_equal_tensors_come_back_under_their_names(method, st
 def test_tuning_sees_the_stacks_as_they_are_rounded(stats, tmp_path):
     """The KL before tuning is that of the rounded model on the sequences that tuning held out: two steps change it little.
 
-    At this size errors are small enough for codes of two roundings to have about the same KL; at 22,000 bytes they differ tenfold.
+    Errors are small enough here for two roundings to have about the same KL; at 22,000 bytes they differ tenfold.
     """
     model = random_stacked()
     report = pack(tmp_path / "m.qlab", stats, model, budget=30_000, **TRELLIS)

@@ -9,39 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from pipeline_samples import write_pipeline
 
 from quantlab.cli.main import run
 from quantlab.runs.store import join, read_store
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
-PIPELINE = """
-[data]
-train = "text:train.txt"
-val = "text:val.txt"
-tokenizer = "tiny.model"
-[train]
-seq_len = 32
-batch_tokens = 128
-micro_batch_tokens = 128
-steps = 6
-max_seconds = 0.0
-[train.model]
-vocab_size = 400
-num_layers = 1
-model_dim = 64
-num_heads = 2
-num_kv_heads = 1
-mlp_hidden = 96
-[calibrate]
-tokens = 512
-seq_len = 32
-[pack]
-budget = "40kB"
-tune = false
-[report]
-html = false
-"""
 SPACE = """
 [search]
 pipeline = "p.toml"
@@ -61,10 +35,7 @@ print(json.dumps({"pack.states": [4, 8, 1][number], "pack.budget": "1kB" if numb
 
 @pytest.fixture
 def folder(tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "train.txt").write_bytes((ROOT / "quantlab/cli/main.py").read_bytes())
-    (tmp_path / "val.txt").write_bytes((ROOT / "quantlab/cli/options.py").read_bytes()[:600])
-    (tmp_path / "tiny.model").write_bytes(tokenizer_file.read_bytes())
-    (tmp_path / "p.toml").write_text(PIPELINE)
+    write_pipeline(tmp_path, tokenizer_file)
     (tmp_path / "s.toml").write_text(SPACE % sys.executable)
     (tmp_path / "propose.py").write_text(PROPOSE)
     monkeypatch.chdir(tmp_path)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipeline_samples import write_pipeline
+from pipeline_samples import PIPELINE, write_pipeline
 
 from quantlab.cli.main import run
 from quantlab.errors import QuantlabError
@@ -27,7 +27,7 @@ NAMES = ["--author", "A. B.", "--github", "ab", "--runs", "runs"]
 def folder(tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which two seeds of one pipeline have run."""
     folder = tmp_path_factory.mktemp("build")
-    write_pipeline(folder, tokenizer_file, "[matrix]\ntrain.seed = [1, 2]\n")
+    write_pipeline(folder, tokenizer_file, PIPELINE + "[matrix]\ntrain.seed = [1, 2]\n")
     before = Path.cwd()
     os.chdir(folder)
     try:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PIPELINE = """
 [data]
 train = "text:train.txt"
@@ -36,10 +36,10 @@ html = false
 """
 
 
-def write_pipeline(folder: Path, tokenizer_file: Path, more: str = "") -> Path:
+def write_pipeline(folder: Path, tokenizer_file: Path, text: str = PIPELINE) -> Path:
     """Write p.toml with its texts and tokenizer; return it."""
     (folder / "train.txt").write_bytes((ROOT / "quantlab/cli/main.py").read_bytes())
     (folder / "val.txt").write_bytes((ROOT / "quantlab/cli/options.py").read_bytes()[:600])
     (folder / "tiny.model").write_bytes(tokenizer_file.read_bytes())
-    (folder / "p.toml").write_text(PIPELINE + more)
+    (folder / "p.toml").write_text(text)
     return folder / "p.toml"
