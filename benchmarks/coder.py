@@ -1,6 +1,6 @@
 """Size and speed of the entropy coder on synthetic codes: Gaussian weights of many scale classes, three kinds of contexts.
 
-`path`: 8-state trellis, scale classes 9 to 27. `mixed`: the same trellis, classes 0 to 40, so some weights bypass the trellis
+`path`: 8-state trellis, scale classes 6 to 27. `mixed`: the same trellis, classes 0 to 40, so some weights bypass the trellis
 and some send raw bits. `wide`: no trellis, classes 28 to 60, codes up to thousands of steps, as in an embedding.
 
     NUMBA_NUM_THREADS=1 .venv/bin/python benchmarks/coder.py      # prints a table, saves JSON
