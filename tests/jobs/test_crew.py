@@ -7,7 +7,11 @@ import sys
 import pytest
 
 import quantlab
+from quantlab.jobs.crew import MainProcess
+from quantlab.jobs.pack import plan_pack
+from quantlab.jobs.packer import _work_key
 from quantlab.report.pack_report import read_report
+from quantlab.trainer.world import World
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "quantlab", "pack"]
 CALIBRATION = ["--calib-tokens", "1024", "--calib-seq-len", "64", "--device", "cpu", "--no-run", "--option", "tune_steps=4"]
@@ -44,3 +48,12 @@ def test_all_stop_where_the_main_process_fails(tmp_path, toy_checkpoint):
     assert done.returncode != 0
     assert "is below the smallest reachable size" in done.stderr
     assert not list(tmp_path.glob("*.qlab"))
+
+
+def test_the_work_of_another_number_of_processes_is_not_taken_up(tmp_path, toy_checkpoint):
+    """Their statistics have other last digits, so codes that were kept are those of another file."""
+    loaded, config = quantlab.load(toy_checkpoint), plan_pack(budget="60KB", output=tmp_path / "m.qlab").config
+    one, two, three = (
+        _work_key(loaded, config, None, {}, crew) for crew in (None, *(MainProcess(World(0, size), loaded) for size in (2, 3)))
+    )
+    assert two == one | {"processes": 2} and three == one | {"processes": 3}
