@@ -85,3 +85,12 @@ def test_every_marked_block_of_the_docs_has_commands_and_the_first_is_the_demo()
         assert renewed(text, lambda command: "") != ""
         found += [command for block in blocks for command in block]
     assert found[0] == "make demo" and all(re.match(r"make demo|quantlab ", command) for command in found)
+
+
+def test_every_example_shows_what_came_of_it():
+    """A page that was renewed by a run without output would show commands alone."""
+    for page in PAGES:
+        for match in MARK.finditer((ROOT / page).read_text()):
+            if not Options.of(match["options"].strip()).is_quiet:
+                typed = "\n".join(f"$ {command}" for command in commands(match["body"]))
+                assert len(match["body"].strip()) > len(typed) + 80, f"{page}: {typed[:60]}"
