@@ -62,6 +62,8 @@ def _run(cell: Cell, root: Path, shared: SharedStages, recorder: Recorder, file:
     root.parent.mkdir(parents=True, exist_ok=True)
     pipeline = build(cell.config, FileHashes())
     with shared.making(pipeline):
+        for other in root.parent.parent.glob(f"*/{OUT}"):  # a killed trial may have finished a stage and not shared it
+            shared.give(pipeline, other)
         _prepare(root, pipeline, shared)
         results = run_pipeline(
             [cell],

@@ -26,12 +26,16 @@ class SharedStages:
         folder.mkdir(parents=True, exist_ok=True)
 
     def take(self, pipeline: Pipeline, root: Path) -> list[str]:
-        """Put the finished stages of a pipeline into the output directory `root`; return the names of the new ones."""
+        """Put the finished stages of a pipeline into the output directory `root`; return the names of the new ones.
+
+        What a killed pipeline has left there of a stage that is shared meanwhile goes.
+        """
         taken = []
         for stage in pipeline.stages:
             target = stage.folder(root)
             source = self.folder / target.name
-            if (source / RECORD_NAME).is_file() and not target.exists():
+            if (source / RECORD_NAME).is_file() and not (target / RECORD_NAME).is_file():
+                shutil.rmtree(target, ignore_errors=True)
                 _link(source, target)
                 taken.append(target.name)
         return taken

@@ -281,6 +281,18 @@ def test_finished_stages_are_shared_and_unfinished_ones_are_not(tmp_path: Path):
     assert (other / "train-0" / "model").read_text() == "weights"
 
 
+def test_what_a_killed_pipeline_left_of_a_shared_stage_goes(tmp_path: Path):
+    """Otherwise a search that goes on would train twice what another of its trials has trained."""
+    one, other, shared = tmp_path / "one", tmp_path / "other", SharedStages(tmp_path / "stages")
+    for root, content in ((one, "weights"), (other, "half of them")):
+        (root / "train-0").mkdir(parents=True)
+        (root / "train-0" / "model").write_text(content)
+    (one / "train-0" / "stage.json").write_text("{}")
+    shared.give(_Pipeline, one)
+    assert shared.take(_Pipeline, other) == ["train-0"]
+    assert os.path.samefile(one / "train-0" / "model", other / "train-0" / "model")
+
+
 def test_the_example_is_a_search():
     space = read_space(ROOT / "examples" / "search.toml")
     assert space.options.trials == 20

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,10 +52,16 @@ def test_a_killed_search_goes_on_and_trials_share_their_training(folder: Path, c
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300
-    while not list(folder.glob("s.search/trials/*/out/train-*")) and time.monotonic() < deadline and first.poll() is None:
+    while (
+        not list(folder.glob("s.search/trials/*/out/train-*/stage.json"))
+        and time.monotonic() < deadline
+        and first.poll() is None
+    ):
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()
+    for shared in folder.glob("s.search/stages/train-*"):  # as if it was killed before the training was shared
+        shutil.rmtree(shared)
     assert {trial["state"] for trial in trials(folder)} == {"running"}
 
     assert run(["search", "run", "s.toml", "--runs", "runs", "--json"]) == 0
